@@ -147,7 +147,7 @@ def _house_figure() -> type["Figure"]:
 
     return HouseFigure
 
-
+# %% ../nbs/core/09_plots.ipynb #f548ee7a
 def png(
     figure: "Figure",  # any figure; its own dpi is used
 ) -> bytes:  # the picture, without a software stamp, so equal figures are equal bytes
@@ -232,7 +232,7 @@ def _spread(
     placed = {i: bottom(block) + gap * k for block in blocks for k, i in enumerate(block)}
     return [placed[i] for i in range(len(heights))]
 
-
+# %% ../nbs/core/09_plots.ipynb #8983b89c
 def _end_labels(ax: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
     "Write (height, text, colour) labels just right of the axes."
     low, high = ax.get_ylim()
@@ -240,7 +240,7 @@ def _end_labels(ax: "Axes", ends: Sequence[tuple[float, str, str]]) -> None:
     for height, (_, text, color) in zip(heights, ends):
         ax.annotate(text, (1.02, height), xycoords=("axes fraction", "data"), color=color, fontsize=9, va="center")
 
-# %% ../nbs/core/09_plots.ipynb #8983b89c
+# %% ../nbs/core/09_plots.ipynb #ece58bfb
 LABELS = {"loss": "학습", "eval_loss": "평가", "eval_rouge1": "ROUGE-1", "eval_rouge2": "ROUGE-2",
           "eval_rougeL": "ROUGE-L", "eval_rougeLsum": "ROUGE-Lsum", "eval_rouge_sum": "ROUGE 합"}
 
@@ -255,9 +255,9 @@ def _curve(ax: "Axes", history: Sequence[Mapping[str, Any]], key: str, color: st
     ax.plot(steps, values, color=color, linewidth=1.4 if many else 2, marker="" if many else "o", markersize=3.6)
     if best in steps and key != "loss":
         ax.plot([best], [values[steps.index(best)]], "o", color=color, markersize=7.5, mec="white", mew=1.4, zorder=5)
-    return values[-1], name, color
+    return values[-1], name, MUTED if color == GREY else color
 
-
+# %% ../nbs/core/09_plots.ipynb #b840fad5
 def _mark_best(ax: "Axes", best: float | None) -> None:
     "A dotted line at the step the run keeps."
     if best is not None:
@@ -337,27 +337,7 @@ def score_distribution(
         axes[-1, 0].set(xlabel=label, xlim=(-top / 100, top * 1.01))
     return check_glyphs(figure)
 
-# %% ../nbs/core/09_plots.ipynb #5ee39f95
-def score_bars(
-    table: Sequence[Mapping[str, Any]],  # rows: `system`, `metric`, `value`, and `low` and `high` where known
-    highlight: str | Sequence[str] | None = None,  # systems drawn in colour; the first one when None
-    title: str = "점수와 95 % 신뢰구간",  # heading of the figure
-    top: float = 100.0,  # the best possible score
-) -> "Figure":  # one panel per metric, one bar per system, in the order of the table
-    "Compare systems metric by metric, each bar with its interval and its number."
-    if not table:
-        raise ValueError("the table is empty: give rows with system, metric, value, low and high")
-    systems, metrics = [list(dict.fromkeys(row[key] for row in table)) for key in ("system", "metric")]
-    chosen = [highlight] if isinstance(highlight, str) else list(highlight or systems[:1])
-    colors = {name: PALETTE[chosen.index(name) % 5] if name in chosen else GREY for name in systems}
-    figure, axes = new_figure(1.0 + 0.36 * len(systems), columns=len(metrics), title=title, squeeze=False, sharey=True)
-    with house_style():
-        for ax, metric in zip(axes[0], metrics):
-            _bars(ax, [row for row in table if row["metric"] == metric], systems, colors, top)
-            ax.set_title(metric, color=MUTED)
-    return check_glyphs(figure)
-
-
+# %% ../nbs/core/09_plots.ipynb #33538247
 def _bars(
     ax: "Axes", rows: Sequence[Mapping[str, Any]], systems: list[str], colors: dict[str, str], top: float
 ) -> None:
@@ -378,6 +358,26 @@ def _bars(
     ax.spines["bottom"].set_visible(False)
     ax.tick_params(axis="x", length=0)
 
+# %% ../nbs/core/09_plots.ipynb #fab1e88d
+def score_bars(
+    table: Sequence[Mapping[str, Any]],  # rows: `system`, `metric`, `value`, and `low` and `high` where known
+    highlight: str | Sequence[str] | None = None,  # systems drawn in colour; the first one when None
+    title: str = "점수와 95 % 신뢰구간",  # heading of the figure
+    top: float = 100.0,  # the best possible score
+) -> "Figure":  # one panel per metric, one bar per system, in the order of the table
+    "Compare systems metric by metric, each bar with its interval and its number."
+    if not table:
+        raise ValueError("the table is empty: give rows with system, metric, value, low and high")
+    systems, metrics = [list(dict.fromkeys(row[key] for row in table)) for key in ("system", "metric")]
+    chosen = [highlight] if isinstance(highlight, str) else list(highlight or systems[:1])
+    colors = {name: PALETTE[chosen.index(name) % 5] if name in chosen else GREY for name in systems}
+    figure, axes = new_figure(1.0 + 0.36 * len(systems), columns=len(metrics), title=title, squeeze=False, sharey=True)
+    with house_style():
+        for ax, metric in zip(axes[0], metrics):
+            _bars(ax, [row for row in table if row["metric"] == metric], systems, colors, top)
+            ax.set_title(metric, color=MUTED)
+    return check_glyphs(figure)
+
 # %% ../nbs/core/09_plots.ipynb #80757ac5
 def share_cut(
     lengths: Sequence[int],  # tokens per item
@@ -387,7 +387,28 @@ def share_cut(
     cut = sum(length > limit for length in lengths) if limit is not None else 0
     return cut, 100 * cut / len(lengths)
 
-# %% ../nbs/core/09_plots.ipynb #e43ca3b1
+# %% ../nbs/core/09_plots.ipynb #419971db
+def _lengths(ax: "Axes", name: str, values: list[float], limit: int | None, longest: float, unit: str) -> None:
+    "One row of lengths, with its limit."
+    width = max(1, math.ceil(max(longest, limit or 0) / 40))
+    start = (limit or 0) % width + 0.5 - width  # bin edges halfway between integers, one of them just above the limit
+    edges = [start + width * k for k in range(math.ceil((longest - start) / width) + 2)]
+    ordered, (cut, share) = sorted(values), share_cut(values, limit)
+    most = ordered[math.ceil(0.95 * len(ordered)) - 1]  # nearest rank
+    facts = f"중앙값 {median(values):,.0f} · 95 % {most:,.0f} · 최대 {ordered[-1]:,.0f} · n = {len(ordered):,}"
+    bars = _row(ax, name, values, edges, BLUE, facts)
+    ax.set_xlim(0, max(longest, limit or 0) * 1.03)
+    if limit is None:
+        return
+    for bar in bars:
+        bar.set_color(ORANGE if bar.get_x() > limit else BLUE)
+    ax.axvline(limit + 0.5, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
+    left = limit > 0.6 * max(longest, limit)
+    ax.annotate(f"{limit:,} {unit}에서 잘림: {cut:,}개 ({share:.1f} %)", (limit + 0.5, 0.97),
+                xycoords=("data", "axes fraction"), xytext=(-6 if left else 6, 0), textcoords="offset points",
+                ha="right" if left else "left", va="top", fontsize=9)
+
+# %% ../nbs/core/09_plots.ipynb #6edc5010
 def length_histogram(
     lengths: Mapping[str, Sequence[int]],  # name of a split or field -> length of each item
     limit: int | Mapping[str, int] | None = None,  # truncation length, one for all or one per name
@@ -408,24 +429,3 @@ def length_histogram(
             _lengths(ax, name, values, limits.get(name), longest if shared else max(values), unit)
         axes[-1, 0].set_xlabel(unit)
     return check_glyphs(figure)
-
-
-def _lengths(ax: "Axes", name: str, values: list[float], limit: int | None, longest: float, unit: str) -> None:
-    "One row of lengths; bars end exactly at the limit, so none mixes whole and truncated items."
-    width = max(1, math.ceil(max(longest, limit or 0) / 40))
-    start = (limit or 0) % width + 0.5 - width  # bin edges halfway between integers, one of them just above the limit
-    edges = [start + width * k for k in range(math.ceil((longest - start) / width) + 2)]
-    ordered, (cut, share) = sorted(values), share_cut(values, limit)
-    most = ordered[math.ceil(0.95 * len(ordered)) - 1]  # nearest rank
-    facts = f"중앙값 {median(values):,.0f} · 95 % {most:,.0f} · 최대 {ordered[-1]:,.0f} · n = {len(ordered):,}"
-    bars = _row(ax, name, values, edges, BLUE, facts)
-    ax.set_xlim(0, max(longest, limit or 0) * 1.03)
-    if limit is None:
-        return
-    for bar in bars:
-        bar.set_color(ORANGE if bar.get_x() > limit else BLUE)
-    ax.axvline(limit + 0.5, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
-    left = limit > 0.6 * max(longest, limit)
-    ax.annotate(f"{limit:,} {unit}에서 잘림: {cut:,}개 ({share:.1f} %)", (limit + 0.5, 0.97),
-                xycoords=("data", "axes fraction"), xytext=(-6 if left else 6, 0), textcoords="offset points",
-                ha="right" if left else "left", va="top", fontsize=9)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RunError', 'atomic', 'write_text', 'write_json', 'write_jsonl', 'read_json', 'read_jsonl', 'sha256',
-           'versions', 'git_state', 'memory_gib', 'hardware', 'environment', 'run_name', 'differences', 'Run',
-           'open_run', 'find_run']
+           'versions', 'git_state', 'memory_gib', 'hardware', 'environment', 'run_name', 'run_folder', 'differences',
+           'Run', 'open_run', 'set_aside', 'find_run']
 
 # %% ../nbs/core/07_runs.ipynb #112a5cb6
 import fcntl
@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,6 +175,13 @@ def run_name(
     return f"{config.model}-{config.size}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def run_folder(
+    config: RunParams,  # effective parameters
+) -> Path:  # where their run lives, whether it exists or not
+    "The folder that these parameters lead to."
+    return settings().runs / registry.model(config.model).study / (config.name or run_name(config))
+
+
 def differences(
     old: Mapping[str, Any],  # recorded parameters
     new: Mapping[str, Any],  # parameters of now
@@ -279,20 +285,20 @@ def open_run(
 ) -> Run:  # the run, new or found again, locked for this process
     "Check the parameters and open the run folder they lead to."
     config = registry.configure(given)
-    entry = registry.model(config.model)
-    folder = settings().runs / entry.study / (config.name or run_name(config))
+    recipe, folder = registry.model(config.model).recipes[config.size], run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    set_by_hand = {k: v for k, v in given.items() if v is not None}
+    set_by_hand = {k: v for k, v in given.items() if v is not None and v != _default(config, k)}
     run = Run(folder, config, set_by_hand, _locked(folder))
-    record = {
-        "effective": asdict(config), "given": set_by_hand,
-        "explained": explain(config, given, entry.recipes[config.size]),
-    }
+    record = {"effective": asdict(config), "given": set_by_hand, "explained": explain(config, set_by_hand, recipe)}
     if run.has("config"):
         _same_parameters(run, record["effective"])
     run.write("config", record)
     _record_place(run)
     return run
+
+
+def _default(config: RunParams, name: str) -> Any:
+    return type(config).__dataclass_fields__[name].default
 
 
 def _locked(folder: Path) -> TextIO:
@@ -330,6 +336,16 @@ def _record_place(run: Run) -> None:
         if run.done("train"):
             return
     run.write("environment", place | {"seed": run.config.seed})
+
+# %% ../nbs/core/07_runs.ipynb #1f61697e
+def set_aside(
+    folder: Path,  # an existing run folder that no process works on
+) -> Path:  # where it is now
+    "Rename a run's folder so that its name is free; RunError while a process works on it."
+    _locked(folder).close()
+    written = datetime.fromtimestamp(folder.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
+    aside = folder.with_name(f"{folder.name}.until-{written}")
+    return folder.rename(aside)
 
 # %% ../nbs/core/07_runs.ipynb #c6a02826
 def find_run(

@@ -1,0 +1,27 @@
+# Two commands, each complete from a fresh clone with Python >= 3.11:
+#   make run    train the quickstart experiment and render its report
+#   make test   check the export, run every notebook and every test
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/summarization/quickstart
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test setup
+
+run: setup
+	@mkdir -p $(RUN)
+	papermill nbs/train.ipynb $(RUN)/train.ipynb -p model kobart -p name quickstart --no-progress-bar
+	@korlab report $(RUN)
+
+test: setup
+	nbdev_export
+	@git diff --exit-code --stat -- korlab || { echo "korlab/ is out of step with nbs/: run nbdev_export and commit both"; exit 1; }
+	nbdev_test --n-workers 1
+	pytest
+
+setup: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
