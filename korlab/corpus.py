@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['WARNINGS', 'MARK', 'ENCODINGS', 'NAMES', 'ALIASES', 'HUB', 'NA_LIKE', 'READERS', 'Dialogue', 'count_turns',
-           'text_hash', 'counted', 'Problem', 'DataError', 'FileFault', 'SourceFile', 'label', 'spread', 'measure',
-           'pipe_table', 'DataReport', 'report_markdown', 'Decoded', 'decode', 'split_lines', 'column_key',
+           'text_hash', 'Problem', 'DataError', 'FileFault', 'SourceFile', 'label', 'spread', 'measure', 'counted',
+           'escaped', 'pipe_table', 'DataReport', 'report_markdown', 'Decoded', 'decode', 'split_lines', 'column_key',
            'find_columns', 'Columns', 'match_columns', 'Record', 'Table', 'reader_at', 'known_columns', 'read_header',
-           'alphabet', 'split_records', 'field_limit', 'record_fault', 'first_line', 'read_delimited', 'blank_note',
-           'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet', 'read_hub', 'hub_table',
-           'as_text', 'row_values', 'tidy', 'text_fault', 'summary_faults', 'Verdict', 'judge', 'is_hub_id',
-           'find_files', 'Part', 'find_parts', 'digest', 'read_part', 'as_mapping', 'Seen', 'compare', 'take_rows',
-           'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap', 'as_columns', 'save_dialogues']
+           'alphabet', 'id_at', 'split_records', 'field_limit', 'record_fault', 'first_line', 'read_delimited',
+           'blank_note', 'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet', 'read_hub',
+           'hub_table', 'as_text', 'row_values', 'tidy', 'text_fault', 'summary_faults', 'Verdict', 'judge',
+           'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'digest', 'read_part', 'as_mapping',
+           'Seen', 'compare', 'take_rows', 'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap', 'as_columns',
+           'save_dialogues']
 
 # %% ../nbs/core/03_corpus.ipynb #4803c259
 import codecs
@@ -60,14 +61,6 @@ def text_hash(
     "Hash `text` in normal form NFC with every run of white space as one space."
     return hashlib.sha256(" ".join(normalize(text).split()).encode()).hexdigest()
 
-# %% ../nbs/core/03_corpus.ipynb #c54fc487
-def counted(
-    number: int,  # How many
-    noun: str,  # What, in the singular
-) -> str:  # e.g. `1 row`, `1,200 rows`
-    "Say how many there are of something."
-    return f"{number:,} {noun}" + "s" * (number != 1)
-
 # %% ../nbs/core/03_corpus.ipynb #f52df947
 WARNINGS = frozenset({"duplicate dialogue", "fewer references"})  # kinds that are told, but leave the row in
 
@@ -87,6 +80,7 @@ class Problem:
         return self.kind in WARNINGS
 
     def __str__(self) -> str:
+        "One line for a message."
         line = f" (line {self.line})" if self.line else ""  # a whole file: `detail` completes the sentence
         where = f"{self.file}, row {self.row}{line}: {self.kind}: " if self.row else f"{self.file} "
         return where + self.detail
@@ -135,7 +129,7 @@ def label(
     name: str | Path,  # File as given, or hub id, or `rows in memory`
 ) -> str:  # Name for a report
     "Name a source without this machine's folders."
-    return shown(name) if Path(name).exists() else str(name)
+    return shown(name) if Path(name).is_absolute() else str(name)
 
 # %% ../nbs/core/03_corpus.ipynb #6d89dcce
 def spread(
@@ -158,19 +152,31 @@ def measure(
             "summary_chars": spread(len(summary) for row in rows for summary in row.summaries)}
 
 # %% ../nbs/core/03_corpus.ipynb #6d0d887e
+def counted(
+    number: int,  # How many
+    noun: str,  # What, in the singular
+) -> str:  # e.g. `1 row`, `1,200 rows`
+    "Say how many there are of something."
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def escaped(
+    text: object,  # Anything with a text form
+) -> str:  # One line of Markdown that shows exactly that text
+    "Escape what Markdown or HTML would act on."
+    return re.sub(r"([\\`*$|<>~\[\]])", r"\\\1", " ".join(str(text).split()))
+
+# %% ../nbs/core/03_corpus.ipynb #ab35c094
 def pipe_table(
     head: Sequence[str],  # Column names
     rows: Iterable[Sequence[object]],  # Cells, any type; numbers get thousands separators
 ) -> str:  # Markdown, ending in a blank line; empty without rows
     "Write a Markdown table whose cells cannot break it."
-    def cell(value: object) -> str:
-        text = f"{value:,}" if isinstance(value, (int, float)) else " ".join(str(value).split())
-        return re.sub(r"([\\`*$|<>~\[\]])", r"\\\1", text)
-
-    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
+    lines = ["| " + " | ".join(f"{cell:,}" if isinstance(cell, (int, float)) else escaped(cell) for cell in row) + " |"
+             for row in rows]
     return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]) + "\n\n" if lines else ""
 
-# %% ../nbs/core/03_corpus.ipynb #cf62f8aa
+# %% ../nbs/core/03_corpus.ipynb #bc3f4212
 @dataclass
 class DataReport:
     "What was read, what was kept, and why the rest was not; shows itself in a notebook."
@@ -180,7 +186,7 @@ class DataReport:
     max_chars: int | None = None  # Longest text allowed, in characters
     files: list[SourceFile] = field(default_factory=list)  # One entry per file
     problems: list[Problem] = field(default_factory=list)  # Every problem and warning, in reading order
-    notes: list[str] = field(default_factory=list)  # Anything else worth saying
+    notes: list[str] = field(default_factory=list)  # What else there was, e.g. files in a folder that are no data
     nfc_changed: int = 0  # Kept rows whose text was not in NFC
     cleaned: int = 0  # Kept rows that `korlab.text.clean` changed
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)  # Of the kept rows
@@ -224,6 +230,7 @@ class DataReport:
         return {**asdict(self), "rows": rows, "left_out": self.left_out, "files": files, "problems": problems}
 
     def _repr_markdown_(self) -> str:
+        "How a notebook, and a report made of it, shows this."
         return report_markdown(self)
 
 # %% ../nbs/core/03_corpus.ipynb #03386b8d
@@ -246,8 +253,8 @@ def report_markdown(
         f"… and {counted(len(report.problems) - most, 'more problem')}.\n\n" if len(report.problems) > most else "",
         pipe_table(["length", "mean", "p50", "p95", "max"],
                    [[name.replace("_", " "), *sizes.values()] for name, sizes in report.lengths.items() if sizes]),
-        *(f"- {label(file.name)}: {note}\n" for file in report.files for note in file.notes),
-        *(f"- {note}\n" for note in report.notes),
+        *(f"- {escaped(label(file.name))}: {escaped(note)}\n" for file in report.files for note in file.notes),
+        *(f"- {escaped(note)}\n" for note in report.notes),
         f"- Unicode NFC changed {counted(report.nfc_changed, 'row')}, cleaning {report.cleaned:,}.\n"]
     return "".join(parts)
 
@@ -407,7 +414,7 @@ def read_header(
     "Read the header with the delimiter under which it has most known columns; `FileFault` if it is damaged."
     if MARK in lines[start] or "\0" in lines[start]:
         kind = "NUL bytes" if "\0" in lines[start] else "undecodable bytes"
-        raise FileFault(kind, f"has {kind} in its header (damage, or UTF-16 without a byte-order mark): save it as UTF-8")
+        raise FileFault(kind, f"has {kind} in its header (damaged, or UTF-16 without a mark): save it as UTF-8")
     heads = []
     for delimiter in delimiters:
         reader = reader_at(lines, start, delimiter)
@@ -422,9 +429,28 @@ def read_header(
 # %% ../nbs/core/03_corpus.ipynb #81652393
 def alphabet(
     fname: str,  # An id
-) -> set[str]:  # e.g. {"a", "_", "0"} for `day_12`
+) -> frozenset[str]:  # e.g. {"a", "_", "0"} for `day_12`
     "Kinds of characters in an id: Latin letters, digits, Hangul, and every other character as itself."
-    return set(re.sub("[가-힣]", "가", re.sub("[A-Za-z]", "a", re.sub(r"\d", "0", fname))))
+    return frozenset(re.sub("[가-힣]", "가", re.sub("[A-Za-z]", "a", re.sub(r"\d", "0", fname))))
+
+
+def id_at(
+    lines: Sequence[str],  # Physical lines
+    at: int,  # Index of a line
+    delimiter: str,  # One character
+    width: int,  # Number of columns
+    key: int,  # Position of the fname
+    whole: bool = False,  # Whether the rest of the row must be in order too
+) -> str:  # Id of the row that might begin at this line; empty if none could
+    "Read an id even where the rest of the row is broken, if it stands first."
+    if key == 0 and not whole:
+        text, found, _ = lines[at].partition(delimiter)
+        return text.strip('" ') if found else ""
+    try:
+        fields = next(reader_at(lines, at, delimiter))
+    except csv.Error:
+        return ""
+    return fields[key].strip() if len(fields) == width else ""
 
 
 def split_records(
@@ -435,16 +461,11 @@ def split_records(
     key: int,  # Position of the fname
 ) -> Iterator[tuple[int, int, list[str], str]]:  # First line, line after the last, fields, error (empty if none)
     "Split lines into CSV records, going on after a record whose quoting is broken."
-    seen: set[str] = set()
+    shapes: set[frozenset[str]] = set()
 
-    def fits(at: int) -> bool:
-        try:
-            fields = next(reader_at(lines, at, delimiter))
-        except csv.Error:
-            return False
-        if len(fields) != width or PLACEHOLDER.search(fields[key]):
-            return False
-        return not seen or alphabet(fields[key]) <= seen
+    def begins(at: int) -> bool:
+        name = id_at(lines, at, delimiter, width, key, whole=not shapes)
+        return bool(name) and not PLACEHOLDER.search(name) and (not shapes or alphabet(name) in shapes)
 
     while start < len(lines):
         reader, begin = reader_at(lines, start, delimiter), start
@@ -452,12 +473,12 @@ def split_records(
             for fields in reader:
                 end = start + reader.line_num
                 if len(fields) == width:
-                    seen |= alphabet(fields[key])
+                    shapes.add(alphabet(fields[key].strip()))
                 yield begin, end, fields, ""
                 begin = end
             return
         except csv.Error as error:
-            start = next((at for at in range(begin + 1, len(lines)) if fits(at)), len(lines))
+            start = next((at for at in range(begin + 1, len(lines)) if begins(at)), len(lines))
             yield begin, start, [], str(error)
 
 # %% ../nbs/core/03_corpus.ipynb #64c15192
@@ -486,7 +507,7 @@ def record_fault(
     if bad is not None:
         return "undecodable bytes", f"the byte at offset {bad:,} does not fit the file's encoding"
     if error:
-        return "broken quoting", f"{error}; lines {begin + 1} to {end} are left out with it"
+        return "broken quoting", f"{error}; left out as far as line {end}"
     if nul := [at for at, text in enumerate(fields, 1) if "\0" in text]:
         return "NUL byte", f"in field {nul[0]}"
     if len(fields) != width:
@@ -593,7 +614,7 @@ def read_parquet(
     import pyarrow.parquet as pq
     try:
         table = pq.ParquetFile(pa.BufferReader(raw)).read()
-        rows = list(zip(*(column.to_pylist() for column in table.columns)))
+        rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = f"is not readable as Parquet ({first_words(error)})"
         raise FileFault("broken Parquet", why + ": export or copy it again") from error
@@ -702,7 +723,7 @@ def summary_faults(
 ) -> tuple[list[str], list[tuple[str, str]]]:  # References that can be used, faults
     "Separate usable references from missing and faulty ones."
     faults = [text_fault("summary", text, max_chars) for text in summaries]
-    good = [text for text, fault in zip(summaries, faults) if fault is None]
+    good = [text for text, fault in zip(summaries, faults, strict=True) if fault is None]
     missing = [fault for fault in faults if fault and fault[0] in ("empty summary", "NA-like summary")]
     found = [fault for fault in faults if fault and fault not in missing]
     if need_summary and not good and not found:
@@ -781,6 +802,17 @@ def find_files(
     return [path]
 
 # %% ../nbs/core/03_corpus.ipynb #1fa700d2
+def files_not_read(
+    source: object,  # As given to `load_dialogues`
+) -> list[str]:  # One note for each folder that holds anything else
+    "Note what a folder holds besides its data files."
+    paths = [Path(item).expanduser() for item in (source if isinstance(source, (list, tuple)) else [source])
+             if isinstance(item, (str, Path))]
+    others = {path: sorted(item.name for item in path.iterdir() if item not in find_files(path))
+              for path in paths if path.is_dir()}
+    return [f"not read in {label(path)}: {', '.join(names)}" for path, names in others.items() if names]
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     "One thing to read: a file, a hub split or rows in memory."
@@ -799,8 +831,8 @@ def find_parts(
         return [Part(str(path), path.suffix.lower()[1:], path) for path in find_files(source)]
     paths = {isinstance(item, (str, Path)) for item in source} if isinstance(source, (list, tuple)) else set()
     if len(paths) != 1:
-        raise TypeError(f"this {type(source).__name__} is no source: give a path, a hub id, a list of these, or a list of "
-                        "rows (Dialogue or mappings); not empty, not mixed")
+        raise TypeError(f"this {type(source).__name__} is no source: give a path, a hub id, a list of these, or a list "
+                        "of rows (Dialogue or mappings); not empty, not mixed")
     if True in paths:
         return [part for item in source for part in find_parts(item)]
     return [Part("rows in memory", "memory", source)]
@@ -936,6 +968,7 @@ def load_dialogues(
     parts = find_parts(source)
     names = [source] if isinstance(source, (str, Path)) else [part.name for part in parts]
     report, rows, seen = DataReport(", ".join(map(label, names)), policy, need_summary, max_chars), [], Seen()
+    report.notes = files_not_read(source)
     for part in parts:
         file = SourceFile(part.name, part.format)
         report.files.append(file)
@@ -974,7 +1007,7 @@ def as_columns(
     names = ["summary"] if most == 1 else [f"summary{i + 1}" for i in range(most)]
     topics = any(row.topic for row in rows)
     return [{"fname": row.fname, "dialogue": row.dialogue,
-             **dict(zip(names, (*row.summaries, *[""] * (most - len(row.summaries))))),
+             **dict(zip(names, (*row.summaries, *[""] * (most - len(row.summaries))), strict=True)),
              **({"topic": row.topic} if topics else {})} for row in rows]
 
 

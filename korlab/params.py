@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ON_FULL', 'ON_TRAINED', 'ParameterError', 'Needs', 'setting', 'coerce', 'check_bounds', 'unknown_name', 'checked',
-           'arrived', 'cell_source', 'load_yaml', 'load_layers', 'explain', 'RunParams']
+           'arrived', 'cell_source', 'load_yaml', 'load_layers', 'explain', 'RunParams', 'EvaluationParams']
 
 # %% ../nbs/core/01_params.ipynb #2fae081f
 import difflib
@@ -294,6 +294,8 @@ class RunParams:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute")
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = setting(None, "number format of the matrix work")
 
+    threads: int | None = setting(None, "processor threads; None leaves it to torch", low=1)
+
     epochs: float | None = setting(None, "passes over the training rows", above=0)
     max_steps: int | None = setting(None, "stop after so many updates, whatever `epochs` says", low=1)
     learning_rate: float | None = setting(None, "peak learning rate of AdamW", above=0, high=1)
@@ -318,3 +320,18 @@ class RunParams:
     patience: int | None = setting(None, "stop after so many evaluations without improvement; 0 never stops", low=0)
     threshold: float | None = setting(None, "what counts as improvement", low=0, needs=ON_TRAINED)
     tracking: Literal["tensorboard", "none"] = setting("tensorboard", "where curves are written besides history.jsonl")
+
+# %% ../nbs/core/01_params.ipynb #5627ed82
+@dataclass(frozen=True)
+class EvaluationParams:
+    "Parameters of evaluate.ipynb; `None` keeps what the run was trained with."
+
+    run: str = setting("latest", "a run's name or folder, a checkpoint folder, or 'latest'")
+    model: str | None = setting(None, "the registered model a checkpoint folder without a run belongs to")
+    name: str | None = setting(None, "name of the evaluation's folder; None makes one from checkpoint and data")
+    data: str | None = setting(None, "a file, a folder or a hub dataset id; None takes the run's own scored splits")
+    data_policy: Literal["report", "strict"] | None = setting(None, "on a bad row: leave it out and say so, or stop")
+    max_chars: int | None = setting(None, "longer texts are reported as bad rows", low=1)
+    device: Literal["auto", "cpu", "cuda"] | None = setting(None, "where to compute")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = setting(None, "number format of the matrix work")
+    eval_batch_size: int | None = setting(None, "rows a generation batch", low=1)

@@ -161,7 +161,8 @@ def _map_text(node: Any, change: Callable[[str], str]) -> Any:
     if isinstance(node, list):
         return [_map_text(item, change) for item in node]
     if isinstance(node, dict):
-        return {key: item if key in _KEEP else _map_text(item, change) for key, item in node.items()}
+        kept = {key for key in _KEEP & set(node) if isinstance(node[key], str)}
+        return {key: item if key in kept else _map_text(item, change) for key, item in node.items()}
     return node
 
 # %% ../nbs/core/10_report.ipynb #2a6fae6d
@@ -567,8 +568,7 @@ a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: 3
 hr { border: 0; border-top: 1px solid var(--line); margin: 2.4em 0 }
 blockquote { margin: 1em 0; padding: .1em 0 .1em 1.1em; border-left: 3px solid var(--line); color: var(--muted) }
 h1 + blockquote { border: 0; padding: 0; font-size: 1.06rem }
-img { display: block; max-width: 100%; height: auto; margin: 1.2em 0 }
-.output_png img { margin: .9em 0 1.4em -.6rem }
+img { display: block; max-width: 100%; height: auto; margin: 1.2em 0 } .output_png img { margin: .9em 0 1.6em }
 @media (prefers-color-scheme: dark) { .output_png img { mix-blend-mode: lighten;
   filter: invert(1) hue-rotate(180deg) brightness(1.06) saturate(1.1) } }
 footer { margin-top: 4.5rem; padding-top: 1.1rem; padding-bottom: 3rem; color: var(--muted); font-size: .84rem;

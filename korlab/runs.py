@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'RunError', 'atomic', 'write_text', 'write_json', 'write_jsonl', 'read_json', 'read_jsonl', 'sha256',
            'versions', 'git_state', 'memory_gib', 'hardware', 'environment', 'run_name', 'run_folder', 'differences',
-           'Run', 'open_run', 'set_aside', 'find_run']
+           'Run', 'open_run', 'set_aside', 'find_run', 'open_evaluation']
 
 # %% ../nbs/core/07_runs.ipynb #112a5cb6
 import fcntl
@@ -353,20 +353,68 @@ def find_run(
 ) -> Run:  # opened for reading: no lock is taken
     "Find a run that exists."
     runs = settings().runs
-    every = sorted((p.parent for p in runs.glob("*/*/config.json")), key=lambda p: p.joinpath("config.json").stat().st_mtime)
+    every = sorted((p for p in runs.glob("*/*") if _is_run(p)), key=lambda p: (p / "config.json").stat().st_mtime)
     if name == "latest":
         every = [p for p in every if (p / "metrics.json").exists()]
         if not every:
             raise RunError(f"there is no finished run in {shown(runs)}: train one first (`make run`)")
         return _reopen(every[-1])
     for folder in (Path(name), runs / name, *(p for p in every if p.name == name)):
-        if (folder / "config.json").is_file():
+        if _is_run(folder):
             return _reopen(folder)
     near = ", ".join(p.name for p in every[-5:]) or "none yet"
     raise RunError(f"no run {name!r} in {shown(runs)}; the newest are: {near}")
+
+
+def _is_run(folder: Path) -> bool:
+    "Whether a folder holds a run's config.json; a checkpoint's file of that name has other keys."
+    file = folder / "config.json"
+    return file.is_file() and "effective" in read_json(file)
 
 
 def _reopen(folder: Path) -> Run:
     record = read_json(folder / "config.json")
     spec = registry.study(registry.model(record["effective"]["model"]).study).Params
     return Run(folder.resolve(), spec(**record["effective"]), record["given"])
+
+# %% ../nbs/core/07_runs.ipynb #4443fd04
+def open_evaluation(
+    given: Mapping[str, Any],  # what evaluate.ipynb's parameters cell and papermill set
+) -> tuple[Run, Path]:  # the evaluation's folder as a run, and the checkpoint to load
+    "Check the parameters of an evaluation, find its checkpoint, and open its folder."
+    given = {k: v for k, v in given.items() if v is not None}
+    request = registry.configure_evaluation(given)
+    checkpoint, home = _find_checkpoint(request.run)
+    base = home.given if home else {"model": _named_model(request), "size": "full"}
+    own = {"model", "name"} if home else {"name"}
+    overrides = {k: v for k, v in given.items() if k not in {"run"} | own and v != _default(request, k)}
+    config = registry.configure({**base, "name": None} | overrides)
+    label = request.name or f"{checkpoint.name}-{Path(request.data).stem if request.data else 'own-data'}"
+    parent = home.folder if home else settings().runs / registry.model(config.model).study / checkpoint.name
+    folder = parent / "evaluations" / label
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, config, {"run": request.run} | overrides, _locked(folder))
+    recipe = registry.model(config.model).recipes[config.size]
+    run.write("config", {"effective": asdict(config), "given": run.given, "explained": explain(config, base | overrides, recipe)})
+    run.write("environment", environment() | {"seed": config.seed, "checkpoint": shown(checkpoint)})
+    run.write("status", {"state": "new", "stages": {}, "error": None})
+    return run, checkpoint
+
+
+def _find_checkpoint(name: str) -> tuple[Path, Run | None]:
+    "The model folder that a run's name or a path leads to, and the run it belongs to."
+    folder = Path(name)
+    if (folder / "model.safetensors").is_file():
+        home = next((p for p in folder.resolve().parents if _is_run(p)), None)
+        return folder.resolve(), _reopen(home) if home else None
+    run = find_run(name)
+    if not (run.folder / "model" / "model.safetensors").is_file():
+        raise RunError(f"{shown(run.folder)} has no trained model yet: run the same training command again to finish it")
+    return run.folder / "model", run
+
+
+def _named_model(request: Any) -> str:
+    if request.model is None:
+        names = ", ".join(registry.MODELS)
+        raise RunError(f"{shown(request.run)} belongs to no run: say with `-p model` which registered model it is ({names})")
+    return request.model

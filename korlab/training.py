@@ -197,8 +197,9 @@ class History(TrainerCallback):
         self.path = path
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        "Write the log after every entry."
-        write_jsonl(self.path, state.log_history)
+        "Write the log after every entry of a training; an evaluation on its own adds nothing."
+        if state.max_steps:
+            write_jsonl(self.path, state.log_history)
 
 
 class LastStep(TrainerCallback):
@@ -241,6 +242,8 @@ class Clock(TrainerCallback, ExportableState):
 class Progress(TrainerCallback):
     "One progress bar over all updates, with the latest loss and ROUGE."
 
+    bar: tqdm | None = None
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Open the bar where the run stands."
         self.bar, self.shown = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step"), {}
@@ -251,6 +254,8 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Show the latest numbers."
+        if self.bar is None:
+            return
         last = state.log_history[-1]
         self.shown |= {k: f"{last[k]:.3f}" for k in ("loss", "eval_loss", "eval_rouge_sum") if k in last}
         self.bar.set_postfix(self.shown)

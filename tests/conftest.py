@@ -1,0 +1,45 @@
+"""Shared by all tests: a private place for runs, and one real training that many tests look at."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = {"max_steps": 6, "train_rows": 60, "eval_steps": 3, "eval_rows": 6, "max_target_length": 24, "vocab_size": 400}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished process left: exit code and everything it printed."""
+
+    code: int
+    text: str
+
+
+def papermill(out: Path, *extra: str, runs: Path, notebook: str = "train") -> Outcome:
+    """Run an entry notebook the way a user does, in a process of its own."""
+    command = [sys.executable, "-m", "papermill", f"nbs/{notebook}.ipynb", str(out), "--no-progress-bar", *extra]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"KORLAB_RUNS": str(runs)}
+    )
+    return Outcome(done.returncode, done.stdout + done.stderr)
+
+
+def flags(**values: object) -> list[str]:
+    """`-p name value` for each."""
+    return [word for name, value in values.items() for word in ("-p", name, str(value))]
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the main job, trained once for all tests: `papermill nbs/train.ipynb out.ipynb -p model kobart`."""
+    runs = tmp_path_factory.mktemp("runs")
+    folder = runs / "summarization" / "quickstart"
+    folder.mkdir(parents=True)
+    outcome = papermill(folder / "train.ipynb", *flags(model="kobart", name="quickstart"), runs=runs)
+    assert outcome.code == 0, outcome.text[-3000:]
+    return folder

@@ -1,0 +1,149 @@
+"""ModelTrainer: construction, arguments, metrics, the short form, and what the source system got wrong."""
+
+
+import numpy as np
+import pytest
+from conftest import TINY
+from transformers import EvalPrediction
+
+from korlab import registry
+from korlab.summarization.data import embedded, encode
+from korlab.summarization.models import mini_bart, train_tokenizer
+from korlab.summarization.trainer import ModelTrainer, create_trainer, total_updates
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    rows = embedded().rows["train"][:100]
+    return train_tokenizer((text for row in rows for text in (row.dialogue, *row.summaries)), 400)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    return encode(embedded().rows["train"][:24], tokenizer).rows
+
+
+@pytest.fixture
+def make(tokenizer, rows, tmp_path):
+    def build(eval_rows=True, **given) -> ModelTrainer:
+        config = registry.configure({k: v for k, v in (TINY | given).items() if k != "train_rows"})
+        model = mini_bart(tokenizer, width=32, layers=1)
+        return ModelTrainer(config, model, tokenizer, rows, rows[:4] if eval_rows else None, tmp_path, lambda text: None)
+
+    return build
+
+
+def test_creation(make):
+    trainer = make()
+    assert trainer.trainer.model is trainer.model
+    assert [len(row["input_ids"]) for row in trainer.eval_dataset] == sorted(
+        (len(row["input_ids"]) for row in trainer.eval_dataset), reverse=True
+    )
+
+
+def test_arguments(make):
+    args = make(learning_rate=3e-4, scheduler="cosine_with_restarts", warmup=0.1, accumulation=3, keep_checkpoints=4,
+                max_grad_norm=0.5, weight_decay=0.02, batch_size=5, eval_batch_size=7, seed=11, adam_beta2=0.95).trainer.args
+    assert (args.learning_rate, str(args.lr_scheduler_type.value), args.warmup_steps) == (3e-4, "cosine_with_restarts", 0.1)
+    assert (args.gradient_accumulation_steps, args.save_total_limit, args.max_grad_norm) == (3, 4, 0.5)
+    assert (args.weight_decay, args.adam_beta2, args.seed) == (0.02, 0.95, 11)
+    assert (args.per_device_train_batch_size, args.per_device_eval_batch_size) == (5, 7)
+    assert args.metric_for_best_model == "eval_rouge_sum" and args.greater_is_better
+    assert args.predict_with_generate and args.load_best_model_at_end
+    assert args.restore_callback_states_from_checkpoint  # patience survives a resume
+    assert args.save_steps == args.eval_steps == 3
+
+
+def test_every_generation_setting_reaches_generate(make, monkeypatch):
+    wanted = dict(num_beams=3, length_penalty=0.7, no_repeat_ngram_size=2, repetition_penalty=1.3)
+    trainer = make(**wanted, min_target_length=4, max_target_length=9)
+    seen = []
+    original = type(trainer.model)._beam_search
+
+    def spy(*args, generation_config, **kwargs):
+        seen.append(generation_config)
+        return original(*args, generation_config=generation_config, **kwargs)
+
+    monkeypatch.setattr(type(trainer.model), "_beam_search", spy)
+    trainer.evaluate()
+    assert seen, "evaluation did not use beam search"
+    for used in seen:
+        assert {name: getattr(used, name) for name in wanted} == wanted
+        assert (used.min_new_tokens, used.max_new_tokens, used.do_sample) == (4, 9, False)
+
+
+def test_compute_metrics(make, tokenizer):
+    trainer = make()
+    text = "#Person1#은 #Person2#에게 책을 빌려준다."
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    same = np.array([[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id, -100, -100]])
+    labels = np.array([[*ids, tokenizer.eos_token_id, -100, -100, -100]])
+    scores = trainer.compute_metrics(EvalPrediction(predictions=same, label_ids=labels))
+    assert scores["rouge1"] == scores["rouge2"] == scores["rougeL"] == 1.0
+    assert scores["rouge_sum"] == pytest.approx(3.0)
+    assert scores["gen_len"] == len(ids) + 2
+
+
+def test_create_trainer(tokenizer, rows, tmp_path):
+    config = registry.configure(TINY)
+    trainer = create_trainer(config, mini_bart(tokenizer, 32, 1), tokenizer, rows, rows[:4], folder=tmp_path)
+    result = trainer.train()
+    assert set(result) == {"train_metrics", "eval_metrics", "best_model_checkpoint", "final_model_path"}
+    assert result["train_metrics"]["updates"] == 6
+    assert {"eval_loss", "eval_rouge1", "eval_rouge2", "eval_rougeL", "eval_rouge_sum"} <= set(result["eval_metrics"])
+
+
+def test_evaluating_without_dev_rows_warns(make):
+    trainer = make(eval_rows=False)
+    with pytest.warns(UserWarning, match="no dev rows"):
+        assert trainer.evaluate() == {}
+
+
+def test_labels_are_not_padded_into_the_loss(make, rows):
+    batch = make().trainer.data_collator([dict(rows[0]), dict(rows[0] | {"labels": rows[0]["labels"][:3]})])
+    assert (batch["labels"][1, 3:] == -100).all()
+
+
+def test_no_pickled_weights_anywhere(make, tmp_path):
+    make().train()
+    trainer_state = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}  # the Trainer's own, for resuming
+    pickled = {p.name for p in tmp_path.rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl")}
+    assert pickled <= trainer_state
+    assert not [p for p in (tmp_path / "model").iterdir() if p.suffix not in (".json", ".safetensors")]
+
+
+def test_old_checkpoints_go_and_the_best_stays(make, tmp_path):
+    trainer = make(max_steps=12, eval_steps=2, keep_checkpoints=2)
+    result = trainer.train()
+    left = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert len(left) == 2 and {result["best_model_checkpoint"], "checkpoint-12"} <= left
+
+
+def test_early_stopping_counts_on_after_a_resume(make, tmp_path):
+    """Two evaluations without improvement stop the run, one before and one after a break."""
+    def never_better(trainer):
+        trainer.trainer.compute_metrics = lambda prediction: {"rouge_sum": 0.5}
+        return trainer
+
+    class Break(Exception):
+        pass
+
+    first = never_better(make(max_steps=40, eval_steps=2, patience=2, learning_rate=1e-6))
+    original = first.trainer._save_checkpoint
+
+    def save_and_break(*args):
+        original(*args)
+        if first.trainer.state.global_step == 4:
+            raise Break
+
+    first.trainer._save_checkpoint = save_and_break
+    with pytest.raises(Break):
+        first.train()
+    second = never_better(make(max_steps=40, eval_steps=2, patience=2, learning_rate=1e-6))
+    assert second.train()["train_metrics"]["updates"] == 6
+
+
+@pytest.mark.parametrize("epochs, batches, accumulation, updates", [(1, 10, 1, 10), (2.4, 10, 1, 24), (1, 10, 4, 3), (0.01, 10, 1, 1)])
+def test_total_updates(epochs, batches, accumulation, updates):
+    config = registry.configure({"epochs": epochs, "accumulation": accumulation})
+    assert total_updates(config, batches) == updates
