@@ -7,10 +7,10 @@ __all__ = ['WARNINGS', 'MARK', 'ENCODINGS', 'NAMES', 'ALIASES', 'HUB', 'NA_LIKE'
            'text_hash', 'Problem', 'DataError', 'FileFault', 'SourceFile', 'label', 'spread', 'measure', 'counted',
            'escaped', 'pipe_table', 'DataReport', 'report_markdown', 'Decoded', 'decode', 'split_lines', 'column_key',
            'find_columns', 'Columns', 'match_columns', 'Record', 'Table', 'reader_at', 'known_columns', 'read_header',
-           'alphabet', 'id_at', 'split_records', 'field_limit', 'record_fault', 'first_line', 'read_delimited',
-           'blank_note', 'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet', 'read_hub',
-           'hub_table', 'as_text', 'row_values', 'tidy', 'text_fault', 'summary_faults', 'Verdict', 'judge',
-           'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'digest', 'read_part', 'as_mapping',
+           'alphabet', 'id_at', 'split_records', 'field_limit', 'record_fault', 'first_line', 'blank_note',
+           'read_delimited', 'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet', 'read_hub',
+           'hub_table', 'as_text', 'row_texts', 'tidy', 'text_fault', 'summary_faults', 'row_faults', 'Verdict',
+           'judge', 'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'as_mapping', 'read_part',
            'Seen', 'compare', 'take_rows', 'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap', 'as_columns',
            'save_dialogues']
 
@@ -142,7 +142,7 @@ def spread(
     rank = {name: ranked[math.ceil(share * len(ranked)) - 1] for name, share in (("p50", 0.5), ("p95", 0.95))}
     return {"mean": round(sum(ranked) / len(ranked), 1), **rank, "max": ranked[-1]}
 
-
+# %% ../nbs/core/03_corpus.ipynb #eae0d0ec
 def measure(
     rows: Sequence[Dialogue],  # Dialogues
 ) -> dict[str, dict[str, float]]:  # Spread of characters and turns
@@ -151,7 +151,7 @@ def measure(
             "turns": spread(count_turns(row.dialogue) for row in rows),
             "summary_chars": spread(len(summary) for row in rows for summary in row.summaries)}
 
-# %% ../nbs/core/03_corpus.ipynb #6d0d887e
+# %% ../nbs/core/03_corpus.ipynb #c54fc487
 def counted(
     number: int,  # How many
     noun: str,  # What, in the singular
@@ -159,7 +159,7 @@ def counted(
     "Say how many there are of something."
     return f"{number:,} {noun}" + "s" * (number != 1)
 
-
+# %% ../nbs/core/03_corpus.ipynb #eacf33f4
 def escaped(
     text: object,  # Anything with a text form
 ) -> str:  # One line of Markdown that shows exactly that text
@@ -347,7 +347,7 @@ class Columns:
     topic: int | None  # Position of the topic, if any
     notes: tuple[str, ...]  # Aliases taken, columns ignored
 
-
+# %% ../nbs/core/03_corpus.ipynb #645eb9ec
 def match_columns(
     names: Sequence[object],  # Column names as found
     need_summary: bool = True,  # Whether a summary column must be there
@@ -397,7 +397,7 @@ def reader_at(
     "Read CSV records from a given line on."
     return csv.reader((lines[i] for i in range(start, len(lines))), delimiter=delimiter, strict=True)
 
-
+# %% ../nbs/core/03_corpus.ipynb #fabab690
 def known_columns(
     names: Sequence[object],  # Column names as found
 ) -> int:  # How many of them this chapter understands
@@ -405,7 +405,7 @@ def known_columns(
     keys = [column_key(name) for name in names]
     return sum(any(re.fullmatch(NAMES[want], key) or key in ALIASES[want] for want in NAMES) for key in keys)
 
-
+# %% ../nbs/core/03_corpus.ipynb #fe620aac
 def read_header(
     lines: Sequence[str],  # Physical lines
     start: int,  # Index of the header line
@@ -433,7 +433,7 @@ def alphabet(
     "Kinds of characters in an id: Latin letters, digits, Hangul, and every other character as itself."
     return frozenset(re.sub("[가-힣]", "가", re.sub("[A-Za-z]", "a", re.sub(r"\d", "0", fname))))
 
-
+# %% ../nbs/core/03_corpus.ipynb #8c81af53
 def id_at(
     lines: Sequence[str],  # Physical lines
     at: int,  # Index of a line
@@ -452,7 +452,7 @@ def id_at(
         return ""
     return fields[key].strip() if len(fields) == width else ""
 
-
+# %% ../nbs/core/03_corpus.ipynb #41a5c2db
 def split_records(
     lines: Sequence[str],  # Physical lines
     start: int,  # Index of the first line after the header
@@ -493,7 +493,7 @@ def field_limit(
     finally:
         csv.field_size_limit(before)
 
-
+# %% ../nbs/core/03_corpus.ipynb #0ead7641
 def record_fault(
     begin: int,  # Index of the first line
     end: int,  # Index after the last line
@@ -514,7 +514,7 @@ def record_fault(
         return "ragged row", f"{counted(len(fields), 'field')} where the header has {width}"
     return None
 
-# %% ../nbs/core/03_corpus.ipynb #17089e78
+# %% ../nbs/core/03_corpus.ipynb #c83e9077
 def first_line(
     lines: Sequence[str],  # Physical lines
 ) -> int:  # Index of the first line that is not blank
@@ -525,6 +525,13 @@ def first_line(
     return start
 
 
+def blank_note(
+    number: int,  # Blank lines among the rows
+) -> tuple[str, ...]:  # A note, or nothing
+    "Note blank lines, which are not rows."
+    return (f"{counted(number, 'blank line')} skipped",) if number else ()
+
+# %% ../nbs/core/03_corpus.ipynb #5c7397b3
 def read_delimited(
     raw: bytes,  # Content of the file
     need_summary: bool = True,  # Whether a summary column must be there
@@ -543,13 +550,6 @@ def read_delimited(
     return Table(columns, records, decoded.encoding, delimiter,
                  (*decoded.tried, *columns.notes, *blank_note(len(found) - len(filled))))
 
-
-def blank_note(
-    number: int,  # Blank lines among the rows
-) -> tuple[str, ...]:  # A note, or nothing
-    "Note blank lines, which are not rows."
-    return (f"{counted(number, 'blank line')} skipped",) if number else ()
-
 # %% ../nbs/core/03_corpus.ipynb #dfe9bc0a
 def read_objects(
     items: Iterable[tuple[int, object]],  # (line, mapping or `(kind, detail)` fault)
@@ -567,7 +567,7 @@ def read_objects(
                else Record(row, line, (), item) for row, (line, item) in enumerate(items, 1)]
     return Table(columns, records, encoding, "", (*notes, *columns.notes))
 
-
+# %% ../nbs/core/03_corpus.ipynb #dd394ad5
 def parse_object(
     line: str,  # One line of a JSONL file
 ) -> Mapping | tuple[str, str]:  # The object, or kind and detail of the fault
@@ -597,7 +597,7 @@ def read_jsonl(
     notes = (*decoded.tried, *blank_note(len(lines) - len(items)))
     return read_objects(items, need_summary, decoded.encoding, notes)
 
-
+# %% ../nbs/core/03_corpus.ipynb #0e7bdff9
 def first_words(
     error: Exception,  # An error of another library
 ) -> str:  # Its first line
@@ -635,6 +635,8 @@ def read_hub(
     "Read one split of a dataset on the Hugging Face hub, from the network or its cache; `DataError` if it cannot."
     from datasets import DatasetDict, load_dataset
     match = HUB.fullmatch(name)
+    if split and match["split"]:
+        raise DataError(f"{name} names a split already: leave out hub_split={split!r}, or take it from the id")
     try:
         data = load_dataset(match["id"], config, split=split or match["split"], revision=revision)
     except Exception as error:
@@ -671,23 +673,20 @@ def as_text(
         return value
     return str(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
-
-def row_values(
+# %% ../nbs/core/03_corpus.ipynb #3b2769ae
+def row_texts(
     record: Record,  # One row
     columns: Columns,  # Positions of what is used
-) -> dict[str, list[object]]:  # Field name -> values as found; references may come as one list
-    "Sort the values of a row under the fields of a dialogue."
-    spread_out = (record.values[i] for i in columns.summaries)
-    summaries = [item for value in spread_out for item in (value if isinstance(value, (list, tuple)) else [value])]
+) -> dict[str, list[str | None]]:  # Field name -> texts, None for what is not text; references may come as one list
+    "Sort the cells of a row under the fields of a dialogue."
+    cells = [record.values[i] for i in columns.summaries]
+    summaries = [item for cell in cells for item in (cell if isinstance(cell, (list, tuple)) else [cell])]
     topic = [] if columns.topic is None else [record.values[columns.topic]]
-    return {"fname": [record.values[columns.fname]], "dialogue": [record.values[columns.dialogue]],
-            "summary": summaries, "topic": topic}
+    found = {"fname": [record.values[columns.fname]], "dialogue": [record.values[columns.dialogue]],
+             "summary": summaries, "topic": topic}
+    return {name: [as_text(value) for value in values] for name, values in found.items()}
 
 # %% ../nbs/core/03_corpus.ipynb #31c8f943
-NA_LIKE = frozenset({"na", "n/a", "#n/a", "n.a.", "<na>", "nan", "nat", "null", "none", "nil", "-", "--", "없음"})
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 def tidy(
     text: str,  # Text in NFC
 ) -> str:  # Text that cleaning leaves as it is
@@ -695,6 +694,10 @@ def tidy(
     while (cleaned := clean(text)) != text:
         text = cleaned
     return text
+
+# %% ../nbs/core/03_corpus.ipynb #578d1ca7
+NA_LIKE = frozenset({"na", "n/a", "#n/a", "n.a.", "<na>", "nan", "nat", "null", "none", "nil", "-", "--", "없음"})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def text_fault(
@@ -733,18 +736,32 @@ def summary_faults(
     return good, found
 
 # %% ../nbs/core/03_corpus.ipynb #cae8cc55
+_NO_ID = re.compile(rf"[\x00-\x1f\x7f]|{PLACEHOLDER.pattern}")
+
+
+def row_faults(
+    texts: Mapping[str, Sequence[str]],  # Field name -> texts, tidied
+    need_summary: bool = True,  # Whether there must be a summary
+    max_chars: int | None = None,  # Longest text allowed
+) -> tuple[list[str], list[tuple[str, str]]]:  # References that can be used, faults
+    "Say everything that is wrong with a row, naming it by its id where it has one."
+    fname, dialogue = texts["fname"][0], texts["dialogue"][0]
+    good, found = summary_faults(texts["summary"], need_summary, max_chars)
+    no_id = ("broken fname", f"{fname!r} is not an id") if _NO_ID.search(fname) else text_fault("fname", fname)
+    found = [fault for fault in (no_id, text_fault("dialogue", dialogue, max_chars), *found) if fault]
+    named = [] if no_id else [f"fname {fname}"]
+    return good, [(kind, ": ".join([*named, detail] if detail else named)) for kind, detail in found]
+
+# %% ../nbs/core/03_corpus.ipynb #eafbe342
 @dataclass(frozen=True, slots=True)
 class Verdict:
     "What became of a row."
     dialogue: Dialogue | None = None  # The dialogue, None if the row is left out
-    problems: tuple[tuple[str, str], ...] = ()  # Kind and detail of everything found, warnings too
+    problems: Sequence[tuple[str, str]] = ()  # Kind and detail of everything found, warnings too
     nfc: bool = False  # Whether NFC changed a text
     cleaned: bool = False  # Whether cleaning changed a text
 
-
-_NO_ID = re.compile(rf"[\x00-\x1f\x7f]|{PLACEHOLDER.pattern}")
-
-
+# %% ../nbs/core/03_corpus.ipynb #35278194
 def judge(
     record: Record,  # One row
     columns: Columns,  # Positions of what is used
@@ -753,28 +770,24 @@ def judge(
 ) -> Verdict:  # The dialogue or what is wrong with it
     "Make a dialogue of a record."
     if record.fault:
-        return Verdict(problems=(record.fault,))
-    raw = {name: [as_text(value) for value in values] for name, values in row_values(record, columns).items()}
+        return Verdict(problems=[record.fault])
+    raw = row_texts(record, columns)
     if wrong := [name for name, texts in raw.items() if None in texts]:
-        return Verdict(problems=tuple(("not text", f"the {name} is not text") for name in wrong))
+        return Verdict(problems=[("not text", f"the {name} is not text") for name in wrong])
     nfc = {name: [normalize(text) for text in texts] for name, texts in raw.items()}
     done = {name: [text.strip() if name == "fname" else tidy(text) for text in texts] for name, texts in nfc.items()}
-    (fname,), (dialogue,), topic = done["fname"], done["dialogue"], "".join(done["topic"])
-    good, found = summary_faults(done["summary"], need_summary, max_chars)
-    bad_id = ("broken fname", f"{fname!r} is not an id") if _NO_ID.search(fname) else text_fault("fname", fname)
-    found = [fault for fault in (bad_id, text_fault("dialogue", dialogue, max_chars), *found) if fault]
-    named = [] if bad_id else [f"fname {fname}"]
-    problems = tuple((kind, ": ".join([*named, detail] if detail else named)) for kind, detail in found)
-    if any(kind not in WARNINGS for kind, _ in found):
+    summaries, problems = row_faults(done, need_summary, max_chars)
+    if any(kind not in WARNINGS for kind, _ in problems):
         return Verdict(problems=problems)
-    return Verdict(Dialogue(fname, dialogue, tuple(good), topic), problems, nfc != raw, done != nfc)
+    dialogue = Dialogue(done["fname"][0], done["dialogue"][0], tuple(summaries), "".join(done["topic"]))
+    return Verdict(dialogue, problems, nfc != raw, done != nfc)
 
 # %% ../nbs/core/03_corpus.ipynb #6d130c92
 READERS: dict[str, Callable[[bytes, bool], Table]] = {
     ".csv": read_delimited, ".tsv": lambda raw, need_summary: read_delimited(raw, need_summary, "\t,;"),
     ".jsonl": read_jsonl, ".parquet": read_parquet}
 
-
+# %% ../nbs/core/03_corpus.ipynb #08d28d88
 def is_hub_id(
     source: str | Path,  # A source that is no existing file or folder
 ) -> bool:  # Whether the hub should be asked for it
@@ -806,13 +819,13 @@ def files_not_read(
     source: object,  # As given to `load_dialogues`
 ) -> list[str]:  # One note for each folder that holds anything else
     "Note what a folder holds besides its data files."
-    paths = [Path(item).expanduser() for item in (source if isinstance(source, (list, tuple)) else [source])
-             if isinstance(item, (str, Path))]
-    others = {path: sorted(item.name for item in path.iterdir() if item not in find_files(path))
-              for path in paths if path.is_dir()}
-    return [f"not read in {label(path)}: {', '.join(names)}" for path, names in others.items() if names]
+    items = source if isinstance(source, (list, tuple)) else [source]
+    folders = [Path(item).expanduser() for item in items if isinstance(item, (str, Path))]
+    others = {folder: sorted(path.name for path in set(folder.iterdir()) - set(find_files(folder)))
+              for folder in folders if folder.is_dir()}
+    return [f"not read in {label(folder)}: {', '.join(names)}" for folder, names in others.items() if names]
 
-
+# %% ../nbs/core/03_corpus.ipynb #67565e63
 @dataclass(frozen=True, slots=True)
 class Part:
     "One thing to read: a file, a hub split or rows in memory."
@@ -837,14 +850,17 @@ def find_parts(
         return [part for item in source for part in find_parts(item)]
     return [Part("rows in memory", "memory", source)]
 
-# %% ../nbs/core/03_corpus.ipynb #4225132a
-def digest(
-    raw: bytes,  # Any bytes
-) -> str:  # SHA-256 in hexadecimal
-    "Fingerprint bytes."
-    return hashlib.sha256(raw).hexdigest()
+# %% ../nbs/core/03_corpus.ipynb #8cf94360
+def as_mapping(
+    item: object,  # One row in memory
+) -> Mapping | tuple[str, str]:  # Named values, or kind and detail of the fault
+    "Take a row in memory as named values."
+    if isinstance(item, Dialogue):
+        return {"fname": item.fname, "dialogue": item.dialogue, "summary": item.summaries, "topic": item.topic}
+    fault = ("not a row", f"a {type(item).__name__} where a Dialogue or a mapping is expected")
+    return item if isinstance(item, Mapping) else fault
 
-
+# %% ../nbs/core/03_corpus.ipynb #1134c2b0
 def read_part(
     part: Part,  # What to read
     file: SourceFile,  # Its entry in the report, filled in as far as reading gets
@@ -854,7 +870,7 @@ def read_part(
     "Read one part; `FileFault` if it is of no use as a whole."
     if isinstance(part.where, Path):
         raw = part.where.read_bytes()
-        file.bytes, file.sha256 = len(raw), digest(raw)
+        file.bytes, file.sha256 = len(raw), hashlib.sha256(raw).hexdigest()
         if not raw:
             raise FileFault("0 bytes", "is empty (0 bytes): copy or download it again")
         table = READERS[part.where.suffix.lower()](raw, need_summary)
@@ -863,21 +879,12 @@ def read_part(
     else:
         table = read_objects([(0, as_mapping(item)) for item in part.where], need_summary)
     file.encoding, file.delimiter, file.notes = table.encoding, table.delimiter, list(table.notes)
-    values = [list(record.values) for record in table.records]
-    file.sha256 = file.sha256 or digest(json.dumps(values, default=str).encode())
+    if not file.sha256:
+        values = json.dumps([list(record.values) for record in table.records], default=str, skipkeys=True)
+        file.sha256 = hashlib.sha256(values.encode()).hexdigest()
     if not table.records:
         raise FileFault("header only", "has a header but no rows: add rows or name another file")
     return table
-
-
-def as_mapping(
-    item: object,  # One row in memory
-) -> Mapping | tuple[str, str]:  # Named values, or kind and detail of the fault
-    "Take a row in memory as named values."
-    if isinstance(item, Dialogue):
-        return {"fname": item.fname, "dialogue": item.dialogue, "summary": item.summaries, "topic": item.topic}
-    fault = ("not a row", f"a {type(item).__name__} where a Dialogue or a mapping is expected")
-    return item if isinstance(item, Mapping) else fault
 
 # %% ../nbs/core/03_corpus.ipynb #c7a870a1
 @dataclass(slots=True)
@@ -899,7 +906,7 @@ def compare(
     first = seen.texts.setdefault(text_hash(row.dialogue), row.fname)
     return [("duplicate dialogue", f"fname {row.fname} has the same dialogue as {first}")] if first != row.fname else []
 
-
+# %% ../nbs/core/03_corpus.ipynb #6e950a6d
 def take_rows(
     table: Table,  # What was read
     file: SourceFile,  # Its entry in the report, to be filled
@@ -920,8 +927,9 @@ def take_rows(
             file.left_out[fault] = file.left_out.get(fault, 0) + 1
             continue
         rows.append(verdict.dialogue)
-        file.rows_kept, report.nfc_changed, report.cleaned = (
-            file.rows_kept + 1, report.nfc_changed + verdict.nfc, report.cleaned + verdict.cleaned)
+        file.rows_kept += 1
+        report.nfc_changed += verdict.nfc
+        report.cleaned += verdict.cleaned
     return rows
 
 # %% ../nbs/core/03_corpus.ipynb #2564d1a2
@@ -941,7 +949,7 @@ def check_outcome(
         raise DataError(f"{names} has {counted(len(faults), 'problem')}, and policy='strict' lets none pass ({told}): "
                         "correct them, or go on without those rows with policy='report'", report)
 
-
+# %% ../nbs/core/03_corpus.ipynb #e2acdf7b
 class Loaded(NamedTuple):
     "What `load_dialogues` returns."
     rows: list[Dialogue]  # Dialogues that can be used, in file order
@@ -966,6 +974,8 @@ def load_dialogues(
     if policy not in ("report", "strict"):
         raise ValueError(f"policy={policy!r}: choose 'report' or 'strict'")
     parts = find_parts(source)
+    if (hub_split or hub_config or hub_revision) and not any(part.format == "hub" for part in parts):
+        raise ValueError(f"hub_split, hub_config and hub_revision are for hub datasets only, and {source} is none")
     names = [source] if isinstance(source, (str, Path)) else [part.name for part in parts]
     report, rows, seen = DataReport(", ".join(map(label, names)), policy, need_summary, max_chars), [], Seen()
     report.notes = files_not_read(source)
@@ -1010,7 +1020,7 @@ def as_columns(
              **dict(zip(names, (*row.summaries, *[""] * (most - len(row.summaries))), strict=True)),
              **({"topic": row.topic} if topics else {})} for row in rows]
 
-
+# %% ../nbs/core/03_corpus.ipynb #dc666451
 def save_dialogues(
     rows: Sequence[Dialogue],  # Dialogues, at least one
     path: str | Path,  # A .csv, .tsv or .jsonl file; its folder is made

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HIDING_TAGS', 'KINDS', 'EXAMPLES_CSS', 'PAGE_CSS', 'CONTENT_CSS', 'CODE_CSS', 'TEXTS', 'ReportError', 'secret_values',
            'concealer', 'directives', 'hidden', 'plain', 'noise', 'check_figures', 'cleaned', 'Failure', 'failure',
-           'Table', 'pipe_table', 'escape', 'Examples', 'side_by_side', 'relink', 'fenced', 'to_markdown',
-           'outside_resources', 'to_html', 'Rendered', 'write_atomic', 'render', 'readme_text', 'render_readme',
-           'readme_is_fresh']
+           'Markdown', 'bullets', 'pipe_table', 'facts', 'heading', 'how_to_repeat', 'escape', 'Examples',
+           'side_by_side', 'relink', 'fenced', 'to_markdown', 'outside_resources', 'to_html', 'Rendered',
+           'write_atomic', 'render', 'readme_text', 'render_readme', 'readme_is_fresh']
 
 # %% ../nbs/core/10_report.ipynb #550c7fe2
 import base64
@@ -17,6 +17,7 @@ import math
 import mimetypes
 import os
 import re
+import shlex
 import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,11 +29,14 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .settings import root as lab_root
+from .settings import shown
 from .text import attach
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
     from nbformat import NotebookNode
+
+    from korlab.runs import Run
 
 # %% ../nbs/core/10_report.ipynb #a46bf5da
 class ReportError(ValueError):
@@ -250,57 +254,122 @@ def _unfinished(cell: Mapping) -> bool:
     return cell["execution_count"] is None or silent or status in ("pending", "running")
 
 # %% ../nbs/core/10_report.ipynb #f0345218
-_NUMBERS = re.compile(r"(?=.*\d)[\s\d.,:;±+\-–—~%()\[\]/*\\]+")
-
-
 @dataclass(frozen=True)
-class Table:
-    "A Markdown table that shows itself in a notebook and in its reports."
-    markdown: str  # the pipe table
+class Markdown:
+    "A piece of Markdown that shows itself in a notebook and in its reports."
+    text: str  # the Markdown
 
     def _repr_markdown_(self) -> str:
-        return self.markdown
+        return self.text
 
     def __str__(self) -> str:
-        return self.markdown
+        return self.text
 
-# %% ../nbs/core/10_report.ipynb #a04c9725
+
+def bullets(
+    items: Iterable[str],  # one line of Markdown each
+    empty: str = "",  # what to show when there are none
+) -> Markdown:  # displays itself
+    "A list of short remarks."
+    return Markdown("\n".join(f"- {' '.join(str(item).split())}" for item in items) or empty)
+
+# %% ../nbs/core/10_report.ipynb #66d6c47c
+def _decimals(
+    numbers: Sequence[float],  # the floats of one column
+) -> int:  # decimals that suit all of them
+    "Three significant digits for the largest of them, at least one decimal and at most three."
+    largest = max((abs(number) for number in numbers if math.isfinite(number)), default=0)
+    return 1 if largest >= 10 else 2 if largest >= 1 else 3
+
+
 def _table_text(
     value: Any,  # None, a number, or text
     digits: int,  # decimals of a float
 ) -> str:  # one line that cannot break a table
-    "Write one table cell. Text keeps its Markdown, but not what would break the table or strike words through (3~4시)."
+    "Write one table cell. Text keeps its Markdown, but not what would break the table or strike words out (3~4시)."
     if value is None or isinstance(value, Real) and math.isnan(value):
         return "–"
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return f"{value:,}"
     if isinstance(value, Real) and not isinstance(value, bool):
-        return f"{value:,}" if isinstance(value, Integral) else f"{value:,.{digits}f}"
+        return f"{value:.2g}" if 0 < abs(value) < 0.5 / 10**digits else f"{value:,.{digits}f}"
     text = re.sub(r"([|~$])", r"\\\1", str(value).strip().replace("<", "&lt;"))
-    return re.sub(r"\r\n?|\n", "<br>", text)
+    return "<br>".join(text.splitlines())
 
-# %% ../nbs/core/10_report.ipynb #d7840a5e
-def pipe_table(
-    rows: Iterable[Sequence | Mapping],  # one sequence per row, or one dict per row
-    header: Sequence[str] | None = None,  # column names; the keys of the first row when None
-    digits: int = 1,  # decimals of a float; ints get thousands separators, None and NaN are a dash
-) -> Table:  # displays as Markdown
-    "Make a Markdown table: columns of numbers to the right, `|`, `<`, `~` and line breaks made safe."
-    rows = list(rows)
-    if header is None:
-        if not rows or not isinstance(rows[0], Mapping):
-            raise ValueError("pipe_table needs a header unless its rows are dicts")
-        header = list(rows[0])
-    lines = []
+# %% ../nbs/core/10_report.ipynb #49f0daed
+_NUMBERS = re.compile(r"(?=.*\d)[\s\d.,:;±+\-–—~%()\[\]/*\\e]+")
+
+
+def _table_rows(rows: Sequence[Sequence | Mapping], header: Sequence[str]) -> list[list[Any]]:
+    "Rows as lists of the header's length."
+    found = []
     for number, row in enumerate(rows, 1):
         if isinstance(row, Mapping) and set(row) - set(header):
             raise ValueError(f"table row {number} has a key that is not a column: {', '.join(set(row) - set(header))}")
-        values = [row.get(name) for name in header] if isinstance(row, Mapping) else list(row)
-        if len(values) != len(header):
-            raise ValueError(f"table row {number} has {len(values)} cells, the header has {len(header)}")
-        lines.append([_table_text(value, digits) for value in values])
-    columns = [[cell for cell in column if cell not in ("", "–")] for column in zip(*lines)] or [[] for _ in header]
-    marks = ["--:" if column and all(map(_NUMBERS.fullmatch, column)) else ":--" for column in columns]
-    heads = [_table_text(name, digits) for name in header]
-    return Table("\n".join("| " + " | ".join(line) + " |" for line in [heads, marks, *lines]))
+        found.append([row.get(name) for name in header] if isinstance(row, Mapping) else list(row))
+        if len(found[-1]) != len(header):
+            raise ValueError(f"table row {number} has {len(found[-1])} cells, the header has {len(header)}")
+    return found
+
+# %% ../nbs/core/10_report.ipynb #951c6f74
+def pipe_table(
+    rows: Iterable[Sequence | Mapping],  # one sequence per row, or one dict per row
+    header: Sequence[str] | None = None,  # column names; the keys of the first row when None
+    digits: int | None = None,  # decimals of every float; chosen per column when None
+    empty: str = "",  # Markdown to show instead when there are no rows
+) -> Markdown:  # displays itself
+    """Make a Markdown table: columns of numbers to the right, `|`, `<`, `~`, `$` and line breaks made safe.
+
+    Ints get thousands separators; None and NaN are a dash. Other values are shown as text, and may hold Markdown.
+    """
+    rows = list(rows)
+    if not rows and (empty or header is None):
+        return Markdown(empty or "–")
+    if header is None and not isinstance(rows[0], Mapping):
+        raise ValueError("pipe_table needs a header unless its rows are dicts")
+    header = list(rows[0] if header is None else header)
+    columns, marks = [], []
+    for values in zip(*_table_rows(rows, header)) if rows else [()] * len(header):
+        places = _decimals([v for v in values if isinstance(v, Real)]) if digits is None else digits
+        columns.append([_table_text(value, places) for value in values])
+        filled = [text for text in columns[-1] if text not in ("", "–")]
+        marks.append("--:" if filled and all(map(_NUMBERS.fullmatch, filled)) else ":--")
+    lines = [[_table_text(name, 0) for name in header], marks, *zip(*columns)]
+    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+# %% ../nbs/core/10_report.ipynb #d2d71871
+def facts(
+    values: Mapping[str, Any],  # name -> value, e.g. the metrics of one run
+    header: Sequence[str] = ("항목", "값"),  # names of the two columns
+) -> Markdown:  # displays itself
+    "Make a table of one record: a line for each value, each with the decimals it deserves."
+    places = {name: _decimals([value]) if isinstance(value, Real) else 0 for name, value in values.items()}
+    rows = [[_table_text(name, 0), _table_text(value, places[name])] for name, value in values.items()]
+    lines = [list(header), [":--", ":--"], *rows]
+    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
+
+# %% ../nbs/core/10_report.ipynb #6dc38875
+def heading(
+    title: str,  # model, size and data
+    folder: Path | str,  # the run's folder
+) -> Markdown:  # displays itself
+    "The title line of a run's report."
+    return Markdown(f"### {escape(title)}\n\n`{shown(folder)}`")
+
+
+def how_to_repeat(
+    run: "Run",  # an opened run
+    notebook: str = "nbs/train.ipynb",  # the notebook that made it
+) -> Markdown:  # displays itself
+    "The command that repeats a run, and what else its numbers depend on."
+    given = {"model": run.config.model, **run.given}
+    options = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in given.items())
+    place = run.read("environment")
+    names = [name for name in ("torch", "transformers", "kiwipiepy") if place["versions"].get(name)]
+    versions = ", ".join([f"Python {place['python']}", *(f"{name} {place['versions'][name]}" for name in names)])
+    commit = (place["git"].get("commit") or "?")[:7] + (" (고친 파일 있음)" if place["git"].get("changed") else "")
+    return Markdown(f"```bash\npapermill {notebook} out.ipynb {options}\nkorlab report {run.folder.name}\n```\n\n"
+                    f"이 결과의 환경: {versions} · 커밋 `{commit}` · 씨앗값 {place['seed']}")
 
 # %% ../nbs/core/10_report.ipynb #f7d69487
 KINDS = {"wrong": "틀린 내용", "swap": "화자 바뀜", "missing": "빠짐"}
@@ -316,15 +385,30 @@ def escape(
     text = _MARKDOWN.sub(r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
     return re.sub(r"^(\s*(?:\d+(?=[.)])|(?=[-+=]|#+\s)))", r"\1\\", text, flags=re.MULTILINE)
 
-# %% ../nbs/core/10_report.ipynb #9e450576
-def _segments(
+# %% ../nbs/core/10_report.ipynb #2f3f9849
+def _joined(
     text: str,  # the prediction
     marks: Iterable[tuple[int, int, str]],  # (start, end, kind); start == end points between two characters
+) -> list[tuple[int, int, str]]:  # the same in order, neighbours of one kind with only blanks between them made one
+    "Join marks that a reader would see as one."
+    joined: list[tuple[int, int, str]] = []
+    for start, end, kind in sorted(marks):
+        first, last, same = joined[-1] if joined else (0, 0, "")
+        if same == kind and first < last <= start < end and not text[last:start].strip():
+            joined[-1] = (first, end, kind)
+        else:
+            joined.append((start, end, kind))
+    return joined
+
+
+def _segments(
+    text: str,  # the prediction
+    marks: Iterable[tuple[int, int, str]],  # as in `_joined`
     name: str,  # of the example, for errors
 ) -> list[tuple[str, str]]:  # (text, kind) pieces in order; kind is empty for unmarked text
     "Cut a text at its marks."
     pieces, position = [], 0
-    for start, end, kind in sorted(marks):
+    for start, end, kind in _joined(text, marks):
         if kind not in KINDS:
             raise ValueError(f"example {name}: unknown kind of mark {kind!r}, choose one of {', '.join(KINDS)}")
         if not position <= start <= end <= len(text):
@@ -334,7 +418,7 @@ def _segments(
         position = end
     return [piece for piece in [*pieces, (text[position:], "")] if piece[0] or piece[1]]
 
-# %% ../nbs/core/10_report.ipynb #916a8023
+# %% ../nbs/core/10_report.ipynb #4c86d0de
 EXAMPLES_CSS = """
 .kl-example { border: 1px solid rgba(128,140,155,.28); border-radius: 10px; margin: 1.1em 0; overflow: hidden;
   line-height: 1.65 }
@@ -349,16 +433,16 @@ EXAMPLES_CSS = """
 .kl-turn b { font-size: .92em } .kl-who, .kl-turn b { font-weight: 600; color: var(--who, inherit) }
 .kl-word { white-space: nowrap } .kl-1 { --who: var(--blue, #2f6fc4) }
 .kl-2 { --who: var(--amber, #b0651a) } .kl-3 { --who: var(--green, #16806a) }
-.kl-example mark { color: inherit; border-radius: 4px; padding: .08em .22em; margin: 0 -.1em;
+mark.kl-mark { color: inherit; border-radius: 4px; padding: .08em .22em; margin: 0 -.1em;
   background: rgba(214,69,69,.17); box-shadow: inset 0 -2px rgba(214,69,69,.75); box-decoration-break: clone }
-.kl-example mark.kl-swap { background: rgba(142,80,190,.18); box-shadow: inset 0 -2px rgba(150,88,200,.9) }
-.kl-example mark.kl-missing { background: rgba(200,140,20,.17); box-shadow: inset 0 -2px rgba(205,145,25,.9) }
-.kl-example small { font-size: .74em; color: var(--muted, #67727e); margin-left: .3em; white-space: nowrap }
+mark.kl-swap { background: rgba(142,80,190,.16); box-shadow: inset 0 0 0 1.5px rgba(150,88,200,.75) }
+mark.kl-missing { background: rgba(200,140,20,.17); box-shadow: inset 0 -2px rgba(205,145,25,.9) }
+.kl-legend { font-size: .84em; color: var(--muted, #67727e) } .kl-legend mark { margin-right: .9em !important }
 @media (max-width: 44em) { .kl-grid { grid-template-columns: 1fr }
   .kl-grid > div + div { border-left: 0; border-top: 1px solid rgba(128,140,155,.2) } }
 """
 
-# %% ../nbs/core/10_report.ipynb #4c86d0de
+# %% ../nbs/core/10_report.ipynb #1fddf5a0
 def _people(text: str) -> str:
     "Text as HTML, each speaker placeholder in its speaker's colour."
     word = r'<span class="kl-word"><span class="kl-who kl-\2">\1</span>\3</span>'
@@ -379,13 +463,14 @@ def _html_piece(text: str, kind: str) -> str:
     "One piece of a prediction as HTML, marked where something is wrong with it."
     if not kind:
         return _people(text)
-    return f'<mark class="kl-{kind}">{_people(text) or "‸"}</mark><small>{KINDS[kind]}</small>'
+    return f'<mark class="kl-mark kl-{kind}" title="{KINDS[kind]}">{_people(text) or "‸"}</mark>'
 
-# %% ../nbs/core/10_report.ipynb #0d3758af
+# %% ../nbs/core/10_report.ipynb #699e1c40
 def _markdown_piece(text: str, kind: str) -> str:
     "One piece of a prediction as Markdown."
     text = escape(text).replace("\n", "<br>")
-    return f"<b>{text or '‸'}</b><sup>{KINDS[kind]}</sup>" if kind else text
+    name = f"<sup>{KINDS[kind]}</sup>" if kind in ("swap", "missing") else ""
+    return f"<b>{text or '‸'}</b>{name}" if kind else text
 
 
 def _markdown_turn(line: str) -> str:
@@ -400,7 +485,10 @@ class Examples:
     items: tuple[dict[str, Any], ...]  # as given to `side_by_side`
 
     def _repr_html_(self) -> str:
-        return f"<style>{EXAMPLES_CSS}</style>\n" + "\n".join(map(self._card, self.items))
+        used = {kind for item in self.items for _, kind in item["pieces"]}
+        legend = "".join(_html_piece(words, kind) for kind, words in KINDS.items() if kind in used)
+        legend = f'<p class="kl-legend">{legend}</p>\n' if legend else ""
+        return f"<style>{EXAMPLES_CSS}</style>\n{legend}" + "\n".join(map(self._card, self.items))
 
     def _repr_markdown_(self) -> str:
         return "\n\n".join(f"**{number}.** {self._section(item)}" for number, item in enumerate(self.items, 1))
@@ -570,7 +658,7 @@ blockquote { margin: 1em 0; padding: .1em 0 .1em 1.1em; border-left: 3px solid v
 h1 + blockquote { border: 0; padding: 0; font-size: 1.06rem }
 img { display: block; max-width: 100%; height: auto; margin: 1.2em 0 } .output_png img { margin: .9em 0 1.6em }
 @media (prefers-color-scheme: dark) { .output_png img { mix-blend-mode: lighten;
-  filter: invert(1) hue-rotate(180deg) brightness(1.06) saturate(1.1) } }
+  filter: invert(1) hue-rotate(180deg) } }
 footer { margin-top: 4.5rem; padding-top: 1.1rem; padding-bottom: 3rem; color: var(--muted); font-size: .84rem;
   position: relative } footer::before { content: ""; position: absolute; top: 0; left: 1.6rem; right: 1.6rem;
   border-top: 1px solid var(--line) }
@@ -787,11 +875,15 @@ def _footer(notebook: "NotebookNode", lang: str) -> str:
     return " · ".join([made, (run.get("end_time") or run.get("start_time") or date.today().isoformat())[:10], *took])
 
 # %% ../nbs/core/10_report.ipynb #309a9760
-def _page(clean: "NotebookNode", stop: Failure | None, name: str, lang: str) -> str:
-    "The whole HTML page."
+def _first_heading(clean: "NotebookNode") -> str:
+    "The first heading of a notebook as plain text."
     prose = "\n".join(cell.source for cell in clean.cells if cell.cell_type == "markdown")
-    heading = re.search(r"^# +(.+)", prose, re.MULTILINE)
-    title = re.sub(r"[*`]", "", heading[1]) if heading else name
+    found = re.search(r"^# +(.+)", prose, re.MULTILINE)
+    return re.sub(r"[*`]", "", found[1]) if found else ""
+
+
+def _page(clean: "NotebookNode", stop: Failure | None, title: str, lang: str) -> str:
+    "The whole HTML page."
     body = (_html_banner(stop, TEXTS[lang]) if stop else "") + to_html(clean)
     return _PAGE.format(lang=lang, version=__version__, title=html.escape(title), css=PAGE_CSS + CONTENT_CSS + CODE_CSS,
                         body=body, footer=_footer(clean, lang))
@@ -812,6 +904,7 @@ def render(
     name: str = "",  # file name without ending; the notebook's own when empty
     lang: str = "ko",  # language of the page and its few fixed words: "ko" or "en"
     code: bool = False,  # keep code cells in the Markdown too (the HTML always has them, folded)
+    title: str = "",  # title of the page in the browser; the first heading when empty
     root: Path | str | None = None,  # the lab's root; found upwards from the notebook when None
 ) -> Rendered:  # `<name>.html`, `<name>.md` and the pictures in `<name>_files/`
     """Render an executed notebook as one self-contained HTML file and as Markdown with pictures.
@@ -830,7 +923,7 @@ def render(
     clean, base = cleaned(source, conceal), _origin(source, file, root)
     if stop:
         stop = Failure(stop.cell, conceal(stop.error), conceal(stop.traceback))
-    page = _page(_relinked(clean, base, folder, embed=True), stop, name, lang)
+    page = _page(_relinked(clean, base, folder, embed=True), stop, title or _first_heading(clean) or name, lang)
     if outside := outside_resources(page):
         raise ReportError(f"{file.name} would load {outside[0]} when its report is opened: save the file beside the "
                           "notebook and refer to it by a relative path, or link to it instead")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RunError', 'atomic', 'write_text', 'write_json', 'write_jsonl', 'read_json', 'read_jsonl', 'sha256',
-           'versions', 'git_state', 'memory_gib', 'hardware', 'environment', 'run_name', 'run_folder', 'differences',
-           'Run', 'open_run', 'set_aside', 'find_run', 'open_evaluation']
+           'versions', 'git_state', 'cpu_name', 'memory_gib', 'hardware', 'environment', 'run_name', 'run_folder',
+           'differences', 'Run', 'open_run', 'set_aside', 'find_run', 'open_evaluation']
 
 # %% ../nbs/core/07_runs.ipynb #112a5cb6
 import fcntl
@@ -130,7 +130,8 @@ def git_state() -> dict[str, Any]:
         return {"commit": None, "reason": f"git gave no commit ({type(error).__name__})"}
 
 # %% ../nbs/core/07_runs.ipynb #ea3dddef
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    "What the processor calls itself."
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -154,7 +155,7 @@ def hardware() -> dict[str, Any]:
         one = torch.cuda.get_device_properties(0)
         gpu = {"name": one.name, "memory_gib": round(one.total_memory / 2**30, 1), "count": torch.cuda.device_count()}
     return {
-        "cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gib": memory_gib(),
+        "cpu": cpu_name(), "cores": os.cpu_count(), "memory_gib": memory_gib(),
         "threads": torch.get_num_threads(), "gpu": gpu,
     }
 

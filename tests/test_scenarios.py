@@ -212,9 +212,12 @@ def test_wording_follows_the_first_turn(end, hard):
 
 @pytest.mark.parametrize("script, message", [
     ("A: 안녕?", "'A: 안녕?' is out of place"),
+    ("[사투리]\nA: 안녕?\n* 안녕!", "'[사투리]' is out of place"),
+    ("[반말]\nA: 봐.\n* 뵈어.", "a scene in 반말 has no summary (=>)"),
+    ("[반말]\nA: 봐.\n* 뵈어.\n~\n=> 본다.\n* 뵌다.", "does not end with a turn"),
     ("[반말]\n| 안녕?", "'| 안녕?' is out of place"),
     ("[반말]\n~\n* 안녕?", "'* 안녕?' is out of place"),
-    ("[반말]\nA: 안녕?\n* 안녕?", "needs usual phrasings and, different from them, hard ones"),
+    ("[반말]\nA: 안녕?\n* 안녕?", "needs usual phrasings and, apart from them, hard ones"),
     ("[반말]\nA: {whn} 봐.\n* 봐.", "unknown slot {whn} in '{whn} 봐.'; the slots are A, B, C, when"),
     ("[반말]\nA: {day:은는} 봐.\n* 봐.", "'은는' is not a particle pair"),
     ("[반말]\nA: {day 봐.\n* 봐.", "expected '}'"),

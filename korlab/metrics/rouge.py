@@ -77,12 +77,13 @@ def _check_hangul(
 
 # %% ../../nbs/core/05_rouge.ipynb #8a6fea5a
 def _numbered(
-    texts: Sequence[Sequence[str]],  # tokens of each text
+    texts: Sequence[Sequence[Sequence[str]]],  # lines of tokens of each text
 ) -> tuple[np.ndarray, np.ndarray]:  # token numbers, all texts in a row (int64), and the length of each text
     "Number the tokens of all texts; equal tokens get equal numbers."
     number = defaultdict(count().__next__)
-    flat = np.fromiter(map(number.__getitem__, chain.from_iterable(texts)), dtype=np.int64)
-    return flat, np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    tokens = chain.from_iterable(chain.from_iterable(texts))
+    flat = np.fromiter(map(number.__getitem__, tokens), dtype=np.int64)
+    return flat, np.array([sum(map(len, lines)) for lines in texts])
 
 # %% ../../nbs/core/05_rouge.ipynb #9e8002fa
 def _sequences(
@@ -187,8 +188,7 @@ def _pair_scores(
     from rapidfuzz.process import cpdist
 
     n, scores = len(predictions), {}
-    texts = [text[0] if len(text) == 1 else list(chain.from_iterable(text)) for text in chain(predictions, references)]
-    flat, lengths = _numbered(texts)
+    flat, lengths = _numbered([*predictions, *references])
     for measure in measures:
         compared = _sequences(flat, lengths, measure)
         hits = cpdist([compared[i] for i in owner.tolist()], compared[n:], scorer=LCSseq.similarity, dtype=np.int64)
