@@ -176,7 +176,8 @@ def _report(name: str, publish: bool = False) -> None:
         else:
             run = runs.find_run(name)
             folder = settings().reports / run.study if publish else run.folder
-            rendered = render(run.path("train.ipynb"), folder, run.folder.name if publish else "report")
+            rendered = render(run.path("train.ipynb"), folder, run.folder.name if publish else "report",
+                              title=run.title)
             if run.has("metrics"):
                 _print_table(registry.study(run.study).scores(run), title=run.title)
                 typer.echo(f"training: {run.read('train')['train_metrics']['cpu_seconds']:.0f} CPU seconds")

@@ -7,12 +7,12 @@ __all__ = ['WARNINGS', 'MARK', 'ENCODINGS', 'NAMES', 'ALIASES', 'HUB', 'NA_LIKE'
            'text_hash', 'Problem', 'DataError', 'FileFault', 'SourceFile', 'label', 'spread', 'measure', 'counted',
            'escaped', 'pipe_table', 'DataReport', 'report_markdown', 'Decoded', 'decode', 'split_lines', 'column_key',
            'find_columns', 'Columns', 'match_columns', 'Record', 'Table', 'reader_at', 'known_columns', 'read_header',
-           'alphabet', 'id_at', 'split_records', 'field_limit', 'record_fault', 'first_line', 'blank_note',
-           'read_delimited', 'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet', 'read_hub',
-           'hub_table', 'as_text', 'row_texts', 'tidy', 'text_fault', 'summary_faults', 'row_faults', 'Verdict',
-           'judge', 'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'as_mapping', 'read_part',
-           'Seen', 'compare', 'take_rows', 'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap', 'as_columns',
-           'save_dialogues']
+           'alphabet', 'id_at', 'usual_shape', 'split_records', 'field_limit', 'record_fault', 'first_line',
+           'blank_note', 'read_delimited', 'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet',
+           'read_hub', 'hub_table', 'as_text', 'row_texts', 'tidy', 'text_fault', 'summary_faults', 'row_faults',
+           'Verdict', 'judge', 'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'as_mapping',
+           'read_part', 'Seen', 'compare', 'take_rows', 'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap',
+           'as_columns', 'save_dialogues']
 
 # %% ../nbs/core/03_corpus.ipynb #4803c259
 import codecs
@@ -177,7 +177,7 @@ def pipe_table(
     return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]) + "\n\n" if lines else ""
 
 # %% ../nbs/core/03_corpus.ipynb #bc3f4212
-@dataclass
+@dataclass(repr=False)
 class DataReport:
     "What was read, what was kept, and why the rest was not; shows itself in a notebook."
     source: str  # Source as given
@@ -228,6 +228,10 @@ class DataReport:
         files = [{**asdict(file), "name": labels[file.name]} for file in self.files]
         problems = [{**asdict(problem), "file": labels[problem.file]} for problem in self.problems]
         return {**asdict(self), "rows": rows, "left_out": self.left_out, "files": files, "problems": problems}
+
+    def __repr__(self) -> str:
+        "One line, without this machine's folders: notebooks store it beside the tables."
+        return f"DataReport({self.source}: {self.rows_kept:,} of {counted(self.rows_read, 'row')} kept)"
 
     def _repr_markdown_(self) -> str:
         "How a notebook, and a report made of it, shows this."
@@ -440,10 +444,9 @@ def id_at(
     delimiter: str,  # One character
     width: int,  # Number of columns
     key: int,  # Position of the fname
-    whole: bool = False,  # Whether the rest of the row must be in order too
 ) -> str:  # Id of the row that might begin at this line; empty if none could
     "Read an id even where the rest of the row is broken, if it stands first."
-    if key == 0 and not whole:
+    if key == 0:
         text, found, _ = lines[at].partition(delimiter)
         return text.strip('" ') if found else ""
     try:
@@ -452,7 +455,28 @@ def id_at(
         return ""
     return fields[key].strip() if len(fields) == width else ""
 
-# %% ../nbs/core/03_corpus.ipynb #41a5c2db
+# %% ../nbs/core/03_corpus.ipynb #676d4038
+def usual_shape(
+    lines: Sequence[str],  # Physical lines
+    start: int,  # Index of the line to begin at
+    delimiter: str,  # One character
+    width: int,  # Number of columns
+    key: int,  # Position of the fname
+) -> set[frozenset[str]]:  # The alphabet of most ids; empty if no line makes a whole row
+    "Find the commonest alphabet of ids among the whole rows of the next 200 lines."
+    names, end = [], min(start + 200, len(lines))
+    while start < end:
+        reader = reader_at(lines, start, delimiter)
+        try:
+            fields = next(reader)
+        except csv.Error:
+            start += 1
+            continue
+        names += [fields[key].strip()] if len(fields) == width else []
+        start += reader.line_num
+    return {shape for shape, _ in Counter(map(alphabet, filter(None, names))).most_common(1)}
+
+# %% ../nbs/core/03_corpus.ipynb #8efd35e3
 def split_records(
     lines: Sequence[str],  # Physical lines
     start: int,  # Index of the first line after the header
@@ -464,8 +488,8 @@ def split_records(
     shapes: set[frozenset[str]] = set()
 
     def begins(at: int) -> bool:
-        name = id_at(lines, at, delimiter, width, key, whole=not shapes)
-        return bool(name) and not PLACEHOLDER.search(name) and (not shapes or alphabet(name) in shapes)
+        name = id_at(lines, at, delimiter, width, key)
+        return bool(name) and not PLACEHOLDER.search(name) and alphabet(name) in shapes
 
     while start < len(lines):
         reader, begin = reader_at(lines, start, delimiter), start
@@ -478,6 +502,7 @@ def split_records(
                 begin = end
             return
         except csv.Error as error:
+            shapes = shapes or usual_shape(lines, begin + 1, delimiter, width, key)
             start = next((at for at in range(begin + 1, len(lines)) if begins(at)), len(lines))
             yield begin, start, [], str(error)
 

@@ -306,7 +306,7 @@ class RunParams:
     weight_decay: float | None = setting(None, "decoupled weight decay", low=0, high=1)
     adam_beta2: float | None = setting(None, "AdamW's second-moment decay", above=0, high=1)
     max_grad_norm: float | None = setting(None, "gradient clipping; 0 turns it off", low=0)
-    batch_size: int | None = setting(None, "rows a forward pass (their average number with batching=tokens)", low=1)
+    batch_size: int | None = setting(None, "rows a forward pass; with a token budget, their average number", low=1)
     accumulation: int | None = setting(None, "forward passes an update", low=1)
     batching: Literal["tokens", "length", "random"] | None = setting(
         None, "how rows meet: a token budget, groups of like length, by chance"

@@ -256,14 +256,17 @@ LABELS = {"loss": "학습", "eval_loss": "평가", "eval_rouge1": "ROUGE-1", "ev
           "eval_rougeL": "ROUGE-L", "eval_rougeLsum": "ROUGE-Lsum", "eval_rouge_sum": "ROUGE 합"}
 
 
-def _curve(ax: "Axes", history: Sequence[Mapping[str, Any]], key: str, color: str, best: float | None) -> tuple | None:
+def _curve(
+    ax: "Axes", history: Sequence[Mapping[str, Any]], key: str, color: str, best: float | None, factor: float
+) -> tuple | None:
     "Draw one series; returns its end label, or None where it was never measured."
     steps, values, broken = series(history, key)
+    values = [value * factor for value in values]
     name = LABELS.get(key, key.removeprefix("eval_")) + (f" (값 없음 {broken}회)" if broken else "")
     if not steps:
         return None
-    many = len(steps) > 40
-    ax.plot(steps, values, color=color, linewidth=1.4 if many else 2, marker="" if many else "o", markersize=3.6)
+    dots = len(steps) == 1 or (key != "loss" and len(steps) <= 40)
+    ax.plot(steps, values, color=color, linewidth=2 if dots else 1.4, marker="o" if dots else "", markersize=3.6)
     if best in steps and key != "loss":
         ax.plot([best], [values[steps.index(best)]], "o", color=color, markersize=7.5, mec="white", mew=1.4, zorder=5)
     return values[-1], name, MUTED if color == GREY else color
@@ -271,10 +274,13 @@ def _curve(ax: "Axes", history: Sequence[Mapping[str, Any]], key: str, color: st
 # %% ../nbs/core/09_plots.ipynb #b840fad5
 def _mark_best(ax: "Axes", best: float | None) -> None:
     "A dotted line at the step the run keeps."
-    if best is not None:
-        ax.axvline(best, color=MUTED, linewidth=1, linestyle=(0, (1, 2.5)), zorder=0)
-        ax.annotate(f"최고 {best:,.0f}", (best, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
-                    textcoords="offset points", color=MUTED, fontsize=8.5, ha="center", va="bottom")
+    if best is None:
+        return
+    low, high = ax.get_xlim()
+    side = "right" if best > low + 0.8 * (high - low) else "center"  # leave the right margin to the curves' names
+    ax.axvline(best, color=MUTED, linewidth=1, linestyle=(0, (1, 2.5)), zorder=0)
+    ax.annotate(f"최고 {best:,.0f}", (best, 1.0), xycoords=("data", "axes fraction"), xytext=(3 * (side == "right"), 2),
+                textcoords="offset points", color=MUTED, fontsize=8.5, ha=side, va="bottom")
 
 # %% ../nbs/core/09_plots.ipynb #484c8946
 def learning_curves(
@@ -283,6 +289,7 @@ def learning_curves(
     metrics: Sequence[str] = ("eval_rouge1", "eval_rouge2", "eval_rougeL"),  # quantities of the right panel
     best_by: str = "eval_rouge_sum",  # what chose the checkpoint
     ylabel: str = "ROUGE F1",  # heading of the right panel
+    scale: float = 1.0,  # factor for `metrics`: 100 shows fractions as percentages
 ) -> "Figure":  # one panel of losses, and one of `metrics` where any was measured
     "Show how a run learned: losses at the left, scores at the right, and the step whose checkpoint it keeps."
     panels = [("손실", ["loss", "eval_loss"], (GREY, BLUE)), (ylabel, list(metrics), PALETTE)]
@@ -293,7 +300,8 @@ def learning_curves(
     best = best_step(history, best_by)
     with house_style():
         for ax, (heading, keys, colors) in zip(axes[0], panels):
-            ends = [_curve(ax, history, key, color, best) for key, color in zip(keys, colors)]
+            factor = 1.0 if "loss" in keys else scale
+            ends = [_curve(ax, history, key, color, best, factor) for key, color in zip(keys, colors)]
             ax.set(xlabel="스텝", ylim=(0, None))
             ax.set_title(heading, pad=16, color=MUTED)
             ax.margins(x=0.02)

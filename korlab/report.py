@@ -367,9 +367,10 @@ def how_to_repeat(
     place = run.read("environment")
     names = [name for name in ("torch", "transformers", "kiwipiepy") if place["versions"].get(name)]
     versions = ", ".join([f"Python {place['python']}", *(f"{name} {place['versions'][name]}" for name in names)])
-    commit = (place["git"].get("commit") or "?")[:7] + (" (고친 파일 있음)" if place["git"].get("changed") else "")
-    return Markdown(f"```bash\npapermill {notebook} out.ipynb {options}\nkorlab report {run.folder.name}\n```\n\n"
-                    f"이 결과의 환경: {versions} · 커밋 `{commit}` · 씨앗값 {place['seed']}")
+    commit = f"`{(place['git'].get('commit') or '?')[:7]}`" + (" (고친 파일 있음)" if place["git"].get("changed") else "")
+    report = shlex.join(["korlab", "report", run.folder.name])
+    return Markdown(f"```bash\npapermill {notebook} out.ipynb {options}\n{report}\n```\n\n"
+                    f"이 결과의 환경: {versions} · 커밋 {commit} · 씨앗값 {place['seed']}")
 
 # %% ../nbs/core/10_report.ipynb #f7d69487
 KINDS = {"wrong": "틀린 내용", "swap": "화자 바뀜", "missing": "빠짐"}
@@ -898,13 +899,21 @@ def _write(folder: Path, name: str, page: str, text: str, pictures: Mapping[str,
     return files
 
 # %% ../nbs/core/10_report.ipynb #35c5565b
+def _retitled(notebook: "NotebookNode", title: str) -> "NotebookNode":
+    "Put a title in place of the first heading."
+    first = next((cell for cell in notebook.cells if cell.cell_type == "markdown" and cell.source.startswith("# ")), None)
+    if title and first:
+        first.source = "\n".join([f"# {escape(title)}", *first.source.split("\n")[1:]])
+    return notebook
+
+
 def render(
     notebook: Path | str,  # an executed notebook; it is not changed
     folder: Path | str,  # where the report goes, e.g. reports/summarization
     name: str = "",  # file name without ending; the notebook's own when empty
     lang: str = "ko",  # language of the page and its few fixed words: "ko" or "en"
     code: bool = False,  # keep code cells in the Markdown too (the HTML always has them, folded)
-    title: str = "",  # title of the page in the browser; the first heading when empty
+    title: str = "",  # in place of the first heading, e.g. model, size and data; the notebook's own when empty
     root: Path | str | None = None,  # the lab's root; found upwards from the notebook when None
 ) -> Rendered:  # `<name>.html`, `<name>.md` and the pictures in `<name>_files/`
     """Render an executed notebook as one self-contained HTML file and as Markdown with pictures.
@@ -920,7 +929,7 @@ def render(
     stop = failure(source)
     if not stop:
         check_figures(source, file.name)
-    clean, base = cleaned(source, conceal), _origin(source, file, root)
+    clean, base = _retitled(cleaned(source, conceal), title), _origin(source, file, root)
     if stop:
         stop = Failure(stop.cell, conceal(stop.error), conceal(stop.traceback))
     page = _page(_relinked(clean, base, folder, embed=True), stop, title or _first_heading(clean) or name, lang)

@@ -311,6 +311,18 @@ def test_an_open_quote_takes_only_its_own_row(tmp_path):
     balanced(report)
 
 
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("speaker", ["#Person2#: 네", "민수: 네"])
+def test_a_turn_is_never_taken_for_a_row(tmp_path, speaker, at):
+    rows = [Dialogue(f"d_{i}", f"#Person1#: 가요, {i}?\n{speaker}, 그럼,가요.", ("간다.",)) for i in range(4)]
+    text = as_csv(rows).split("d_")
+    text[at + 1] = text[at + 1].replace('가요.",간다.', "가요.")  # the turn is now three fields wide, like a row
+    found, report = load_dialogues(put(tmp_path, "x.csv", "d_".join(text)))
+    assert found == rows[:at] + rows[at + 1:]
+    assert [(p.row, p.line, p.kind) for p in report.problems] == [(at + 1, 2 * at + 2, "broken quoting")]
+    balanced(report)
+
+
 def test_every_broken_row_counts_when_many_follow_each_other(tmp_path):
     lines = [f'd_{i},"가요?"요,간다.\n' for i in range(1, 51)]
     path = put(tmp_path, "x.csv", HEAD + "d_0,가요?,간다.\n" + "".join(lines))
@@ -431,14 +443,15 @@ def test_saving_without_summaries_comes_back(tmp_path):
         assert load_dialogues(path, need_summary=False).rows == rows
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_save_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch, step):
     path = save_dialogues(ROWS, tmp_path / "x.csv")
     before = path.read_bytes()
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="disk full"):
         save_dialogues(ROWS[:1], path)
     assert path.read_bytes() == before
@@ -475,7 +488,7 @@ def test_the_report_is_json_and_names_no_folder_of_this_machine(tmp_path):
     path = put(tmp_path, "x.csv", as_csv(ROWS) + "d_0,다시,요약.\n" + "".join(f"e_{i},,요약.\n" for i in range(30)))
     report = load_dialogues(path).report
     made = report.to_dict()
-    text = json.dumps(made, ensure_ascii=False) + report._repr_markdown_()
+    text = json.dumps(made, ensure_ascii=False) + report._repr_markdown_() + repr(report)
     assert str(tmp_path) not in text and "…/x.csv" in text
     assert made["rows"] == {"read": 34, "kept": 3, "left_out": 31} and len(made["problems"]) == 31
     assert made["files"][0]["sha256"] == __import__("hashlib").sha256(path.read_bytes()).hexdigest()

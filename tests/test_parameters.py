@@ -66,7 +66,7 @@ BAD_FILES = {
 def test_a_bad_experiment_file_stops_korlab_run(content, sentence, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_bytes(content)
-    done = subprocess.run([sys.executable, "-m", "korlab.cli", "run", str(file)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([str(Path(sys.executable).with_name("korlab")), "run", str(file)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert sentence in done.stderr and "Traceback" not in done.stderr
 

@@ -1,9 +1,11 @@
 """Reports: what must never be in one, what must always be, real runs that fail, and faults while writing."""
 
 import base64
+import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +284,36 @@ def test_no_content_breaks_a_table(rows):
     assert [t.type for t in tokens if t.level == 0] == ["table_open", "table_close"]
     assert sum(t.type == "td_open" for t in tokens) == 2 * len(rows)
     assert sum(t.type == "tr_open" for t in tokens) == 1 + len(rows)
+
+
+@given(st.text("ab ", min_size=1, max_size=30), st.data())
+def test_joining_marks_changes_no_letter_and_keeps_what_was_marked(text, data):
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8, unique=True)))
+    marks = [(a, b, data.draw(st.sampled_from(["wrong", "swap"]))) for a, b in itertools.pairwise(cuts)][::2]
+    pieces = report._segments(text, marks, "x")
+    assert "".join(piece for piece, _ in pieces) == text
+    kinds = "".join({"": "-", "wrong": "w", "swap": "s"}[kind] * len(piece) for piece, kind in pieces)
+    for start, end, kind in marks:
+        assert kinds[start:end] == kind[0] * (end - start)
+    marked = {i for start, end, _ in marks for i in range(start, end)}
+    assert all(i in marked or not text[i].strip() for i, kind in enumerate(kinds) if kind != "-")
+
+
+def test_how_to_repeat_is_a_command_a_shell_reads_back():
+    class Run:
+        config, folder = type("Config", (), {"model": "kobart"}), Path("/x/my run")
+        given = {"prefix": "요약: it's", "epochs": 2.0}  # noqa: RUF012
+
+        def read(self, name):
+            git = {"commit": "abcdef1234", "changed": True}
+            return {"python": "3.11.7", "versions": {"torch": "2.13.0"}, "git": git, "seed": 7}
+
+    text = str(report.how_to_repeat(Run()))
+    words = shlex.split(text.split("\n")[1])
+    assert words == ["papermill", "nbs/train.ipynb", "out.ipynb", "-p", "model", "kobart", "-p", "prefix", "요약: it's",
+                     "-p", "epochs", "2.0"]
+    assert "커밋 `abcdef1` (고친 파일 있음)" in text
+    assert "씨앗값 7" in text
 
 
 def test_columns_of_numbers_align_right():

@@ -65,10 +65,9 @@ def _check_hangul(
     text: str,  # the text
     tokens: Iterable[str],  # what it was cut into
     where: str,  # its place, for the error
-    unknown: str | None = None,  # the tokenizer's token for "unknown"
 ) -> None:
     "Raise `ValueError` if `text` contains Hangul and `tokens` carry none of it; ▁ and Ġ are blanks of subword pieces."
-    bare = (token.strip("▁Ġ") for token in tokens if token != unknown)
+    bare = (token.strip("▁Ġ") for token in tokens)
     if has_hangul(text) and all(token.isascii() and not token.startswith("<0x") for token in bare):
         raise ValueError(
             f"{where} contains Hangul ({text[:20]!r}) but no token carries it, so its score would mean nothing: "
@@ -438,12 +437,12 @@ def rouge(
     flat = list(chain.from_iterable(groups))
     found = _cut_texts(predictions, mode, tokenizer, workers)
     known = _reference_morphemes(flat, cache, workers) if mode == "morph" else _cut_texts(flat, mode, tokenizer)
-    unknown, expected = getattr(tokenizer, "unk_token", None), iter(zip(flat, known))
+    expected = iter(zip(flat, known))
     for i, (text, lines) in enumerate(zip(predictions, found)):
-        _check_hangul(text, chain.from_iterable(lines), f"predictions[{i}]", unknown)
+        _check_hangul(text, chain.from_iterable(lines), f"predictions[{i}]")
         for k in range(len(groups[i])):
             text, lines = next(expected)
-            _check_hangul(text, chain.from_iterable(lines), f"references[{i}][{k}]", unknown)
+            _check_hangul(text, chain.from_iterable(lines), f"references[{i}][{k}]")
     tokens = iter(known)
     scores = score_tokens(found, [[next(tokens) for _ in group] for group in groups], refs, measures)
     signature = _signature(mode, tokenizer, refs, [len(group) for group in groups])

@@ -184,4 +184,4 @@ def wilson(
     rate, scale = hits / n, 1 + z * z / n
     centre = (rate + z * z / (2 * n)) / scale
     half = z / scale * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return Interval(rate, max(0.0, centre - half), min(1.0, centre + half), n, level)
+    return Interval(rate, min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half)), n, level)

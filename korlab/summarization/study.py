@@ -314,16 +314,15 @@ def evaluate_on(
 # %% ../../nbs/summarization/20_study.ipynb #7117bcb0
 def scores(
     run: Run,  # an evaluated run
-    splits: Sequence[str] | None = None,  # which splits; all scored ones when None
 ) -> list[dict[str, Any]]:  # one row a split, system and mode
-    "ROUGE of the model and the baselines: mean with 95 % interval, n, and what was counted."
-    results = run.read("metrics")["splits"]
+    "ROUGE with 95 % intervals: the model by every mode, the baselines by the main one."
+    results, main = run.read("metrics")["splits"], run.config.rouge_mode
     table = []
-    for name in splits or results:
-        systems = {run.config.model: results[name]} | results[name]["baselines"]
-        for system, result in systems.items():
-            for mode, values in result["rouge"].items():
-                table.append({"split": name, "system": system, "mode": mode, "n": result["n"]} | _percent(values))
+    for name, result in results.items():
+        for mode, values in result["rouge"].items():
+            table.append({"split": name, "system": run.config.model, "mode": mode, "n": result["n"]} | _percent(values))
+        for system, other in result["baselines"].items():
+            table.append({"split": name, "system": system, "mode": main, "n": other["n"]} | _percent(other["rouge"][main]))
     return table
 
 
@@ -362,7 +361,7 @@ def data_rows(
         table.append({
             "split": name, "rows": n, "source mean": source["mean"], "source max": source["max"],
             "source cut": source["cut"], "target mean": target.get("mean"), "target max": target.get("max"),
-            "target cut": target["cut"], "sha256": found["sha256"][name][:12],
+            "target cut": target["cut"], "sha256": found["sha256"][name][:8],
         })
     return table
 
@@ -390,7 +389,7 @@ def curves(
 ) -> "Figure":  # losses and dev ROUGE over the updates
     "The learning curves."
     history = read_jsonl(run.path("history.jsonl"))
-    return plots.learning_curves(history, title=f"{run.title} · 학습 곡선")
+    return plots.learning_curves(history, title=f"{run.title} · 학습 곡선", scale=100)
 
 
 def distribution(
@@ -407,10 +406,14 @@ def examples(
     split: str = "test",  # which split
     n: int = 10,  # how many
 ) -> list[dict[str, Any]]:  # dialogue, reference, prediction, marks and a note
-    "Rows from the worst to the best, evenly spaced over the ranking by ROUGE-1."
+    "A few rows of each kind of outcome, the wrong ones first, each kind spread over its range of scores."
     rows = sorted(read_jsonl(run.path("predictions", f"{split}.jsonl")), key=lambda r: r["rouge1"])
-    step = max(1, (len(rows) - 1) / max(1, n - 1))
-    chosen = [rows[round(i * step)] for i in range(min(n, len(rows)))]
+    kinds = [[r for r in rows if r["kind"] == kind] for kind in ("other", "speakers", "exact")]
+    kinds = [found for found in kinds if found]
+    chosen = []
+    for i, found in enumerate(kinds):
+        share = (n - len(chosen)) // (len(kinds) - i)
+        chosen += [found[round(k * (len(found) - 1) / max(1, share - 1))] for k in range(min(share, len(found)))]
     words = {"exact": "정확히 같음", "speakers": "화자만 틀림", "other": "다름"}
     return [
         {
