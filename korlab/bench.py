@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .runs import cpu_name, versions, write_json
+from .files import write_json
+from .runs import cpu_name, versions
 
 # %% ../nbs/core/14_bench.ipynb #0a380188
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WARNINGS', 'MARK', 'ENCODINGS', 'NAMES', 'ALIASES', 'HUB', 'NA_LIKE', 'READERS', 'Dialogue', 'count_turns',
            'text_hash', 'Problem', 'DataError', 'FileFault', 'SourceFile', 'label', 'spread', 'measure', 'counted',
-           'escaped', 'pipe_table', 'DataReport', 'report_markdown', 'Decoded', 'decode', 'split_lines', 'column_key',
-           'find_columns', 'Columns', 'match_columns', 'Record', 'Table', 'reader_at', 'known_columns', 'read_header',
-           'alphabet', 'id_at', 'usual_shape', 'split_records', 'field_limit', 'record_fault', 'first_line',
-           'blank_note', 'read_delimited', 'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet',
-           'read_hub', 'hub_table', 'as_text', 'row_texts', 'tidy', 'text_fault', 'summary_faults', 'row_faults',
-           'Verdict', 'judge', 'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'as_mapping',
-           'read_part', 'Seen', 'compare', 'take_rows', 'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap',
-           'as_columns', 'save_dialogues']
+           'DataReport', 'report_markdown', 'Decoded', 'decode', 'split_lines', 'column_key', 'find_columns', 'Columns',
+           'match_columns', 'Record', 'Table', 'reader_at', 'known_columns', 'read_header', 'alphabet', 'id_at',
+           'usual_shape', 'split_records', 'field_limit', 'record_fault', 'first_line', 'blank_note', 'read_delimited',
+           'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet', 'read_hub', 'hub_table',
+           'as_text', 'row_texts', 'tidy', 'text_fault', 'summary_faults', 'row_faults', 'Verdict', 'judge',
+           'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'as_mapping', 'read_part', 'Seen',
+           'compare', 'take_rows', 'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap', 'as_columns',
+           'save_dialogues']
 
 # %% ../nbs/core/03_corpus.ipynb #4803c259
 import codecs
@@ -21,7 +21,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,9 @@ from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
+from .files import atomic
 from .settings import shown
+from .tables import escape, pipe_table
 from .text import PLACEHOLDER, clean, normalize
 
 # %% ../nbs/core/03_corpus.ipynb #4489077a
@@ -159,23 +160,6 @@ def counted(
     "Say how many there are of something."
     return f"{number:,} {noun}" + "s" * (number != 1)
 
-# %% ../nbs/core/03_corpus.ipynb #eacf33f4
-def escaped(
-    text: object,  # Anything with a text form
-) -> str:  # One line of Markdown that shows exactly that text
-    "Escape what Markdown or HTML would act on."
-    return re.sub(r"([\\`*$|<>~\[\]])", r"\\\1", " ".join(str(text).split()))
-
-# %% ../nbs/core/03_corpus.ipynb #ab35c094
-def pipe_table(
-    head: Sequence[str],  # Column names
-    rows: Iterable[Sequence[object]],  # Cells, any type; numbers get thousands separators
-) -> str:  # Markdown, ending in a blank line; empty without rows
-    "Write a Markdown table whose cells cannot break it."
-    lines = ["| " + " | ".join(f"{cell:,}" if isinstance(cell, (int, float)) else escaped(cell) for cell in row) + " |"
-             for row in rows]
-    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *lines]) + "\n\n" if lines else ""
-
 # %% ../nbs/core/03_corpus.ipynb #bc3f4212
 @dataclass(repr=False)
 class DataReport:
@@ -247,20 +231,25 @@ def report_markdown(
     kept = f"{report.rows_kept:,} of {counted(report.rows_read, 'row')} kept, {report.rows_left_out:,} left out{warned}"
     parts = [
         f"**Data report** `{report.source}`: {kept} (policy {report.policy}).\n\n",
-        pipe_table(["file", "encoding", "delimiter", "bytes", "sha256", "read", "kept", "left out"],
+        _table(["file", "encoding", "delimiter", "bytes", "sha256", "read", "kept", "left out"],
                    [[label(file.name), file.encoding, {"\t": "tab"}.get(file.delimiter, file.delimiter), file.bytes,
                      file.sha256[:12], file.rows_read, file.rows_kept, sum(file.left_out.values())]
                     for file in report.files]),
-        pipe_table(["left out because of", "rows"], report.left_out.items()),
-        pipe_table(["file", "row", "line", "problem", "detail"],
+        _table(["left out because of", "rows"], report.left_out.items()),
+        _table(["file", "row", "line", "problem", "detail"],
                    [[label(p.file), p.row or "", p.line or "", p.kind, p.detail] for p in report.problems[:most]]),
         f"… and {counted(len(report.problems) - most, 'more problem')}.\n\n" if len(report.problems) > most else "",
-        pipe_table(["length", "mean", "p50", "p95", "max"],
+        _table(["length", "mean", "p50", "p95", "max"],
                    [[name.replace("_", " "), *sizes.values()] for name, sizes in report.lengths.items() if sizes]),
-        *(f"- {escaped(label(file.name))}: {escaped(note)}\n" for file in report.files for note in file.notes),
-        *(f"- {escaped(note)}\n" for note in report.notes),
+        *(f"- {escape(label(file.name))}: {escape(note)}\n" for file in report.files for note in file.notes),
+        *(f"- {escape(note)}\n" for note in report.notes),
         f"- Unicode NFC changed {counted(report.nfc_changed, 'row')}, cleaning {report.cleaned:,}.\n"]
     return "".join(parts)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    rows = list(rows)
+    return f"{pipe_table(rows, head)}\n\n" if rows else ""
 
 # %% ../nbs/core/03_corpus.ipynb #3c735586
 MARK = "\udcff"  # stands for one undecodable byte
@@ -1054,20 +1043,12 @@ def save_dialogues(
     path, items = Path(path), as_columns(rows)
     if not items or path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         raise ValueError(f"{path}: name a .csv, .tsv or .jsonl file" if items else f"{path}: there are no rows to save")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-            else:
-                delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-                writer = csv.DictWriter(file, list(items[0]), delimiter=delimiter, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(items)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix.lower() == ".jsonl":
+            file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+        else:
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            writer = csv.DictWriter(file, list(items[0]), delimiter=delimiter, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(items)
     return path

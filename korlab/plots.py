@@ -13,9 +13,7 @@ import base64
 import importlib.util
 import io
 import math
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
+
+from .files import write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,15 +192,7 @@ def save(
     path: Path | str,  # where to; the folder is made if needed
 ) -> Path:  # the file written
     "Write `figure` as a PNG, whole or not at all."
-    path = Path(path)
-    picture = png(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(picture)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-    return path
+    return write(Path(path), png(figure))
 
 # %% ../nbs/core/09_plots.ipynb #4098c566
 def series(

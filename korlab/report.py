@@ -5,31 +5,29 @@
 # %% auto #0
 __all__ = ['HIDING_TAGS', 'KINDS', 'EXAMPLES_CSS', 'PAGE_CSS', 'CONTENT_CSS', 'CODE_CSS', 'TEXTS', 'ReportError', 'secret_values',
            'concealer', 'directives', 'hidden', 'plain', 'noise', 'check_figures', 'cleaned', 'Failure', 'failure',
-           'Markdown', 'bullets', 'pipe_table', 'facts', 'heading', 'how_to_repeat', 'escape', 'Examples',
-           'side_by_side', 'relink', 'fenced', 'to_markdown', 'outside_resources', 'to_html', 'Rendered',
-           'write_atomic', 'render', 'readme_text', 'render_readme', 'readme_is_fresh']
+           'heading', 'how_to_repeat', 'Examples', 'side_by_side', 'relink', 'fenced', 'to_markdown',
+           'outside_resources', 'to_html', 'Rendered', 'render', 'readme_text', 'render_readme', 'readme_is_fresh']
 
 # %% ../nbs/core/10_report.ipynb #550c7fe2
 import base64
 import html
 import json
-import math
 import mimetypes
 import os
 import re
 import shlex
-import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .files import write
 from .settings import root as lab_root
 from .settings import shown
+from .tables import Markdown, escape
 from .text import attach
 
 if TYPE_CHECKING:
@@ -253,101 +251,6 @@ def _unfinished(cell: Mapping) -> bool:
     silent = timing is not None and "shell.execute_reply" not in timing
     return cell["execution_count"] is None or silent or status in ("pending", "running")
 
-# %% ../nbs/core/10_report.ipynb #f0345218
-@dataclass(frozen=True)
-class Markdown:
-    "A piece of Markdown that shows itself in a notebook and in its reports."
-    text: str  # the Markdown
-
-    def _repr_markdown_(self) -> str:
-        return self.text
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def bullets(
-    items: Iterable[str],  # one line of Markdown each
-    empty: str = "",  # what to show when there are none
-) -> Markdown:  # displays itself
-    "A list of short remarks."
-    return Markdown("\n".join(f"- {' '.join(str(item).split())}" for item in items) or empty)
-
-# %% ../nbs/core/10_report.ipynb #66d6c47c
-def _decimals(
-    numbers: Sequence[float],  # the floats of one column
-) -> int:  # decimals that suit all of them
-    "Three significant digits for the largest of them, at least one decimal and at most three."
-    largest = max((abs(number) for number in numbers if math.isfinite(number)), default=0)
-    return 1 if largest >= 10 else 2 if largest >= 1 else 3
-
-
-def _table_text(
-    value: Any,  # None, a number, or text
-    digits: int,  # decimals of a float
-) -> str:  # one line that cannot break a table
-    "Write one table cell. Text keeps its Markdown, but not what would break the table or strike words out (3~4시)."
-    if value is None or isinstance(value, Real) and math.isnan(value):
-        return "–"
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return f"{value:.2g}" if 0 < abs(value) < 0.5 / 10**digits else f"{value:,.{digits}f}"
-    text = re.sub(r"([|~$])", r"\\\1", str(value).strip().replace("<", "&lt;"))
-    return "<br>".join(text.splitlines())
-
-# %% ../nbs/core/10_report.ipynb #49f0daed
-_NUMBERS = re.compile(r"(?=.*\d)[\s\d.,:;±+\-–—~%()\[\]/*\\e]+")
-
-
-def _table_rows(rows: Sequence[Sequence | Mapping], header: Sequence[str]) -> list[list[Any]]:
-    "Rows as lists of the header's length."
-    found = []
-    for number, row in enumerate(rows, 1):
-        if isinstance(row, Mapping) and set(row) - set(header):
-            raise ValueError(f"table row {number} has a key that is not a column: {', '.join(set(row) - set(header))}")
-        found.append([row.get(name) for name in header] if isinstance(row, Mapping) else list(row))
-        if len(found[-1]) != len(header):
-            raise ValueError(f"table row {number} has {len(found[-1])} cells, the header has {len(header)}")
-    return found
-
-# %% ../nbs/core/10_report.ipynb #951c6f74
-def pipe_table(
-    rows: Iterable[Sequence | Mapping],  # one sequence per row, or one dict per row
-    header: Sequence[str] | None = None,  # column names; the keys of the first row when None
-    digits: int | None = None,  # decimals of every float; chosen per column when None
-    empty: str = "",  # Markdown to show instead when there are no rows
-) -> Markdown:  # displays itself
-    """Make a Markdown table: columns of numbers to the right, `|`, `<`, `~`, `$` and line breaks made safe.
-
-    Ints get thousands separators; None and NaN are a dash. Other values are shown as text, and may hold Markdown.
-    """
-    rows = list(rows)
-    if not rows and (empty or header is None):
-        return Markdown(empty or "–")
-    if header is None and not isinstance(rows[0], Mapping):
-        raise ValueError("pipe_table needs a header unless its rows are dicts")
-    header = list(rows[0] if header is None else header)
-    columns, marks = [], []
-    for values in zip(*_table_rows(rows, header)) if rows else [()] * len(header):
-        places = _decimals([v for v in values if isinstance(v, Real)]) if digits is None else digits
-        columns.append([_table_text(value, places) for value in values])
-        filled = [text for text in columns[-1] if text not in ("", "–")]
-        marks.append("--:" if filled and all(map(_NUMBERS.fullmatch, filled)) else ":--")
-    lines = [[_table_text(name, 0) for name in header], marks, *zip(*columns)]
-    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
-
-# %% ../nbs/core/10_report.ipynb #d2d71871
-def facts(
-    values: Mapping[str, Any],  # name -> value, e.g. the metrics of one run
-    header: Sequence[str] = ("항목", "값"),  # names of the two columns
-) -> Markdown:  # displays itself
-    "Make a table of one record: a line for each value, each with the decimals it deserves."
-    places = {name: _decimals([value]) if isinstance(value, Real) else 0 for name, value in values.items()}
-    rows = [[_table_text(name, 0), _table_text(value, places[name])] for name, value in values.items()]
-    lines = [list(header), [":--", ":--"], *rows]
-    return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
-
 # %% ../nbs/core/10_report.ipynb #6dc38875
 def heading(
     title: str,  # model, size and data
@@ -376,15 +279,6 @@ def how_to_repeat(
 KINDS = {"wrong": "틀린 내용", "swap": "화자 바뀜", "missing": "빠짐"}
 _SPEAKER = re.compile(r"(#[A-Za-z]+\d*#|[^\s:：]{1,12})\s*[:：]\s*(.*)")
 _WHO = re.compile(r"(#[A-Za-z]+(\d*)#)([가-힣]*)")  # with the particle, so that no line breaks in between
-_MARKDOWN = re.compile(r"([\\`*_~\[\]|$])")
-
-# %% ../nbs/core/10_report.ipynb #aa55f857
-def escape(
-    text: str,  # any text
-) -> str:  # the same text for Markdown
-    "Take the special meaning from every character that Markdown (GitHub's too) would interpret."
-    text = _MARKDOWN.sub(r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-    return re.sub(r"^(\s*(?:\d+(?=[.)])|(?=[-+=]|#+\s)))", r"\1\\", text, flags=re.MULTILINE)
 
 # %% ../nbs/core/10_report.ipynb #2f3f9849
 def _joined(
@@ -810,23 +704,6 @@ class Rendered:
     markdown: Path  # refers to `images`
     images: tuple[Path, ...]  # in `<name>_files/`
 
-# %% ../nbs/core/10_report.ipynb #3bb62dea
-def write_atomic(
-    path: Path,  # file to write; its folder is made if needed
-    content: str | bytes,  # all of it; text is written as UTF-8
-) -> Path:  # the same path
-    "Write a file whole or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
-
 # %% ../nbs/core/10_report.ipynb #ba7e7058
 def _read(file: Path) -> "NotebookNode":
     "Read a notebook of any format version."
@@ -892,8 +769,8 @@ def _page(clean: "NotebookNode", stop: Failure | None, title: str, lang: str) ->
 
 def _write(folder: Path, name: str, page: str, text: str, pictures: Mapping[str, bytes]) -> Rendered:
     "Put the files of a report in place, and remove pictures that an earlier version left behind."
-    images = tuple(write_atomic(folder / path, content) for path, content in sorted(pictures.items()))
-    files = Rendered(write_atomic(folder / f"{name}.html", page), write_atomic(folder / f"{name}.md", text), images)
+    images = tuple(write(folder / path, content) for path, content in sorted(pictures.items()))
+    files = Rendered(write(folder / f"{name}.html", page), write(folder / f"{name}.md", text), images)
     for old in set((folder / f"{name}_files").glob("figure-*")) - set(images):
         old.unlink()
     return files
@@ -962,7 +839,7 @@ def render_readme(
 ) -> Path:  # the file written
     "Render the index notebook as the README."
     index, out = Path(index or lab_root() / "nbs" / "index.ipynb"), Path(out or lab_root() / "README.md")
-    return write_atomic(out, readme_text(index, out))
+    return write(out, readme_text(index, out))
 
 
 def readme_is_fresh(

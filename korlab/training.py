@@ -20,8 +20,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from .files import read_json, sha256, write_json, write_jsonl
 from .params import ParameterError
-from .runs import read_json, sha256, write_json, write_jsonl
 from .settings import shown
 
 # %% ../nbs/core/08_training.ipynb #a41fb4cc

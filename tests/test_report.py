@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from korlab import report
+from korlab import files, report, tables
 from korlab.settings import root
 
 SECRET = "s3cr3t<&>\"'tok en"
@@ -232,7 +232,7 @@ def test_a_crash_while_writing_leaves_whole_files(rendered, monkeypatch, tmp_pat
             raise OSError("disk full")
         return replace(source, target)
 
-    monkeypatch.setattr(report.os, "replace", failing)
+    monkeypatch.setattr(files.os, "replace", failing)
     with pytest.raises(OSError, match="disk full"):
         rendered(new_markdown_cell("# 다음"), picture)
     now = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -280,7 +280,7 @@ CELL = st.text(max_size=12) | st.integers() | st.floats() | st.none()
 @given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=4))
 def test_no_content_breaks_a_table(rows):
     "Checked with another Markdown implementation than the one that renders reports."
-    tokens = MarkdownIt("commonmark").enable("table").parse(str(report.pipe_table(rows, ["가", "나"])))
+    tokens = MarkdownIt("commonmark").enable("table").parse(str(tables.pipe_table(rows, ["가", "나"])))
     assert [t.type for t in tokens if t.level == 0] == ["table_open", "table_close"]
     assert sum(t.type == "td_open" for t in tokens) == 2 * len(rows)
     assert sum(t.type == "tr_open" for t in tokens) == 1 + len(rows)
@@ -318,7 +318,7 @@ def test_how_to_repeat_is_a_command_a_shell_reads_back():
 
 def test_columns_of_numbers_align_right():
     rows = [["가", 1.25, "84.1–88.0", "3 %", None], ["나", float("nan"), "–", "", None]]
-    table = str(report.pipe_table(rows, list("abcde")))
+    table = str(tables.pipe_table(rows, list("abcde")))
     assert table.split("\n")[1] == "| :-- | --: | --: | --: | :-- |"
 
 
@@ -329,7 +329,7 @@ LITERAL = st.text(st.sampled_from("가나 #1*_~`[]<>|$&\\.-+=:!"), max_size=20).
 @given(LITERAL)
 def test_escaped_text_reads_as_it_was(text):
     "Any Markdown implementation shows the characters that went in, as one plain paragraph."
-    shown = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse("가 " + report.escape(text))
+    shown = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse("가 " + tables.escape(text))
     children = shown[1].children or []
     assert len(shown) == 3 and {child.type for child in children} <= {"text", "text_special"}
     assert "".join(child.content for child in children) == ("가 " + text).strip()

@@ -50,7 +50,7 @@ def _cutter(
         raise ValueError(f"mode {mode!r} with tokenizer {given}: 'subword' needs a tokenizer, no other mode uses one")
     return tokenizer.tokenize if mode == "subword" else _CUT[mode]
 
-
+# %% ../../nbs/core/05_rouge.ipynb #393b9878
 def tokenise(
     text: str,  # one text; lines are cut one by one
     mode: str = "morph",  # one of `MODES`
@@ -124,7 +124,7 @@ def _positions(
         masks[token] = masks.get(token, 0) | 1 << i
     return masks
 
-
+# %% ../../nbs/core/05_rouge.ipynb #485a6ea2
 def _common(
     masks: Mapping[str, int],  # `_positions` of the reference line
     candidate: Sequence[str],  # tokens of the other line
@@ -175,7 +175,7 @@ def _check_choices(
     if isinstance(measures, str) or not measures or set(measures) - set(MEASURES):
         raise ValueError(f"measures is {measures!r}: give some of {', '.join(MEASURES)}")
 
-
+# %% ../../nbs/core/05_rouge.ipynb #8b9774d0
 def _pair_scores(
     predictions: Sequence[Sequence[Sequence[str]]],  # lines of tokens of each prediction
     references: Sequence[Sequence[Sequence[str]]],  # lines of tokens of each reference
@@ -199,7 +199,7 @@ def _pair_scores(
         scores[measure] = _f1(hits, units[:n][owner], units[n:])
     return scores
 
-
+# %% ../../nbs/core/05_rouge.ipynb #f4f07e03
 def score_tokens(
     predictions: Sequence[Sequence[Sequence[str]]],  # n texts, each a list of lines, each a list of tokens
     references: Sequence[Sequence[Sequence[Sequence[str]]]],  # for each of the n, one or more texts of the same kind
@@ -234,7 +234,7 @@ def _cut_lines(
     bar = tqdm(blocks, desc="morphemes", unit="k lines", disable=len(blocks) < 10, leave=False)
     return [[intern(form) for form in forms] for block in bar for forms in morphemes_batch(block, workers)]
 
-
+# %% ../../nbs/core/05_rouge.ipynb #466e63fb
 def _cut_texts(
     texts: Sequence[str],  # any texts
     mode: str,  # one of `MODES`
@@ -261,7 +261,7 @@ def _cache_file(
     "Where morphemes of references are kept."
     return folder / f"morph-{kiwi_version().replace('/', '-')}.tokens"
 
-
+# %% ../../nbs/core/05_rouge.ipynb #0fd4be06
 def _read_cache(
     path: Path,  # a cache file
 ) -> dict[str, list[list[str]]]:  # text key -> lines of tokens; empty when there is no file or it is damaged
@@ -338,7 +338,7 @@ def _fingerprint(
     vocabulary = sorted(tokenizer.get_vocab().items())
     return f"{name}/{len(vocabulary)}/{hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:8]}"
 
-
+# %% ../../nbs/core/05_rouge.ipynb #d41cc824
 def _signature(
     mode: str,  # one of `MODES`
     tokenizer: object | None,  # for "subword"
@@ -393,6 +393,15 @@ class Rouge:
         return "\n".join(rows + empty + [self.signature])
 
 # %% ../../nbs/core/05_rouge.ipynb #8be872fb
+def _places(
+    predictions: Sequence[object],  # n items
+    groups: Sequence[Sequence[object]],  # a list of items for each
+) -> list[tuple[str, object]]:  # the name of its place with every item, predictions first
+    "Say where every text stands, for errors."
+    expected = [(f"references[{i}][{k}]", text) for i, group in enumerate(groups) for k, text in enumerate(group)]
+    return [(f"predictions[{i}]", text) for i, text in enumerate(predictions)] + expected
+
+# %% ../../nbs/core/05_rouge.ipynb #d3396311
 def _as_groups(
     predictions: Sequence[str],  # n texts
     references: Sequence[str | Sequence[str]],  # for each its reference, or a list of them
@@ -405,9 +414,7 @@ def _as_groups(
     if len(predictions) != len(groups) or not groups:
         sizes = f"{len(predictions)} predictions and {len(groups)} references"
         raise ValueError(f"{sizes}: give one reference, or one list of them, for each prediction (at least one)")
-    places = chain(((f"predictions[{i}]", text) for i, text in enumerate(predictions)),
-                   ((f"references[{i}][{k}]", text) for i, group in enumerate(groups) for k, text in enumerate(group)))
-    for where, text in places:
+    for where, text in _places(predictions, groups):
         if not isinstance(text, str):
             raise TypeError(f"{where} is {text!r}, not text: an empty prediction is ''")
     for i, group in enumerate(groups):
@@ -437,12 +444,8 @@ def rouge(
     flat = list(chain.from_iterable(groups))
     found = _cut_texts(predictions, mode, tokenizer, workers)
     known = _reference_morphemes(flat, cache, workers) if mode == "morph" else _cut_texts(flat, mode, tokenizer)
-    expected = iter(zip(flat, known))
-    for i, (text, lines) in enumerate(zip(predictions, found)):
-        _check_hangul(text, chain.from_iterable(lines), f"predictions[{i}]")
-        for k in range(len(groups[i])):
-            text, lines = next(expected)
-            _check_hangul(text, chain.from_iterable(lines), f"references[{i}][{k}]")
+    for (where, text), lines in zip(_places(predictions, groups), chain(found, known)):
+        _check_hangul(text, chain.from_iterable(lines), where)
     tokens = iter(known)
     scores = score_tokens(found, [[next(tokens) for _ in group] for group in groups], refs, measures)
     signature = _signature(mode, tokenizer, refs, [len(group) for group in groups])
@@ -481,7 +484,7 @@ class Preset:
         parts = ", ".join(f"{measure} {100 * mean:.2f}" for measure, mean in self.rouge.means.items())
         return f"{self.name}: {100 * self.value:.2f} ({self.combine} of {parts})\n{self.note}\n{self.rouge.signature}"
 
-
+# %% ../../nbs/core/05_rouge.ipynb #d19591a1
 def _combined(
     rouge: Rouge,  # three measures
     combine: str,  # "sum" or "mean"
@@ -492,7 +495,7 @@ def _combined(
     total = sum(rouge.means.values())
     return total if combine == "sum" else total / len(rouge.means)
 
-
+# %% ../../nbs/core/05_rouge.ipynb #11f290b8
 def aistages(
     predictions: Sequence[str],  # n texts
     references: Sequence[str | Sequence[str]],  # for each prediction its references, three in the competition
@@ -520,12 +523,12 @@ def _pltrdy_f1(
     precision, recall = hits / predicted if predicted else 0.0, hits / expected if expected else 0.0
     return 2.0 * (precision * recall / (precision + recall + 1e-8))
 
-
+# %% ../../nbs/core/05_rouge.ipynb #68147f47
 def _pltrdy_pair(
     prediction: Sequence[Sequence[str]],  # sentences of words
     reference: Sequence[Sequence[str]],  # sentences of words
 ) -> tuple[float, float, float]:  # ROUGE-1, 2 and L
-    "Scores of one pair with set counts; ROUGE-L is the union over pairs of sentences, ties broken the other way round."
+    "Scores of one pair of texts with set counts."
     if not prediction or not reference:
         return 0.0, 0.0, 0.0
     words, other = list(chain.from_iterable(prediction)), list(chain.from_iterable(reference))
@@ -537,14 +540,14 @@ def _pltrdy_pair(
     return (_pltrdy_f1(len(set(words) & set(other)), n, m),
             _pltrdy_f1(len(pairs & other_pairs), len(pairs), len(other_pairs)), _pltrdy_f1(len(covered), n, m))
 
-
+# %% ../../nbs/core/05_rouge.ipynb #b1edc578
 def _pltrdy_sentences(
     text: str,  # any text
 ) -> list[list[str]]:  # sentences of words
     "Split at full stops and blanks; a sentence of blanks becomes one empty word."
     return [part.split() or [""] for part in normalize(text).split(".") if part]
 
-
+# %% ../../nbs/core/05_rouge.ipynb #31f3381e
 def pltrdy_baseline(
     predictions: Sequence[str],  # n texts; "" scores 0 where the original raises
     references: Sequence[str | Sequence[str]],  # for each prediction its reference, or a list of them

@@ -48,7 +48,7 @@ def _as_scores(
         raise ValueError(f"{name}[{np.flatnonzero(~np.isfinite(values))[0]}] is not a finite number")
     return values
 
-
+# %% ../../nbs/core/04_stats.ipynb #fe0de054
 def _check_level(
     level: float,  # confidence level
 ) -> None:
@@ -88,7 +88,7 @@ def bootstrap_table(
         for i, (name, values) in enumerate(columns.items())
     }
 
-
+# %% ../../nbs/core/04_stats.ipynb #c6d81ec9
 def bootstrap(
     scores: ArrayLike,  # one number per document
     level: float = 0.95,  # confidence level
@@ -109,7 +109,7 @@ def _differences(
         raise ValueError(f"a has {len(left)} scores and b has {len(right)}: both must be scored on the same documents")
     return left - right
 
-
+# %% ../../nbs/core/04_stats.ipynb #0825b46a
 def paired_bootstrap(
     a: ArrayLike,  # scores of one system
     b: ArrayLike,  # scores of the other, on the same documents in the same order
@@ -157,7 +157,7 @@ class Comparison:
         "Points out of 100."
         return f"{100 * self.a:.2f} - {100 * self.b:.2f} = {self.difference}, p={self.p_value:.4f}"
 
-
+# %% ../../nbs/core/04_stats.ipynb #15602474
 def compare_scores(
     a: ArrayLike,  # scores of one system
     b: ArrayLike,  # scores of the other, on the same documents in the same order

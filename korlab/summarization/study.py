@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import plots, registry
 from ..corpus import Dialogue, load_dialogues
+from ..files import atomic, read_jsonl, write_json, write_jsonl
 from ..params import EvaluationParams as SharedEvaluationParams
 from ..params import Needs, RunParams, setting
-from ..runs import Run, atomic, read_jsonl, write_json, write_jsonl
+from ..runs import Run
 from ..settings import settings
 
 if TYPE_CHECKING:
