@@ -249,7 +249,7 @@ def report_markdown(
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     rows = list(rows)
-    return f"{pipe_table(rows, head)}\n\n" if rows else ""
+    return f"{pipe_table(rows, head, literal=True)}\n\n" if rows else ""
 
 # %% ../nbs/core/03_corpus.ipynb #3c735586
 MARK = "\udcff"  # stands for one undecodable byte

@@ -98,7 +98,7 @@ def model(
         torch.set_num_threads(c.threads)
     with run.stage("model"):
         if run.done("train"):
-            return _to_device(models.load_checkpoint(str(run.path("model"))), c)
+            return _to_device(run, models.load_checkpoint(str(run.path("model"))))
         set_seed(c.seed)
         texts = (text for row in splits.rows["train"] for text in (row.dialogue, *row.summaries))
         loaded = models.build(
@@ -107,7 +107,8 @@ def model(
         _record_model(run, loaded, splits)
         if not run.path("predictions", "untrained.csv").exists():
             rows = splits.rows["test"][:UNTRAINED_ROWS]
-            write_predictions(run.path("predictions", "untrained.csv"), rows, _predict(_to_device(loaded, c), rows, c))
+            found = _predict(run, _to_device(run, loaded), rows, "summarize untrained")
+            write_predictions(run.path("predictions", "untrained.csv"), rows, found)
     return loaded
 
 
@@ -127,12 +128,17 @@ def _record_model(run: Run, loaded: "Loaded", splits: "Splits") -> None:
     })
 
 
-def _to_device(loaded: "Loaded", config: RunParams) -> "Loaded":
-    from korlab.summarization.generation import generation_config
-    from korlab.training import choose_device
+def _computing(run: Run) -> dict[str, str]:
+    from korlab.training import computing
 
-    loaded.model.to(choose_device(config.device)[0])
-    loaded.model.generation_config = generation_config(config, loaded.model)
+    return computing(run.path("computing.json"), run.config.device, run.config.precision)
+
+
+def _to_device(run: Run, loaded: "Loaded") -> "Loaded":
+    from korlab.summarization.generation import generation_config
+
+    loaded.model.to(_computing(run)["device"])
+    loaded.model.generation_config = generation_config(run.config, loaded.model)
     return loaded
 
 # %% ../../nbs/summarization/20_study.ipynb #3e6079fd
@@ -198,14 +204,13 @@ def score(
     return {"n": len(rows), "rouge": rouge_table, "errors": count_errors(predictions, references)}
 
 # %% ../../nbs/summarization/20_study.ipynb #6815937c
-def _predict(loaded: "Loaded", rows: Sequence[Dialogue], config: RunParams, desc: str = "summarize") -> list[str]:
+def _predict(run: Run, loaded: "Loaded", rows: Sequence[Dialogue], desc: str) -> list[str]:
     from korlab.summarization.generation import summarize
-    from korlab.training import choose_precision
 
-    precision = choose_precision(config.precision, loaded.model.device.type)[0]
+    c = run.config
     return summarize(
-        loaded.model, loaded.tokenizer, [row.dialogue for row in rows], prefix=config.prefix,
-        max_source_length=config.max_source_length, batch_size=config.eval_batch_size, precision=precision, desc=desc,
+        loaded.model, loaded.tokenizer, [row.dialogue for row in rows], prefix=c.prefix,
+        max_source_length=c.max_source_length, batch_size=c.eval_batch_size, precision=_computing(run)["precision"], desc=desc,
     )
 
 
@@ -238,7 +243,7 @@ def evaluate(
     if run.done("evaluate"):
         return run.read("metrics")
     c = run.config
-    _to_device(loaded, c)
+    _to_device(run, loaded)
     with run.stage("evaluate"):
         results = {}
         for name in splits.scored:
@@ -256,7 +261,7 @@ def evaluate(
 def _score_split(run: Run, name: str, rows: list[Dialogue], loaded: "Loaded") -> dict[str, Any]:
     "Summarise every row; score those with references. Returns {name: result}, or {} when no row has any."
     c = run.config
-    predictions = _predict(loaded, rows, c, desc=f"summarize {name}")
+    predictions = _predict(run, loaded, rows, f"summarize {name}")
     write_predictions(run.path("predictions", f"{name}.csv"), rows, predictions)
     pairs = [(row, found) for row, found in zip(rows, predictions) if row.summaries]
     if not pairs:
@@ -302,7 +307,7 @@ def evaluate_on(
         splits.rows = {name: splits.rows[name] for name in splits.scored}
         run.write("data", splits.to_dict())
     with run.stage("evaluate"):
-        loaded = _to_device(load_checkpoint(str(checkpoint)), c)
+        loaded = _to_device(run, load_checkpoint(str(checkpoint)))
         _record_model(run, loaded, splits)
         results = {}
         for name, rows in splits.rows.items():

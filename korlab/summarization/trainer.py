@@ -73,9 +73,9 @@ class ModelTrainer:
         # Long rows first: generation then never waits for one long dialogue among short ones.
         self.eval_dataset = sorted(eval_dataset or [], key=lambda row: -len(row["input_ids"]))
         model.generation_config = generation_config(config, model)
-        self.device, why_device = training.choose_device(config.device)
-        self.precision, why_precision = training.choose_precision(config.precision, self.device)
-        note(f"Computing on {self.device} ({why_device}) in {self.precision} ({why_precision}).")
+        choice = training.computing(self.folder / "computing.json", config.device, config.precision)
+        self.device, self.precision = choice["device"], choice["precision"]
+        note("Computing on {device} ({device_reason}) in {precision} ({precision_reason}).".format(**choice))
         set_seed(config.seed)
         self.trainer = self._create_trainer()
 
