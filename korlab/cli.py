@@ -159,25 +159,24 @@ def _run_one(experiment: Path, values: dict[str, Any], effective: Any, resume: b
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(help="a run's folder or name, 'latest', or an executed notebook")] = "latest",
-    publish: Annotated[bool, typer.Option("--publish", help="write into reports/ instead of the run's folder")] = False,
+    to: Annotated[Path | None, typer.Option(help="folder to write to instead of the run's, e.g. reports/summarization")] = None,
 ) -> None:
     "Render a run's report as one HTML file and as Markdown, and print its scores."
-    _report(run, publish)
+    _report(run, to)
 
 
-def _report(name: str, publish: bool = False) -> None:
+def _report(name: str, to: Path | None = None) -> None:
     from korlab import registry, runs
     from korlab.report import ReportError, render
-    from korlab.settings import settings, shown
+    from korlab.settings import shown
 
     try:
         if name.endswith(".ipynb"):
-            rendered = render(name, Path(name).parent)
+            rendered = render(name, to or Path(name).parent)
         else:
             run = runs.find_run(name)
-            folder = settings().reports / run.study if publish else run.folder
-            rendered = render(run.path("train.ipynb"), folder, run.folder.name if publish else "report",
-                              title=run.title)
+            label = run.folder.name if to else "report"
+            rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title)
             if run.has("metrics"):
                 _print_table(registry.study(run.study).scores(run), title=run.title)
                 typer.echo(f"training: {run.read('train')['train_metrics']['cpu_seconds']:.0f} CPU seconds")
