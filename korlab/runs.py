@@ -319,8 +319,8 @@ def open_evaluation(
     request = registry.configure_evaluation(given)
     checkpoint, home = _find_checkpoint(request.run)
     base = home.given if home else {"model": _named_model(request), "size": "full"}
-    own = {"model", "name"} if home else {"name"}
-    overrides = {k: v for k, v in given.items() if k not in {"run"} | own and v != _default(request, k)}
+    own = {"run", "name", "model"} if home else {"run", "name"}
+    overrides = {k: v for k, v in given.items() if k not in own}
     config = registry.configure({**base, "name": None} | overrides)
     label = request.name or f"{checkpoint.name}-{Path(request.data).stem if request.data else 'own-data'}"
     parent = home.folder if home else settings().runs / registry.model(config.model).study / checkpoint.name

@@ -117,9 +117,10 @@ def _where(config: RunParams) -> dict[str, tuple[str, str | None]]:
 def _from_sources(config: RunParams) -> Splits:
     splits = Splits({})
     for name, (source, hub_split) in _where(config).items():
+        from_hub = not Path(source).exists() and corpus.is_hub_id(source)
         loaded = corpus.load_dialogues(
             source, policy=config.data_policy, max_chars=config.max_chars,
-            need_summary=name != "test", hub_split=hub_split,
+            need_summary=name != "test", hub_split=hub_split if from_hub else None,
         )
         splits.rows[name] = loaded.rows
         splits.sources.append({"split": name} | loaded.report.to_dict())

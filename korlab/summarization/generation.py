@@ -26,7 +26,8 @@ def generation_config(
     options: dict[str, Any] = dict(
         do_sample=False, num_beams=config.num_beams, max_new_tokens=config.max_target_length,
         no_repeat_ngram_size=config.no_repeat_ngram_size, repetition_penalty=config.repetition_penalty,
-        decoder_start_token_id=model.config.decoder_start_token_id, bos_token_id=model.config.bos_token_id,
+        decoder_start_token_id=model.config.decoder_start_token_id,
+        bos_token_id=getattr(model.config, "bos_token_id", None),  # T5 has none
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id,
     )
     if config.min_target_length:

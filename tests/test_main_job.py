@@ -1,0 +1,202 @@
+"""The main job as a newcomer meets it: train, read the report, score other rows with what was trained."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT, TINY, flags, papermill
+
+from korlab import corpus, files
+from korlab.summarization.data import embedded
+
+
+def read(run: Path, name: str) -> dict:
+    return files.read_json(run / f"{name}.json")
+
+
+def korlab(*words: str, runs: Path) -> subprocess.CompletedProcess:
+    import os
+
+    command = [str(Path(sys.executable).with_name("korlab")), *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"KORLAB_RUNS": str(runs)})
+
+
+def predictions(file: Path) -> list[dict]:
+    with open(file, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+def test_the_mini_model_learns(quickstart):
+    test = read(quickstart, "metrics")["splits"]["test"]
+    assert test["n"] >= 200
+    assert test["rouge"]["morph"]["rouge1"]["mean"] >= 0.80
+    assert test["rouge"]["morph"]["rouge1"]["low"] > test["baselines"]["other-summary"]["rouge"]["morph"]["rouge1"]["high"]
+
+
+def test_the_notebook_shows_what_it_was_given(quickstart):
+    cells = nbformat.read(quickstart / "train.ipynb", as_version=4).cells
+    injected = [c.source for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == 1 and 'name = "quickstart"' in injected[0]
+
+
+def test_every_score_says_what_it_is(quickstart):
+    metrics = read(quickstart, "metrics")
+    assert (metrics["model"], metrics["size"], metrics["data"]) == ("kobart", "mini", "embedded")
+    assert set(metrics["splits"]) == {"test", "hard", "natural"}
+    for result in metrics["splits"].values():
+        for mode in ("morph", "char"):
+            scores = result["rouge"][mode]
+            assert f"tok:{mode}" in scores["signature"]
+            for measure in ("rouge1", "rouge2", "rougeL"):
+                one = scores[measure]
+                assert 0 <= one["low"] <= one["mean"] <= one["high"] <= 1 and one["n"] == result["n"]
+
+
+def test_status_tells_that_it_is_done(quickstart):
+    status = read(quickstart, "status")
+    assert (status["state"], status["error"]) == ("done", None)
+    assert {name: stage["state"] for name, stage in status["stages"].items()} == dict.fromkeys(
+        ("data", "model", "train", "evaluate"), "done"
+    )
+
+
+def test_weights_are_safetensors_with_a_tokenizer_that_keeps_speakers(quickstart):
+    from korlab.summarization.generation import summarize
+    from korlab.summarization.models import PLACEHOLDERS, load_checkpoint
+
+    loaded = load_checkpoint(str(quickstart / "model"))
+    assert all(len(loaded.tokenizer.tokenize(p)) == 1 for p in PLACEHOLDERS)
+    row = embedded().rows["test"][0]
+    assert "#Person" in summarize(loaded.model, loaded.tokenizer, [row.dialogue])[0]
+
+
+# ---- the report --------------------------------------------------------------------------------------------------
+
+def test_the_report_says_what_metrics_say(quickstart):
+    done = korlab("report", str(quickstart), runs=quickstart.parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert "report:" in done.stdout and "CPU seconds" in done.stdout
+    text = (quickstart / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# kobart · mini · embedded\n")
+    scores = read(quickstart, "metrics")["splits"]["test"]["rouge"]["morph"]["rouge1"]
+    assert f"{100 * scores['mean']:.1f} [{100 * scores['low']:.1f}, {100 * scores['high']:.1f}]" in text
+    page = (quickstart / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page), "the page would load something from outside"
+    assert str(ROOT) not in page + text and str(Path.home()) + "/" not in page + text
+
+
+# ---- scoring other rows ------------------------------------------------------------------------------------------
+
+def test_rows_without_summaries_get_predictions_and_no_score(quickstart, tmp_path):
+    rows = [corpus.Dialogue(r.fname, r.dialogue) for r in embedded().rows["natural"][:5]]
+    with open(tmp_path / "test.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerows([("fname", "dialogue"), *((r.fname, r.dialogue) for r in rows)])
+    outcome = papermill(tmp_path / "out.ipynb", *flags(run=quickstart, data=tmp_path / "test.csv"),
+                        runs=quickstart.parent.parent, notebook="evaluate")
+    assert outcome.code == 0, outcome.text[-2000:]
+    folder = quickstart / "evaluations" / "model-test"
+    found = predictions(folder / "predictions" / "test.csv")
+    assert [list(row) for row in found[:1]] == [["fname", "summary"]]
+    assert [row["fname"] for row in found] == [r.fname for r in rows]
+    assert all(row["summary"] for row in found)
+    assert read(folder, "metrics")["splits"] == {}
+    assert "5 of 5 rows of test have no summary" in json.dumps(read(folder, "status")["notes"])
+
+
+def test_a_checkpoint_is_scored_with_another_search(quickstart, tmp_path):
+    rows = embedded().rows["test"][:12]
+    corpus.save_dialogues(rows, tmp_path / "twelve.csv")
+    checkpoint = sorted((quickstart / "checkpoints").iterdir())[0]
+    outcome = papermill(tmp_path / "out.ipynb", *flags(run=checkpoint, data=tmp_path / "twelve.csv", num_beams=2, name="beams"),
+                        runs=quickstart.parent.parent, notebook="evaluate")
+    assert outcome.code == 0, outcome.text[-2000:]
+    folder = quickstart / "evaluations" / "beams"
+    assert read(folder, "config")["effective"]["num_beams"] == 2
+    assert read(folder, "metrics")["splits"]["twelve"]["n"] == 12
+
+
+def test_evaluating_a_run_that_is_not_there(tmp_path):
+    outcome = papermill(tmp_path / "out.ipynb", *flags(run="nothing"), runs=tmp_path, notebook="evaluate")
+    assert outcome.code == 1 and "no run 'nothing'" in outcome.text
+
+
+# ---- somebody's own files ----------------------------------------------------------------------------------------
+
+def own_file(path: Path, n: int = 60, encoding: str = "utf-8") -> Path:
+    corpus.save_dialogues(embedded().rows["train"][:n], path)
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    return path
+
+
+def test_a_cp949_file_trains(tmp_path):
+    file = own_file(tmp_path / "mine.csv", encoding="cp949")
+    outcome = papermill(tmp_path / "out.ipynb", *flags(data=file, name="mine", **TINY), runs=tmp_path)
+    assert outcome.code == 0, outcome.text[-2000:]
+    data = read(tmp_path / "summarization" / "mine", "data")
+    assert data["rows"] == {"train": 54, "dev": 3, "test": 3}
+    assert data["sources"][0]["files"][0]["encoding"].lower() == "cp949"
+    assert len(data["notes"]) == 2
+
+
+@pytest.mark.parametrize("content, sentence", [(b"fname,dialogue,summary\n", "header"), (b"", "0 bytes"),
+                                               ("fname,summary\n1,가\n".encode(), "dialogue")], ids=["header only", "empty", "no column"])
+def test_a_file_without_rows_stops_with_one_sentence(content, sentence, tmp_path):
+    file = tmp_path / "bad.csv"
+    file.write_bytes(content)
+    outcome = papermill(tmp_path / "out.ipynb", *flags(data=file, name="bad", **TINY), runs=tmp_path)
+    assert outcome.code == 1
+    last = outcome.text.strip().splitlines()[-1]
+    assert "bad.csv" in last and sentence in last
+    assert read(tmp_path / "summarization" / "bad", "status")["state"] == "failed"
+
+
+def test_problem_rows_are_listed_and_strict_stops(tmp_path):
+    file = own_file(tmp_path / "mine.csv")
+    file.write_text(file.read_text(encoding="utf-8") + 'x1,"#Person1#: 안녕\n#Person2#: 응",\n', encoding="utf-8")
+    outcome = papermill(tmp_path / "out.ipynb", *flags(data=file, name="mine", data_policy="strict", **TINY), runs=tmp_path)
+    assert outcome.code == 1 and "empty summary" in outcome.text
+
+
+def test_a_dialogue_in_two_splits_stops(tmp_path):
+    file = own_file(tmp_path / "mine.csv")
+    corpus.save_dialogues(embedded().rows["train"][:3], tmp_path / "dev.csv")
+    outcome = papermill(tmp_path / "out.ipynb", *flags(data=file, dev_data=tmp_path / "dev.csv", name="mine", **TINY), runs=tmp_path)
+    assert outcome.code == 1 and "train and dev share 3 dialogues" in outcome.text
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+def test_korlab_is_light():
+    """Neither `import korlab` nor `korlab --help` loads a heavy library."""
+    check = "import sys, {}; heavy = {{'torch', 'transformers', 'datasets', 'peft', 'matplotlib'}} & set(sys.modules); assert not heavy, heavy"
+    for module in ("korlab", "korlab.cli", "korlab.registry"):
+        subprocess.run([sys.executable, "-c", check.format(module)], check=True, cwd=ROOT)
+    done = subprocess.run([str(Path(sys.executable).with_name("korlab")), "--help"], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in ("run", "report", "models", "doctor"))
+
+
+def test_doctor_says_what_is_there(tmp_path):
+    done = korlab("doctor", runs=tmp_path)
+    assert all(word in done.stdout for word in ("Python", "torch", "Hangul font", "disk", "Kiwi", "hub"))
+    assert done.returncode == ("missing" in done.stdout)
+
+
+def test_korlab_run_goes_on_after_a_failure_and_is_honest_about_it(tmp_path):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    settings = "\n".join(f"{name}: {value}" for name, value in TINY.items())
+    good.write_text(f"model: kobart\n{settings}\n")
+    bad.write_text(f"model: kobart\ndata: {tmp_path}/nothing.csv\n{settings}\n")
+    done = korlab("run", str(bad), str(good), runs=tmp_path / "runs")
+    assert done.returncode == 1
+    assert "nothing.csv" in done.stderr
+    folder = tmp_path / "runs" / "summarization"
+    assert read(folder / "good", "status")["state"] == "done" and (folder / "good" / "report.html").exists()
+    assert read(folder / "bad", "status")["state"] == "failed"
