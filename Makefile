@@ -1,5 +1,5 @@
-# Two commands, each complete from a fresh clone with Python >= 3.11:
-#   make run    train the quickstart experiment and render its report
+# Two commands, each complete from a fresh clone with Python 3.11 or newer:
+#   make run    train the quickstart experiment, render its report, print the scores
 #   make test   check the export, run every notebook and every test
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,13 +10,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 run: setup
 	@mkdir -p $(RUN)
-	papermill nbs/train.ipynb $(RUN)/train.ipynb -p model kobart -p name quickstart --no-progress-bar
+	papermill nbs/train.ipynb $(RUN)/train.ipynb -p model kobart -p name quickstart
 	@korlab report $(RUN)
 
 test: setup
 	nbdev_export
 	@git diff --exit-code --stat -- korlab || { echo "korlab/ is out of step with nbs/: run nbdev_export and commit both"; exit 1; }
-	nbdev_test --n-workers 1
+	export KORLAB_RUNS=$$(mktemp -d) && nbdev_test --n-workers 2 && rm -r "$$KORLAB_RUNS"
 	pytest
 
 setup: $(BIN)/.installed

@@ -549,6 +549,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'korlab/summarization/study.py'),
                                             'korlab.summarization.study.score': ( 'summarization/study.html#score',
                                                                                   'korlab/summarization/study.py'),
+                                            'korlab.summarization.study.score_rows': ( 'summarization/study.html#score_rows',
+                                                                                       'korlab/summarization/study.py'),
                                             'korlab.summarization.study.scores': ( 'summarization/study.html#scores',
                                                                                    'korlab/summarization/study.py'),
                                             'korlab.summarization.study.signatures': ( 'summarization/study.html#signatures',

@@ -167,6 +167,7 @@ def report(
 
 def _report(name: str, to: Path | None = None) -> None:
     from korlab import registry, runs
+    from korlab.files import write_json
     from korlab.report import ReportError, render
     from korlab.settings import shown
 
@@ -177,6 +178,8 @@ def _report(name: str, to: Path | None = None) -> None:
             run = runs.find_run(name)
             label = run.folder.name if to else "report"
             rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title)
+            if to and run.has("metrics"):
+                write_json(to / f"{label}.json", run.read("metrics"))
             if run.has("metrics"):
                 _print_table(registry.study(run.study).scores(run), title=run.title)
                 typer.echo(f"training: {run.read('train')['train_metrics']['cpu_seconds']:.0f} CPU seconds")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ON_BEAMS', 'ON_MINI', 'UNTRAINED_ROWS', 'BASELINES', 'Params', 'EvaluationParams', 'data', 'model', 'train',
            'first_turn', 'longest_turn', 'score', 'write_predictions', 'read_predictions', 'evaluate', 'evaluate_on',
-           'scores', 'signatures', 'mistakes', 'data_rows', 'problem_rows', 'lengths', 'curves', 'distribution',
-           'examples']
+           'scores', 'score_rows', 'signatures', 'mistakes', 'data_rows', 'problem_rows', 'lengths', 'curves',
+           'distribution', 'examples']
 
 # %% ../../nbs/summarization/20_study.ipynb #da3d97ed
 import csv
@@ -322,13 +322,22 @@ def scores(
     run: Run,  # an evaluated run
 ) -> list[dict[str, Any]]:  # one row a split, system and mode
     "ROUGE with 95 % intervals: the model by every mode, the baselines by the main one."
-    results, main = run.read("metrics")["splits"], run.config.rouge_mode
+    return score_rows(run.read("metrics"), run.config.rouge_mode)
+
+
+def score_rows(
+    metrics: Mapping[str, Any],  # what a metrics.json holds
+    main: str = "morph",  # the mode baselines are shown in
+    only: Sequence[str] = (),  # baselines to show; all when empty
+) -> list[dict[str, Any]]:  # one row a split, system and mode
+    "The rows of a score table from the numbers of a run."
     table = []
-    for name, result in results.items():
+    for name, result in metrics["splits"].items():
         for mode, values in result["rouge"].items():
-            table.append({"split": name, "system": run.config.model, "mode": mode, "n": result["n"]} | _percent(values))
+            table.append({"split": name, "system": metrics["model"], "mode": mode, "n": result["n"]} | _percent(values))
         for system, other in result["baselines"].items():
-            table.append({"split": name, "system": system, "mode": main, "n": other["n"]} | _percent(other["rouge"][main]))
+            if not only or system in only:
+                table.append({"split": name, "system": system, "mode": main, "n": other["n"]} | _percent(other["rouge"][main]))
     return table
 
 
