@@ -177,7 +177,8 @@ def _report(name: str, to: Path | None = None) -> None:
         else:
             run = runs.find_run(name)
             label = run.folder.name if to else "report"
-            rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title)
+            lead = registry.study(run.study).headline(run) if run.has("metrics") else ""
+            rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title, lead=lead)
             if to and run.has("metrics"):
                 write_json(to / f"{label}.json", run.read("metrics"))
             if run.has("metrics"):

@@ -8,7 +8,7 @@ __all__ = ['STUDIES', 'MODELS', 'Study', 'study', 'Model', 'model', 'configure',
 # %% ../nbs/core/06_registry.ipynb #9b284b0c
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ class Study(Protocol):
     def model(self, run: Any, data: Any) -> Any: "Build or load the model and its tokenizer."
     def train(self, run: Any, model: Any, data: Any) -> Any: "Train, or go on where a killed run stopped."
     def evaluate(self, run: Any, model: Any, data: Any) -> Any: "Score the splits kept for the end."
+    def scores(self, run: Any) -> list[dict[str, Any]]: "The rows of the score table."
+    def headline(self, run: Any) -> str: "The main result in one sentence."
     def evaluate_on(self, run: Any, checkpoint: Any) -> Any: "Score a checkpoint again, on any rows."
 
 
@@ -54,6 +56,7 @@ class Model:
     hub_id: str  # the published checkpoint on the Hugging Face Hub
     about: str  # one line for `korlab models`
     recipes: Mapping[str, Mapping[str, Any]]  # size -> values for the parameters nobody set
+    refuses: Mapping[str, Mapping[Any, str]] = field(default_factory=dict)  # parameter -> value -> why it cannot work
 
 # %% ../nbs/core/06_registry.ipynb #e9c25e74
 _MINI_SEQ2SEQ: dict[str, Any] = dict(
@@ -63,7 +66,11 @@ _MINI_SEQ2SEQ: dict[str, Any] = dict(
     keep_checkpoints=2, patience=0, threshold=0.001, vocab_size=2000,
     prefix="", max_source_length=512, max_target_length=100, num_beams=1, min_target_length=0,
     no_repeat_ngram_size=0, repetition_penalty=1.0, rouge_mode="morph", rouge_refs="mean",
+    adapter="full", lora_rank=32, lora_alpha=64, lora_dropout=0.0,
 )
+
+# %% ../nbs/core/06_registry.ipynb #3ff9595b
+_MINI_T5: dict[str, Any] = _MINI_SEQ2SEQ | dict(batch_size=8)
 
 # %% ../nbs/core/06_registry.ipynb #826bfa53
 _FULL_KOBART: dict[str, Any] = dict(
@@ -73,13 +80,47 @@ _FULL_KOBART: dict[str, Any] = dict(
     keep_checkpoints=3, patience=3, threshold=0.001,
     prefix="", max_source_length=512, max_target_length=100, num_beams=4, min_target_length=0, length_penalty=1.0,
     no_repeat_ngram_size=0, repetition_penalty=1.0, rouge_mode="morph", rouge_refs="mean",
+    adapter="full", lora_rank=64, lora_alpha=128, lora_dropout=0.1,
 )
+
+# %% ../nbs/core/06_registry.ipynb #f48c5ace
+_FULL_MT5: dict[str, Any] = dict(
+    precision="auto", epochs=4, learning_rate=6e-5, scheduler="cosine_with_restarts", warmup=0.03, weight_decay=0.005,
+    adam_beta2=0.999, max_grad_norm=1.0, batch_size=6, accumulation=3, batching="length",
+    gradient_checkpointing=False, workers=6, eval_steps=200, eval_batch_size=12,
+    keep_checkpoints=5, patience=5, threshold=0.001,
+    prefix="요약: ", max_source_length=512, max_target_length=128, num_beams=6, min_target_length=10,
+    length_penalty=1.0, no_repeat_ngram_size=0, repetition_penalty=1.0, rouge_mode="morph", rouge_refs="mean",
+    adapter="qlora", lora_rank=48, lora_alpha=96, lora_dropout=0.05,
+)
+
+_FULL_T5: dict[str, Any] = dict(
+    precision="auto", epochs=4, learning_rate=5e-5, scheduler="cosine_with_restarts", warmup=0.05, weight_decay=0.01,
+    adam_beta2=0.999, max_grad_norm=1.0, batch_size=12, accumulation=2, batching="length",
+    gradient_checkpointing=False, workers=8, eval_steps=200, eval_batch_size=24,
+    keep_checkpoints=5, patience=5, threshold=0.001,
+    prefix="summarize: ", max_source_length=768, max_target_length=150, num_beams=6, min_target_length=20,
+    length_penalty=0.8, no_repeat_ngram_size=3, repetition_penalty=1.0, rouge_mode="morph", rouge_refs="mean",
+    adapter="lora", lora_rank=64, lora_alpha=128, lora_dropout=0.1, lora_targets="q,k,v,o",
+)
+
+_T5_REFUSES = {"precision": {"fp16": "T5 overflows in fp16 and its loss becomes NaN; use bf16, fp32 or auto"}}
 
 MODELS: dict[str, Model] = {
     "kobart": Model(
         name="kobart", study="summarization", family="bart", hub_id="digit82/kobart-summarization",
         about="KoBART fine-tuned on Korean news summaries",
         recipes={"mini": _MINI_SEQ2SEQ, "full": _FULL_KOBART},
+    ),
+    "mt5-xlsum": Model(
+        name="mt5-xlsum", study="summarization", family="mt5", hub_id="csebuetnlp/mT5_multilingual_XLSum",
+        about="mT5 fine-tuned on news summaries in 45 languages",
+        recipes={"mini": _MINI_T5, "full": _FULL_MT5}, refuses=_T5_REFUSES,
+    ),
+    "t5-korean": Model(
+        name="t5-korean", study="summarization", family="t5", hub_id="eenzeenee/t5-base-korean-summarization",
+        about="Korean T5 fine-tuned on summaries of papers, books and reports",
+        recipes={"mini": _MINI_T5, "full": _FULL_T5}, refuses=_T5_REFUSES,
     ),
 }
 
@@ -102,7 +143,15 @@ def configure(
     spec = study(entry.study).Params
     _refuse_other_studies(given, spec, entry)
     config = params.checked(spec, given, entry.recipes[choice.size])
+    _refuse_unfit(config, entry)
     return replace(config, seed=settings().seed) if config.seed is None else config
+
+
+def _refuse_unfit(config: params.RunParams, entry: Model) -> None:
+    for name, values in entry.refuses.items():
+        value = getattr(config, name)
+        if value in values:
+            raise ParameterError(f"{name}={value!r} does not work with {entry.name!r}: {values[value]}")
 
 
 def _refuse_other_studies(given: Mapping[str, Any], spec: type, entry: Model) -> None:

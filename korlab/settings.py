@@ -34,7 +34,6 @@ class Settings:
     root: Path  # the folder that holds settings.ini
     params: Path  # experiments as YAML files
     runs: Path  # one folder per run, not under version control
-    reports: Path  # rendered reports, under version control
     cache: Path  # what can be computed again: tokens, tokenizers
     seed: int  # the seed of every run that names none
 

@@ -100,5 +100,6 @@ def test_entry_notebooks_hold_no_logic():
                 assert len(tree.body) <= 3
 
 
-def test_the_readme_says_what_the_index_says():
-    assert report.readme_is_fresh(), 'run: python -c "from korlab.report import render_readme; render_readme()"'
+@pytest.mark.parametrize("index, out", report.READMES.items())
+def test_a_readme_says_what_its_notebook_says(index, out):
+    assert report.readme_is_fresh(ROOT / "nbs" / index, ROOT / out), 'run: python -c "from korlab.report import render_readmes; render_readmes()"'

@@ -6,7 +6,7 @@
 __all__ = ['generation_config', 'decode', 'summarize', 'autocast']
 
 # %% ../../nbs/summarization/14_generation.ipynb #6a5d0e22
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..params import RunParams
+from .beam import fastest_search
 from .data import encoder
 
 # %% ../../nbs/summarization/14_generation.ipynb #399efe2b
@@ -56,6 +57,7 @@ def summarize(
     batch_size: int = 32,  # dialogues generated at once
     precision: str = "fp32",  # "bf16" and "fp16" compute under autocast
     desc: str = "summarize",  # label of the progress bar
+    note: Callable[[str], None] | None = None,  # told which search is used, and why
 ) -> list[str]:  # one summary a dialogue, in the given order
     "Generate summaries."
     encode_one = encoder(tokenizer, prefix, max_source_length)
@@ -63,7 +65,8 @@ def summarize(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     found: dict[int, str] = {}
     model.eval()
-    with torch.inference_mode(), autocast(model.device.type, precision), tqdm(total=len(ids), desc=desc) as bar:
+    precise, search = autocast(model.device.type, precision), fastest_search(model, note)
+    with torch.inference_mode(), precise, search, tqdm(total=len(ids), desc=desc) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(model.device)

@@ -30,11 +30,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .. import training
 from ..metrics.rouge import rouge
 from ..params import RunParams
+from . import adapters
+from .beam import describe_search, fastest_search, supported
 from .generation import decode, generation_config
+from .models import check_precision
 
 # %% ../../nbs/summarization/15_trainer.ipynb #e929c522
 class Seq2SeqLabTrainer(training.LabTrainer, Seq2SeqTrainer):
-    "Seq2SeqTrainer with the lab's checkpoints and batches."
+    "Seq2SeqTrainer with the lab's checkpoints, batches and beam search."
+
+    def prediction_step(self, *args: Any, **options: Any) -> tuple:
+        "As the Trainer's; the model generates with `fastest_search`."
+        with fastest_search(self.model):
+            return super().prediction_step(*args, **options)
 
 
 def total_updates(
@@ -76,6 +84,9 @@ class ModelTrainer:
         choice = training.computing(self.folder / "computing.json", config.device, config.precision)
         self.device, self.precision = choice["device"], choice["precision"]
         note("Computing on {device} ({device_reason}) in {precision} ({precision_reason}).".format(**choice))
+        check_precision(model, self.precision)
+        if self.eval_dataset:
+            note(f"Evaluating during training: {describe_search(config.num_beams, supported(model))}")
         set_seed(config.seed)
         self.trainer = self._create_trainer()
 
@@ -174,9 +185,12 @@ class ModelTrainer:
         self,
         folder: Path,  # replaced as a whole
     ) -> Path:  # the folder: safetensors, config, generation config, tokenizer, manifest
-        "Save model and tokenizer so that the folder is either whole or absent."
+        "Save model, an adapter merged into it, and tokenizer so that the folder is either whole or absent."
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-        self.trainer.save_model(str(draft))
+        if adapters.is_adapted(self.model):
+            adapters.finish(self.model, self.tokenizer, self.config, self.folder).save_pretrained(draft)
+        else:
+            self.trainer.save_model(str(draft))
         self.tokenizer.save_pretrained(draft)
         (draft / "training_args.bin").unlink(missing_ok=True)
         training.write_manifest(draft)
