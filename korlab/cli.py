@@ -6,6 +6,7 @@
 __all__ = ['app', 'papermill_style', 'layers', 'run', 'report', 'models', 'doctor', 'main']
 
 # %% ../nbs/core/13_cli.ipynb #d4c0f8d8
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,15 +54,13 @@ def papermill_style(
 
 
 def _value_of(text: str) -> tuple[str, Any]:
-    "One `NAME=VALUE`, numbers and booleans read as papermill reads them."
-    from papermill.cli import _resolve_type
-
+    "One `NAME=VALUE`; the value stays text, which the parameter's type decides how to read."
     from korlab.params import ParameterError
 
     name, sep, value = text.partition("=")
     if not sep:
         raise ParameterError(f"-p {text!r}: write it as NAME VALUE or NAME=VALUE")
-    return name, _resolve_type(value)
+    return name, None if value == "None" else value
 
 # %% ../nbs/core/13_cli.ipynb #74b2889d
 def layers(
@@ -87,7 +86,7 @@ def run(
     experiments: Annotated[list[Path], typer.Argument(help="Experiment files, e.g. params/summarization/quickstart.yaml")],
     param: Annotated[list[str], typer.Option("-p", "--param", help="NAME VALUE, laid over the files; repeatable")] = [],
     overlay: Annotated[list[Path], typer.Option("-f", "--file", help="YAML laid over every experiment; repeatable")] = [],
-    resume: Annotated[bool, typer.Option("--resume/--fresh", help="go on with an earlier run, or set it aside")] = True,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="read a finished run back and go on with an unfinished one (the default), or set it aside")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the effective parameters and stop")] = False,
 ) -> None:
     "Train and evaluate experiments, one after another, and render their reports."
@@ -96,6 +95,7 @@ def run(
     try:
         given = dict(_value_of(p) for p in param)
         plans = [(e, _plan(e, overlay, given)) for e in experiments]
+        _refuse_shared_folders(plans)
     except ParameterError as error:
         raise _failed(error)
     if dry_run:
@@ -106,6 +106,18 @@ def run(
     if len(outcomes) > 1:
         _print_table(outcomes)
     raise typer.Exit(0 if all(o["state"] == "done" for o in outcomes) else 1)
+
+
+def _refuse_shared_folders(plans: list[tuple[Path, tuple[dict[str, Any], Any]]]) -> None:
+    from korlab import runs
+    from korlab.params import ParameterError
+
+    owners: dict[Path, Path] = {}
+    for experiment, (_, effective) in plans:
+        folder = runs.run_folder(effective)
+        if folder in owners:
+            raise ParameterError(f"{owners[folder]} and {experiment} would share the run folder {folder.name}: rename one")
+        owners[folder] = experiment
 
 
 def _plan(experiment: Path, overlays: list[Path], given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -133,22 +145,26 @@ def _run_one(experiment: Path, values: dict[str, Any], effective: Any, resume: b
     import papermill
 
     from korlab import runs
-    from korlab.settings import root, shown
+    from korlab.files import FileError
+    from korlab.settings import root
 
     folder, start = runs.run_folder(effective), time.time()
-    if folder.exists() and not resume:
-        typer.echo(f"The earlier run is kept as {shown(runs.set_aside(folder))}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    typer.secho(f"{experiment} → {shown(folder)}", bold=True)
+    typer.secho(f"{experiment} → {_where(folder)}", bold=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     outcome = {"experiment": str(experiment), "state": "done", "seconds": 0.0, "error": None}
     try:
+        if folder.exists() and not resume:
+            typer.echo(f"The earlier run is kept as {_where(runs.set_aside(folder))}.")
+        runs.open_run(values).close()  # refuses before the executed notebook of an earlier run is written over
         papermill.execute_notebook(
             root() / "nbs" / "train.ipynb", folder / "train.ipynb", parameters=values,
             progress_bar=False, stderr_file=sys.stderr,
         )
     except papermill.PapermillExecutionError as error:
         outcome |= {"state": "failed", "error": f"{error.ename}: {error.evalue}"}
+    except (runs.RunError, FileError) as error:
+        outcome |= {"state": "failed", "error": str(error)}
+    if outcome["error"]:
         typer.secho(f"{experiment}: {outcome['error']}", fg="red", err=True)
     outcome["seconds"] = round(time.time() - start, 1)
     if outcome["state"] == "done":
@@ -161,15 +177,19 @@ def report(
     run: Annotated[str, typer.Argument(help="a run's folder or name, 'latest', or an executed notebook")] = "latest",
     to: Annotated[Path | None, typer.Option(help="folder to write to instead of the run's, e.g. reports/summarization")] = None,
 ) -> None:
-    "Render a run's report as one HTML file and as Markdown, and print its scores."
+    "Render the report of a run, or of any executed notebook, as one HTML file and as Markdown; print a run's scores."
     _report(run, to)
+
+
+def _where(path: Path) -> str:
+    "A path as the person at this terminal can use it."
+    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
 
 
 def _report(name: str, to: Path | None = None) -> None:
     from korlab import registry, runs
-    from korlab.files import write_json
+    from korlab.files import FileError, write_json
     from korlab.report import ReportError, render
-    from korlab.settings import shown
 
     try:
         if name.endswith(".ipynb"):
@@ -184,9 +204,9 @@ def _report(name: str, to: Path | None = None) -> None:
             if run.has("metrics"):
                 _print_table(registry.study(run.study).scores(run), title=run.title)
                 typer.echo(f"training: {run.read('train')['train_metrics']['cpu_seconds']:.0f} CPU seconds")
-    except (runs.RunError, ReportError) as error:
+    except (runs.RunError, FileError, ReportError) as error:
         raise _failed(error)
-    typer.secho(f"report: {shown(rendered.html)}", bold=True)
+    typer.secho(f"report: {_where(rendered.html)}", bold=True)
 
 # %% ../nbs/core/13_cli.ipynb #ffa247e8
 @app.command()

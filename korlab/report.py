@@ -18,7 +18,7 @@ import os
 import re
 import shlex
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .files import write
+from .settings import portable, shown
 from .settings import root as lab_root
-from .settings import shown
 from .tables import Markdown, escape
 from .text import attach
 
@@ -266,14 +266,14 @@ def how_to_repeat(
     notebook: str = "nbs/train.ipynb",  # the notebook that made it
 ) -> Markdown:  # displays itself
     "The command that repeats a run, and what else its numbers depend on."
-    given = {"model": run.config.model, **run.given}
+    given = run.given if "run" in run.given else {"model": run.config.model, **run.given}
+    given = {name: portable(value) for name, value in given.items()}
     options = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in given.items())
     place = run.read("environment")
     names = [name for name in ("torch", "transformers", "kiwipiepy") if place["versions"].get(name)]
     versions = ", ".join([f"Python {place['python']}", *(f"{name} {place['versions'][name]}" for name in names)])
     commit = f"`{(place['git'].get('commit') or '?')[:7]}`" + (" (고친 파일 있음)" if place["git"].get("changed") else "")
-    report = shlex.join(["korlab", "report", run.folder.name])
-    return Markdown(f"```bash\npapermill {notebook} out.ipynb {options}\n{report}\n```\n\n"
+    return Markdown(f"```bash\npapermill {notebook} out.ipynb {options}\nkorlab report out.ipynb\n```\n\n"
                     f"이 결과의 환경: {versions} · 커밋 {commit} · 씨앗값 {place['seed']}")
 
 # %% ../nbs/core/10_report.ipynb #f7d69487

@@ -24,8 +24,8 @@ from typing import Any, TextIO
 
 from . import registry
 from .files import read_json, write_json
-from .params import RunParams, explain
-from .settings import root, settings, shown
+from .params import RunParams, checked, explain
+from .settings import portable, root, settings, shown
 
 # %% ../nbs/core/07_runs.ipynb #07c14bcb
 class RunError(RuntimeError):
@@ -141,7 +141,7 @@ class Run:
     @property
     def title(self) -> str:
         "Model, size and data: the first line of every report."
-        return f"{self.config.model} · {self.config.size} · {self.config.data}"
+        return f"{self.config.model} · {self.config.size} · {portable(self.config.data)}"
 
     def path(self, *parts: str) -> Path:
         "A path inside the run's folder."
@@ -222,12 +222,16 @@ def open_run(
     folder.mkdir(parents=True, exist_ok=True)
     set_by_hand = {k: v for k, v in given.items() if v is not None and v != _default(config, k)}
     run = Run(folder, config, set_by_hand, _locked(folder))
-    record = {"effective": asdict(config), "given": set_by_hand, "explained": explain(config, set_by_hand, recipe)}
+    record = {"effective": asdict(config), "given": set_by_hand, "explained": _explained(config, set_by_hand, recipe)}
     if run.has("config"):
         _same_parameters(run, record["effective"])
     run.write("config", record)
     _record_place(run)
     return run
+
+
+def _explained(config: RunParams, given: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [row | {"value": str(portable(row["value"]))} for row in explain(config, given, recipe)]
 
 
 def _default(config: RunParams, name: str) -> Any:
@@ -318,20 +322,39 @@ def open_evaluation(
     given = {k: v for k, v in given.items() if v is not None}
     request = registry.configure_evaluation(given)
     checkpoint, home = _find_checkpoint(request.run)
-    base = home.given if home else {"model": _named_model(request), "size": "full"}
-    own = {"run", "name", "model"} if home else {"run", "name"}
-    overrides = {k: v for k, v in given.items() if k not in own}
-    config = registry.configure({**base, "name": None} | overrides)
-    label = request.name or f"{checkpoint.name}-{Path(request.data).stem if request.data else 'own-data'}"
+    overrides = {k: v for k, v in given.items() if k not in ("run", "name", "model")}
+    config, recorded = _evaluation_config(request, home, overrides)
     parent = home.folder if home else settings().runs / registry.model(config.model).study / checkpoint.name
-    folder = parent / "evaluations" / label
+    folder = parent / "evaluations" / (request.name or _evaluation_name(checkpoint, request, overrides))
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, config, {"run": request.run} | overrides, _locked(folder))
-    recipe = registry.model(config.model).recipes[config.size]
-    run.write("config", {"effective": asdict(config), "given": run.given, "explained": explain(config, base | overrides, recipe)})
+    run = Run(folder, config, {"run": portable(request.run)} | overrides, _locked(folder))
+    run.path("computing.json").unlink(missing_ok=True)  # an evaluation starts anew, so it chooses anew
+    run.write("config", {
+        "effective": asdict(config), "given": run.given, "explained": _explained(config, overrides, recorded),
+    })
     run.write("environment", environment() | {"seed": config.seed, "checkpoint": shown(checkpoint)})
     run.write("status", {"state": "new", "stages": {}, "error": None})
     return run, checkpoint
+
+
+def _evaluation_config(request: Any, home: Run | None, overrides: dict[str, Any]) -> tuple[RunParams, dict[str, Any]]:
+    "The parameters in force, and those that come from the run or, without a run, from the model's recipe."
+    name = home.config.model if home else _named_model(request)
+    if request.model not in (None, name):
+        raise RunError(f"model={request.model!r}: {shown(home.folder)} was trained with {name}; leave `model` out")
+    size = home.config.size if home else "full"
+    entry = registry.model(name)
+    recorded = {k: v for k, v in asdict(home.config).items() if v is not None and k != "name"} if home else {}
+    recorded = {**entry.recipes[size], "model": name, "size": size} | recorded
+    return checked(registry.study(entry.study).Params, overrides, recorded), recorded
+
+
+def _evaluation_name(checkpoint: Path, request: Any, overrides: dict[str, Any]) -> str:
+    "A name of its own for every combination of checkpoint, data and overrides."
+    data = str(Path(request.data).resolve()) if request.data else ""
+    text = json.dumps([str(checkpoint), data, overrides], sort_keys=True, ensure_ascii=False)
+    label = Path(request.data).stem if request.data else "own-data"
+    return f"{checkpoint.name}-{label}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _find_checkpoint(name: str) -> tuple[Path, Run | None]:

@@ -246,7 +246,8 @@ class LastStep(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Ask for an evaluation and a checkpoint at the end."
         if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = control.should_log = True
+            control.should_save = control.should_log = True
+            control.should_evaluate = args.eval_strategy != "no"
 
 # %% ../nbs/core/08_training.ipynb #d36f8ca8
 class Clock(TrainerCallback, ExportableState):

@@ -134,7 +134,7 @@ def test_everything_else_generate_returns_is_the_same(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_given_start_and_given_encoder_outputs(family):
     model, batch = build(family).double(), inputs([17, 9])
-    start = dict(decoder_input_ids=torch.tensor([[2, 7, 8], [2, 9, 6]]), decoder_attention_mask=torch.ones(2, 3).long())
+    start = dict(decoder_input_ids=torch.tensor([[2, 7, 8], [2, 9, 6]]), decoder_attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
     stock, shared = both(model, batch, num_beams=4, **start)
     assert shared.sequences.tolist() == stock.sequences.tolist()
     encoded = model.get_encoder()(**batch)

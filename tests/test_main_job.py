@@ -99,10 +99,10 @@ def test_rows_without_summaries_get_predictions_and_no_score(quickstart, tmp_pat
     with open(tmp_path / "test.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerows([("fname", "dialogue"), *((r.fname, r.dialogue) for r in rows)])
-    outcome = papermill(tmp_path / "out.ipynb", *flags(run=quickstart, data=tmp_path / "test.csv"),
+    outcome = papermill(tmp_path / "out.ipynb", *flags(run=quickstart, data=tmp_path / "test.csv", name="bare"),
                         runs=quickstart.parent.parent, notebook="evaluate")
     assert outcome.code == 0, outcome.text[-2000:]
-    folder = quickstart / "evaluations" / "model-test"
+    folder = quickstart / "evaluations" / "bare"
     found = predictions(folder / "predictions" / "test.csv")
     assert [list(row) for row in found[:1]] == [["fname", "summary"]]
     assert [row["fname"] for row in found] == [r.fname for r in rows]
@@ -200,3 +200,19 @@ def test_korlab_run_goes_on_after_a_failure_and_is_honest_about_it(tmp_path):
     folder = tmp_path / "runs" / "summarization"
     assert read(folder / "good", "status")["state"] == "done" and (folder / "good" / "report.html").exists()
     assert read(folder / "bad", "status")["state"] == "failed"
+
+
+def test_a_refused_rerun_leaves_the_earlier_run_as_it_was(quickstart, tmp_path):
+    before = (quickstart / "train.ipynb").read_bytes()
+    file = tmp_path / "quickstart.yaml"
+    file.write_text("model: kobart\nepochs: 1\n")
+    done = korlab("run", str(file), runs=quickstart.parent.parent)
+    assert done.returncode == 1 and "was made with other parameters" in done.stderr and "Traceback" not in done.stderr
+    assert (quickstart / "train.ipynb").read_bytes() == before
+
+
+def test_two_experiments_may_not_share_a_folder(tmp_path):
+    file = tmp_path / "one.yaml"
+    file.write_text("model: kobart\n")
+    done = korlab("run", str(file), str(file), runs=tmp_path)
+    assert done.returncode == 1 and "would share the run folder one" in done.stderr

@@ -1,6 +1,7 @@
 """What a person types: every mistake stops before any work with one sentence, and every value reaches the run."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,20 @@ def test_a_mistake_stops_papermill_with_one_sentence(words, sentence, tmp_path, 
     outcome = papermill(tmp_path / "out.ipynb", *words, runs=tmp_path / "runs")
     assert outcome.code == 1
     assert sentence in outcome.text
+
+
+@pytest.mark.parametrize("given, sentence", [
+    ({"scheduler": "constant", "warmup": 100}, "needs scheduler to be something other than 'constant'"),
+    ({"max_steps": 5, "epochs": 9}, "needs max_steps to be unset"),
+    ({"data_policy": "strict"}, "no effect because data='embedded'"),
+    ({"checkpoint": "somewhere"}, "no effect because size='mini'"),
+    ({"length_penalty": 0.8}, "no effect because num_beams=1"),
+    ({"name": "../elsewhere"}, "a name is a folder's name"),
+    ({"name": ""}, "a name is a folder's name"),
+])
+def test_a_value_without_effect_or_place_is_refused(given, sentence):
+    with pytest.raises(params.ParameterError, match=re.escape(sentence)):
+        registry.configure(given)
 
 
 BAD_FILES = {

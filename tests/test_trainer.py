@@ -99,6 +99,10 @@ def test_evaluating_without_dev_rows_warns(make):
         assert trainer.evaluate() == {}
 
 
+def test_training_without_dev_rows(make):
+    assert make(eval_rows=False).train()["train_metrics"]["updates"] == 6
+
+
 def test_labels_are_not_padded_into_the_loss(make, rows):
     batch = make().trainer.data_collator([dict(rows[0]), dict(rows[0] | {"labels": rows[0]["labels"][:3]})])
     assert (batch["labels"][1, 3:] == -100).all()

@@ -146,14 +146,22 @@ def _four_bits(compute: str) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=_FORMATS[compute],
     )
 
-# %% ../../nbs/summarization/18_adapters.ipynb #a30c669c
+# %% ../../nbs/summarization/18_adapters.ipynb #2f3f7f1b
+def _never_repacked(model: PreTrainedModel) -> PreTrainedModel:
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def _attach_lora(base: Path, config: RunParams, place: Mapping[str, str], options: dict[str, Any]) -> "PeftModel":
     return _with_lora(_base(base), options)
 
 
 def _attach_qlora(base: Path, config: RunParams, place: Mapping[str, str], options: dict[str, Any]) -> "PeftModel":
     where = {"": torch.cuda.current_device() if place["device"] == "cuda" else "cpu"}
-    return _with_lora(_base(base, quantization_config=_four_bits(place["precision"]), device_map=where), options)
+    model = _base(base, quantization_config=_four_bits(place["precision"]), device_map=where)
+    return _with_lora(_never_repacked(model), options)
 
 
 def _attach_unsloth(base: Path, config: RunParams, place: Mapping[str, str], options: dict[str, Any]) -> "PeftModel":
@@ -238,7 +246,7 @@ def trainable_table(
         row["trainable"] += weight.numel() if weight.requires_grad else 0
         if not added:
             row["parameters"] += _size(weight)
-            row["format"] = "NF4" if hasattr(weight, "quant_state") else _SHORT[weight.dtype]
+            row["format"] = "NF4" if hasattr(weight, "quant_state") else row["format"] or _SHORT[weight.dtype]
     table = [{"module": kind, "modules": len(row.pop("paths")), **row} for kind, row in rows.items()]
     total = {key: sum(row[key] for row in table) for key in ("modules", "parameters", "trainable")}
     return [*table, {"module": "total", **total, "format": ""}]

@@ -103,12 +103,11 @@ def shared_cross_attention(
     if reason or net.training:
         raise ValueError(f"the beams cannot share their dialogue: {reason or 'call model.eval() first'}")
     with ExitStack() as changes:
-        if vars(net).get("_reorder_cache") is not reorder_self_attention:  # not inside another such context
-            for module in cross_attentions(net):
-                changes.enter_context(_replaced(module, "forward", partial(fold_beams, module.forward)))
-            expand = partial(expand_decoder, net._expand_inputs_for_generation)
-            changes.enter_context(_replaced(net, "_expand_inputs_for_generation", expand))
-            changes.enter_context(_replaced(net, "_reorder_cache", reorder_self_attention))
+        for module in cross_attentions(net):
+            changes.enter_context(_replaced(module, "forward", partial(fold_beams, module.forward)))
+        expand = partial(expand_decoder, net._expand_inputs_for_generation)
+        changes.enter_context(_replaced(net, "_expand_inputs_for_generation", expand))
+        changes.enter_context(_replaced(net, "_reorder_cache", reorder_self_attention))
         yield
 
 
@@ -133,11 +132,11 @@ def _replaced(owner: nn.Module, name: str, value: Any) -> Iterator[None]:
 
 # %% ../../nbs/summarization/17_beam.ipynb #9bb45aea
 def fastest_search(
-    model: PreTrainedModel,  # its generation_config holds the beams
+    model: nn.Module,  # as for `supported`; its generation_config holds the beams
     note: Callable[[str], None] | None = None,  # told which search is used, and why
 ) -> AbstractContextManager[None]:  # for calls of `model.generate`
     "Share each dialogue among its beams where that is possible, and say what is done."
-    beams, reason = model.generation_config.num_beams or 1, supported(model)
+    beams, reason = base_model(model).generation_config.num_beams or 1, supported(model)
     if note:
         note(describe_search(beams, reason))
     return nullcontext() if reason else shared_cross_attention(model)

@@ -6,6 +6,7 @@
 __all__ = ['Splits', 'embedded', 'find_split_files', 'take_out', 'load_splits', 'Encoded', 'length_stats', 'encoder', 'encode']
 
 # %% ../../nbs/summarization/12_data.ipynb #291ad1e0
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,8 @@ class Splits:
     def to_dict(self) -> dict[str, Any]:
         "What data.json holds: counts, hashes, sources, decisions."
         counts = {name: len(rows) for name, rows in self.rows.items()}
-        hashes = {name: corpus.text_hash("\n".join(r.dialogue for r in rows)) for name, rows in self.rows.items()}
+        texts = {name: "\n".join("\n".join((r.fname, r.dialogue, *r.summaries)) for r in rows) for name, rows in self.rows.items()}
+        hashes = {name: corpus.text_hash(text) for name, text in texts.items()}
         return {"rows": counts, "sha256": hashes, "notes": self.notes, "sources": self.sources}
 
 # %% ../../nbs/summarization/12_data.ipynb #38bddb2d
@@ -48,7 +50,7 @@ def embedded() -> Splits:
     return Splits(rows, notes=["Generated dialogues with seed 42; `natural` was written by hand."])
 
 # %% ../../nbs/summarization/12_data.ipynb #5e1cbca1
-_SPLIT_WORDS = {"train": ("train",), "dev": ("dev", "valid"), "test": ("test",)}
+_SPLIT_WORDS = {"train": {"train", "training"}, "dev": {"dev", "val", "valid", "validation"}, "test": {"test"}}
 
 
 def find_split_files(
@@ -58,7 +60,7 @@ def find_split_files(
     found: dict[str, str] = {}
     for file in sorted(p for p in folder.iterdir() if p.suffix.lower() in corpus.READERS):
         for split, words in _SPLIT_WORDS.items():
-            if not any(word in file.stem.lower() for word in words):
+            if not words & set(re.split(r"[\W_]+", file.stem.lower())):
                 continue
             if split in found:
                 raise ParameterError(
@@ -67,7 +69,7 @@ def find_split_files(
                 )
             found[split] = str(file)
     if "train" not in found:
-        raise ParameterError(f"data={shown(folder)!r}: no file here has 'train' in its name; pass the file itself")
+        raise ParameterError(f"data={shown(folder)!r}: no file here has the word 'train' in its name; pass the file itself")
     return found
 
 # %% ../../nbs/summarization/12_data.ipynb #d663e5b3
@@ -87,13 +89,7 @@ def load_splits(
     config: RunParams,  # data, dev_data, test_data, data_policy, max_chars, train_rows
 ) -> Splits:  # checked, without overlap
     "Load every split of a run."
-    if config.data == "embedded":
-        for name in ("dev_data", "test_data"):
-            if getattr(config, name):
-                raise ParameterError(f"{name} has no effect with data='embedded', which has its own splits")
-        splits = embedded()
-    else:
-        splits = _from_sources(config)
+    splits = embedded() if config.data == "embedded" else _from_sources(config)
     if config.train_rows and config.train_rows < len(splits.rows["train"]):
         splits.notes.append(f"train_rows={config.train_rows} of {len(splits.rows['train'])} training rows are used.")
         splits.rows["train"] = splits.rows["train"][: config.train_rows]
@@ -131,6 +127,8 @@ def _from_sources(config: RunParams) -> Splits:
 def _complete(splits: Splits) -> None:
     "Make sure that dev and a scored test exist, and say where they came from."
     rows = splits.rows
+    if "dev" not in rows and len(rows["train"]) < 20 or "test" not in rows and len(rows.get("dev", [])) == 1:
+        raise ParameterError(f"{len(rows['train'])} rows are too few to take dev and test from: give dev_data and test_data")
     if "test" in rows and not all(row.summaries for row in rows["test"]):
         bare = sum(not row.summaries for row in rows["test"])
         del rows["test"]

@@ -11,8 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ..text import PLACEHOLDER
-
 # %% ../../nbs/summarization/16_errors.ipynb #a1f28ea9
 _SPEAKER = re.compile(r"#Person\d+#")
 _AFTER = re.compile(r"(#Person\d+#)(은|는|이|가|을|를|과|와|으로|로|이랑|랑|이나|나)(?=\s|$|[.,])")
@@ -76,5 +74,5 @@ def marks(
     spans = []
     for kind, start, stop, _, _ in matcher.get_opcodes():
         if kind in ("replace", "delete"):
-            spans += [(w.start(), w.end(), "swap" if PLACEHOLDER.fullmatch(w[0]) else "wrong") for w in words[start:stop]]
+            spans += [(w.start(), w.end(), "swap" if _SPEAKER.fullmatch(w[0]) else "wrong") for w in words[start:stop]]
     return spans

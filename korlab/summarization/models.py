@@ -124,7 +124,7 @@ def _mini_t5(
 ) -> PreTrainedModel:
     make_config, make_model = kinds
     model = make_model(make_config(
-        vocab_size=len(tokenizer), d_model=width, d_kv=width // 4, num_heads=4, d_ff=3 * width,
+        vocab_size=len(tokenizer), d_model=width, d_kv=width // 8, num_heads=8, d_ff=3 * width,
         num_layers=layers, num_decoder_layers=layers, dropout_rate=0.0, tie_word_embeddings=not gated,
         feed_forward_proj="gated-gelu" if gated else "relu", decoder_start_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,

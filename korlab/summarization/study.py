@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import plots, registry
-from ..corpus import Dialogue, load_dialogues
-from ..files import atomic, read_jsonl, write_json, write_jsonl
+from ..corpus import Dialogue, load_dialogues, text_hash
+from ..files import atomic, read_json, read_jsonl, write_json, write_jsonl
 from ..params import EvaluationParams as SharedEvaluationParams
 from ..params import Needs, RunParams, setting
 from ..runs import Run
-from ..settings import settings
+from ..settings import portable, settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,6 +87,7 @@ def data(
 
     with run.stage("data"):
         splits = load_splits(run.config)
+        write_json(run.path("train_hashes.json"), sorted(text_hash(row.dialogue) for row in splits.rows["train"]))
         run.write("data", splits.to_dict() | ({"lengths": run.read("data").get("lengths")} if run.has("data") else {}))
     return splits
 
@@ -270,7 +271,7 @@ def evaluate(
         rows = splits.rows["test"][: len(untrained)]
         results["test"]["baselines"]["untrained"] = score(untrained, rows, c)
         run.write("metrics", {
-            "model": c.model, "size": c.size, "data": c.data, "seed": c.seed,
+            "model": c.model, "size": c.size, "data": portable(c.data), "seed": c.seed,
             "splits": results, "training": run.read("train"), "parameters": run.read("model")["parameters"],
         })
     return run.read("metrics")
@@ -287,7 +288,8 @@ def _score_split(run: Run, name: str, rows: list[Dialogue], loaded: "Loaded") ->
     rows, predictions = [row for row, _ in pairs], [found for _, found in pairs]
     write_jsonl(run.path("predictions", f"{name}.jsonl"), _side_by_side(rows, predictions, c))
     baselines = {baseline: [give(row.dialogue) for row in rows] for baseline, give in BASELINES.items()}
-    baselines["other-summary"] = [other.summaries[0] for other in rows[1:] + rows[:1]]
+    if len(rows) > 1:
+        baselines["other-summary"] = [other.summaries[0] for other in rows[1:] + rows[:1]]
     return {name: score(predictions, rows, c) | {"baselines": {b: score(t, rows, c) for b, t in baselines.items()}}}
 
 
@@ -320,6 +322,9 @@ def evaluate_on(
         if "data" in run.given:
             rows, report = load_dialogues(c.data, policy=c.data_policy, max_chars=c.max_chars, need_summary=False)
             splits = Splits({Path(c.data).stem: rows}, [{"split": Path(c.data).stem} | report.to_dict()])
+            if report.rows_left_out:
+                run.note(f"{report.rows_left_out} problem rows have no prediction; they are listed below.")
+            _note_seen_rows(run, rows)
         else:
             splits = load_splits(c)
         splits.rows = {name: splits.rows[name] for name in splits.scored}
@@ -332,8 +337,20 @@ def evaluate_on(
             if bare := sum(not row.summaries for row in rows):
                 run.note(f"{bare} of {len(rows)} rows of {name} have no summary: they are summarised but not scored.")
             results |= _score_split(run, name, rows, loaded)
-        run.write("metrics", {"model": c.model, "size": c.size, "data": c.data, "seed": c.seed, "splits": results})
+        run.write("metrics", {"model": c.model, "size": c.size, "data": portable(c.data), "seed": c.seed, "splits": results})
     return run.read("metrics")
+
+# %% ../../nbs/summarization/20_study.ipynb #50fbe407
+def _note_seen_rows(run: Run, rows: Sequence[Dialogue]) -> None:
+    "Say how many rows the run was trained on; a checkpoint without a run cannot tell."
+    seen = run.folder.parent.parent / "train_hashes.json"
+    if not seen.is_file():
+        run.note("This checkpoint does not record its training rows, so nobody can tell whether it has seen these.")
+        return
+    known = set(read_json(seen))
+    count = sum(text_hash(row.dialogue) in known for row in rows)
+    if count:
+        run.note(f"{count} of {len(rows)} dialogues were training rows of this model: its scores on them mean nothing.")
 
 # %% ../../nbs/summarization/20_study.ipynb #7117bcb0
 def scores(
@@ -373,7 +390,7 @@ def headline(
     "The main result: ROUGE-1 of the first scored split beside its floor."
     metrics, main = run.read("metrics"), run.config.rouge_mode
     name, result = next(iter(metrics["splits"].items()))
-    ours, floor = (r["rouge"][main]["rouge1"] for r in (result, result["baselines"]["other-summary"]))
+    ours, floor = (r["rouge"][main]["rouge1"] for r in (result, result["baselines"].get("other-summary", result)))
     return (
         f"{name} n={result['n']}에서 ROUGE-1({main}) {100 * ours['mean']:.1f} "
         f"[{100 * ours['low']:.1f}, {100 * ours['high']:.1f}]. 다른 대화의 요약을 그대로 내면 {100 * floor['mean']:.1f}이다. "

@@ -31,7 +31,7 @@ from .. import training
 from ..metrics.rouge import rouge
 from ..params import RunParams
 from . import adapters
-from .beam import describe_search, fastest_search, supported
+from .beam import base_model, describe_search, fastest_search, supported
 from .generation import decode, generation_config
 from .models import check_precision
 
@@ -80,7 +80,8 @@ class ModelTrainer:
         self.train_dataset, self.folder, self.note = list(train_dataset), Path(folder), note
         # Long rows first: generation then never waits for one long dialogue among short ones.
         self.eval_dataset = sorted(eval_dataset or [], key=lambda row: -len(row["input_ids"]))
-        model.generation_config = generation_config(config, model)
+        net = base_model(model)  # a peft model would keep the search to itself and generate with the base's own
+        net.generation_config = generation_config(config, net)
         choice = training.computing(self.folder / "computing.json", config.device, config.precision)
         self.device, self.precision = choice["device"], choice["precision"]
         note("Computing on {device} ({device_reason}) in {precision} ({precision_reason}).".format(**choice))
@@ -105,7 +106,7 @@ class ModelTrainer:
         return Seq2SeqTrainingArguments(
             output_dir=str(self.folder / "checkpoints"), seed=c.seed, report_to="none", disable_tqdm=True,
             use_cpu=self.device == "cpu", bf16=self.precision == "bf16", fp16=self.precision == "fp16",
-            max_steps=total, learning_rate=c.learning_rate, lr_scheduler_type=c.scheduler, warmup_steps=c.warmup,
+            max_steps=total, learning_rate=c.learning_rate, lr_scheduler_type=c.scheduler, warmup_steps=c.warmup or 0,
             weight_decay=c.weight_decay, adam_beta2=c.adam_beta2, max_grad_norm=c.max_grad_norm,
             per_device_train_batch_size=c.batch_size, gradient_accumulation_steps=c.accumulation,
             per_device_eval_batch_size=c.eval_batch_size, dataloader_num_workers=c.workers,
