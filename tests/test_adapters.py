@@ -22,8 +22,8 @@ from korlab.summarization.models import PLACEHOLDERS, Loaded
 from korlab.summarization.trainer import ModelTrainer
 
 SMALL = {k: v for k, v in TINY.items() if k != "train_rows"} | {
-    "device": "cpu", "tracking": "none", "batch_size": 4, "learning_rate": 1e-2, "warmup": 0, "lora_rank": 4, "lora_alpha": 8,
-    "max_target_length": 10, "rouge_mode": "char",
+    "device": "cpu", "tracking": "none", "batch_size": 4, "learning_rate": 1e-2, "warmup": 0,
+    "lora_rank": 4, "lora_alpha": 8, "max_target_length": 10, "rouge_mode": "char", "max_steps": 2, "eval_steps": 2,
 }
 NAMES = {"bart": "kobart", "t5": "t5-korean", "mt5": "mt5-xlsum", "relu": "t5-korean"}
 NEW = ["#Person1#", "#Person2#", "#Email#"]
@@ -134,7 +134,7 @@ def test_training_saves_a_plain_model_with_the_adapter_in_it(kind, adapter, mini
 
 
 def test_the_adapter_is_small_and_safetensors(mini, tmp_path):
-    config = configure("t5", adapter="lora", max_steps=2, eval_steps=2)
+    config = configure("t5", adapter="lora")
     trainer(adapters.make_trainable(mini("t5"), config, tmp_path), config, tmp_path).train()
     files = {p.name for p in (tmp_path / "adapter").iterdir()}
     assert files == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"}
@@ -149,7 +149,7 @@ def test_the_adapter_is_small_and_safetensors(mini, tmp_path):
 def test_the_base_of_qlora_is_in_four_bits_and_frozen(precision, mini, tmp_path):
     from bitsandbytes.nn import Linear4bit
 
-    config = configure("bart", adapter="qlora", precision=precision, gradient_checkpointing=True, max_steps=2, eval_steps=2)
+    config = configure("bart", adapter="qlora", precision=precision, gradient_checkpointing=True)
     loaded = adapters.make_trainable(mini("bart"), config, tmp_path)
     layers = {path: module for path, module in loaded.model.named_modules() if isinstance(module, Linear4bit)}
     assert len(layers) == sum(LAYERS["bart"].values())
@@ -157,7 +157,8 @@ def test_the_base_of_qlora_is_in_four_bits_and_frozen(precision, mini, tmp_path)
     for module in layers.values():
         assert module.compute_dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         assert module.weight.quant_state.quant_type == "nf4" and module.weight.quant_state.nested
-    assert {row["format"] for row in adapters.trainable_table(loaded.model) if row["module"] in LAYERS["bart"]} == {"NF4"}
+    table = adapters.trainable_table(loaded.model)
+    assert {row["format"] for row in table if row["module"] in LAYERS["bart"]} == {"NF4"}
     assert loaded.facts["base_format"].endswith(precision)
     trainer(loaded, config, tmp_path).train()
     assert all(torch.equal(module.weight.data, before[path]) for path, module in layers.items())
@@ -168,7 +169,8 @@ def test_evaluating_does_not_change_what_is_learnt_next(mini, tmp_path):
     set_seed(7)
     wide = models.mini_bart(mini("bart").tokenizer, 128, 1)  # narrower layers cannot be repacked
     loaded = Loaded(wide, mini("bart").tokenizer, "a wider mini", NEW)
-    model = adapters.make_trainable(loaded, configure("bart", adapter="qlora", precision="bf16", lora_dropout=0), tmp_path).model
+    config = configure("bart", adapter="qlora", precision="bf16", lora_dropout=0)
+    model = adapters.make_trainable(loaded, config, tmp_path).model
 
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()
@@ -242,14 +244,14 @@ def test_a_full_model_names_its_checkpoint_as_the_base(tokenizers, mini, tmp_pat
     bare = models._wrapped(models.Tokenizer.from_str(json.dumps(state)), models.FRAMES["t5"])
     models.mini_mt5(bare, 32, 1).save_pretrained(published)
     bare.save_pretrained(published)
-    config = configure("mt5", size="full", checkpoint=str(published), adapter="qlora", workers=0, max_steps=2, eval_steps=2,
-                       vocab_size=None)
+    config = configure("mt5", size="full", checkpoint=str(published), adapter="qlora", workers=0, vocab_size=None)
     loaded = models.build(registry.model("mt5-xlsum"), "full", [], checkpoint=str(published))
     assert loaded.new_tokens == list(PLACEHOLDERS)
     loaded = adapters.make_trainable(loaded, config, tmp_path / "run")
     trainer(loaded, config, tmp_path / "run").train()
     assert not (tmp_path / "run" / "base").exists()
-    again, saved = adapters.load_adapter(tmp_path / "run" / "adapter"), models.load_checkpoint(str(tmp_path / "run" / "model"))
+    again = adapters.load_adapter(tmp_path / "run" / "adapter")
+    saved = models.load_checkpoint(str(tmp_path / "run" / "model"))
     assert loss(again.model) == pytest.approx(loss(saved.model), abs=2e-6)
     assert again.tokenizer.get_vocab() == saved.tokenizer.get_vocab()
 
@@ -258,11 +260,11 @@ def test_the_study_trains_scores_and_records_an_adapter(tmp_path, monkeypatch):
     """As train.ipynb does, on a small file; what is scored is the merged model."""
     monkeypatch.setenv("KORLAB_RUNS", str(tmp_path / "runs"))
     rows = corpus()[:40]
-    with open(tmp_path / "train.csv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("fname", "dialogue", "summary"), *((r.fname, r.dialogue, r.summaries[0]) for r in rows)])
-    given = SMALL | {"model": "mt5-xlsum", "adapter": "qlora", "data": str(tmp_path / "train.csv"), "name": "q", "eval_rows": 2,
-                     "max_steps": 2, "eval_steps": 2}
-    run = runs.open_run(given)
+    source = tmp_path / "train.csv"
+    with open(source, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerow(("fname", "dialogue", "summary"))
+        csv.writer(file).writerows((row.fname, row.dialogue, row.summaries[0]) for row in rows)
+    run = runs.open_run(SMALL | {"model": "mt5-xlsum", "adapter": "qlora", "data": str(source), "name": "q"})
     data = study.data(run)
     loaded = study.model(run, data)
     assert adapters.is_adapted(loaded.model)
@@ -310,7 +312,8 @@ def attach_all(model, options):
 
 def test_unsloth_is_used_where_it_can_work(on_gpu, mini, tmp_path, monkeypatch):
     calls = unsloth(monkeypatch, attach_all)
-    config = configure("bart", adapter="unsloth", gradient_checkpointing=True, max_source_length=300, max_target_length=60)
+    lengths = dict(max_source_length=300, max_target_length=60)
+    config = configure("bart", adapter="unsloth", gradient_checkpointing=True, **lengths)
     loaded = adapters.make_trainable(mini("bart"), config, tmp_path)
     assert calls[0]["max_seq_length"] == 360 and calls[0]["load_in_4bit"]
     assert (calls[1]["r"], calls[1]["lora_alpha"], calls[1]["checkpointing"]) == (4, 8, "unsloth")

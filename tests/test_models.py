@@ -69,7 +69,8 @@ def published(folder: Path, tokenizer, spare: int = 0, kind: str = "mt5") -> Pat
 
 
 def test_sentencepiece_is_read_as_sentencepiece_reads(sentencepiece_folder, texts):
-    spm = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=str(sentencepiece_folder / "spiece.model"))
+    spm = pytest.importorskip("sentencepiece")
+    spm = spm.SentencePieceProcessor(model_file=str(sentencepiece_folder / "spiece.model"))
     tokenizer = models.load_tokenizer(str(sentencepiece_folder))
     models.add_tokens(models.mini_mt5(tokenizer, 32, 1), tokenizer)
     for text in [t for t in texts if "#" not in t] + ["뷁과 쀍은 드물다 🙂", "  두   칸 \n 줄"]:
