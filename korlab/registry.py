@@ -69,7 +69,7 @@ _MINI_SEQ2SEQ: dict[str, Any] = _DATA | dict(
     keep_checkpoints=2, patience=0, threshold=0.001, vocab_size=2000,
     prefix="", max_source_length=512, max_target_length=100, num_beams=1, min_target_length=0,
     no_repeat_ngram_size=0, repetition_penalty=1.0, rouge_mode="morph", rouge_refs="mean",
-    adapter="full", lora_rank=32, lora_alpha=64, lora_dropout=0.0,
+    adapter="full", lora_rank=48, lora_alpha=96, lora_dropout=0.0,
 )
 
 # %% ../nbs/core/06_registry.ipynb #3ff9595b

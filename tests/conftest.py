@@ -1,5 +1,6 @@
 """Shared by all tests: a private place for runs, and one real training that many tests look at."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -38,10 +39,15 @@ def flags(**values: object) -> list[str]:
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the main job, trained once for all tests: `papermill nbs/train.ipynb out.ipynb -p model kobart`."""
-    runs = tmp_path_factory.mktemp("runs")
+    """The run folder of the main job, trained once for all tests and test processes: `papermill … -p model kobart`."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    runs = shared / "runs"
     folder = runs / "summarization" / "quickstart"
-    folder.mkdir(parents=True)
-    outcome = papermill(folder / "train.ipynb", *flags(model="kobart", name="quickstart"), runs=runs)
-    assert outcome.code == 0, outcome.text[-3000:]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(shared / "quickstart.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "metrics.json").exists():
+            outcome = papermill(folder / "train.ipynb", *flags(model="kobart", name="quickstart"), runs=runs)
+            assert outcome.code == 0, outcome.text[-3000:]
     return folder

@@ -273,7 +273,8 @@ def test_the_study_trains_scores_and_records_an_adapter(tmp_path, monkeypatch):
     study.evaluate(run, loaded, data)
     run.finish()
     facts = run.read("model")
-    assert (facts["adapter"], facts["adapter_reason"], facts["new_token_rows"]) == ("qlora", "asked for", 15)
+    assert (facts["adapter"], facts["adapter_reason"]) == ("qlora", "asked for")
+    assert facts["new_token_rows"] == facts["vocabulary"]  # nobody has trained any row of a mini before
     assert facts["trainable"] == study.modules(run)[-1]["trainable"] < facts["parameters"]
     assert run.path("adapter", "adapter_model.safetensors").exists() and run.has("metrics")
 

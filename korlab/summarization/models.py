@@ -284,7 +284,8 @@ def build(
     if size == "mini":
         tokenizer = train_tokenizer(texts, vocab_size, entry.family)
         origin = f"mini {entry.family} built from its config"
-        loaded = Loaded(BUILDERS[entry.family](tokenizer), tokenizer, origin, list(PLACEHOLDERS))
+        every = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))  # nobody has trained any row of a mini
+        loaded = Loaded(BUILDERS[entry.family](tokenizer), tokenizer, origin, every)
     else:
         loaded = load_checkpoint(checkpoint or entry.hub_id)
         loaded.new_tokens = add_tokens(loaded.model, loaded.tokenizer)
