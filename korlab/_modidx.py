@@ -580,6 +580,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'korlab/summarization/study.py'),
                                             'korlab.summarization.study._computing': ( 'summarization/study.html#_computing',
                                                                                        'korlab/summarization/study.py'),
+                                            'korlab.summarization.study._note_once': ( 'summarization/study.html#_note_once',
+                                                                                       'korlab/summarization/study.py'),
                                             'korlab.summarization.study._note_seen_rows': ( 'summarization/study.html#_note_seen_rows',
                                                                                             'korlab/summarization/study.py'),
                                             'korlab.summarization.study._percent': ( 'summarization/study.html#_percent',

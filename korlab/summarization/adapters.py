@@ -21,10 +21,10 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .. import registry
-from ..params import ParameterError, RunParams
 from ..files import read_json, write_json
-from .models import Loaded, add_tokens, load_checkpoint, load_tokenizer
+from ..params import ParameterError, RunParams
 from ..settings import shown
+from .models import Loaded, add_tokens, load_checkpoint, load_tokenizer
 from ..training import computing, damage, write_manifest
 
 if TYPE_CHECKING:

@@ -230,7 +230,14 @@ def _predict(run: Run, loaded: "Loaded", rows: Sequence[Dialogue], desc: str) ->
     return summarize(
         loaded.model, loaded.tokenizer, [row.dialogue for row in rows], prefix=c.prefix,
         max_source_length=c.max_source_length, batch_size=c.eval_batch_size, precision=_computing(run)["precision"], desc=desc,
+        note=lambda text: _note_once(run, text),
     )
+
+
+def _note_once(run: Run, text: str) -> None:
+    "Record a remark that every split would repeat."
+    if text not in [note["text"] for note in run.status.get("notes", [])]:
+        run.note(text)
 
 
 def write_predictions(
