@@ -291,6 +291,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'korlab.report._markdown_piece': ('core/report.html#_markdown_piece', 'korlab/report.py'),
                                'korlab.report._markdown_turn': ('core/report.html#_markdown_turn', 'korlab/report.py'),
                                'korlab.report._origin': ('core/report.html#_origin', 'korlab/report.py'),
+                               'korlab.report._own_title': ('core/report.html#_own_title', 'korlab/report.py'),
                                'korlab.report._page': ('core/report.html#_page', 'korlab/report.py'),
                                'korlab.report._path_patterns': ('core/report.html#_path_patterns', 'korlab/report.py'),
                                'korlab.report._people': ('core/report.html#_people', 'korlab/report.py'),

@@ -777,6 +777,14 @@ def _write(folder: Path, name: str, page: str, text: str, pictures: Mapping[str,
     return files
 
 # %% ../nbs/core/10_report.ipynb #35c5565b
+def _own_title(notebook: "NotebookNode") -> str:
+    "The title a notebook gives itself: what its cell tagged `title` shows, as plain text."
+    cells = [c for c in notebook.cells if c.cell_type == "code" and "title" in c.metadata.get("tags", [])]
+    shown_there = [o["data"]["text/markdown"] for c in cells for o in c.outputs if "text/markdown" in o.get("data", {})]
+    first = "".join(shown_there[0]).split("\n")[0] if shown_there else ""
+    return re.sub(r"\\(.)", r"\1", first.lstrip("# "))
+
+
 def _retitled(notebook: "NotebookNode", title: str, lead: str) -> "NotebookNode":
     "Put a title in place of the first heading and a lead in place of the summary under it."
     first = next((cell for cell in notebook.cells if cell.cell_type == "markdown" and cell.source.startswith("# ")), None)
@@ -807,6 +815,7 @@ def render(
     file, folder = Path(notebook), Path(folder)
     name, root = name or file.stem, Path(root or lab_root(file.parent))
     conceal, source = concealer(root), _read(file)
+    title = title or conceal(_own_title(source))
     stop = failure(source)
     if not stop:
         check_figures(source, file.name)

@@ -359,3 +359,10 @@ def test_importing_is_light():
     code = f"import sys, korlab.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_notebook_without_a_run_still_names_model_and_size(rendered):
+    shown = new_output("display_data", {"text/markdown": r"### kobart · mini · my\_rows" + "\n\n`runs/x`"})
+    heading = new_code_cell("report.heading(run.title, run.folder)", outputs=[shown], metadata={"tags": ["remove-cell", "title"]})
+    made = rendered(new_markdown_cell("# 훈련\n\n> 설명"), heading)[2]
+    assert made.markdown.read_text("utf-8").startswith("# kobart · mini · my\\_rows\n")
