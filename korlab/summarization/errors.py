@@ -43,10 +43,10 @@ def count_errors(
     references: Sequence[Sequence[str]],  # references of each
 ) -> dict[str, int]:  # n, exact, speakers, other, and how many of other also swap speakers
     "Count the kinds of error over a split."
-    kinds = Counter(kind_of_error(p, r) for p, r in zip(predictions, references, strict=True))
-    also = sum(
-        kind_of_error(p, r) == "other" and swaps_speakers(p, r) for p, r in zip(predictions, references, strict=True)
-    )
+    pairs = list(zip(predictions, references, strict=True))
+    found = [kind_of_error(prediction, group) for prediction, group in pairs]
+    kinds = Counter(found)
+    also = sum(kind == "other" and swaps_speakers(*pair) for kind, pair in zip(found, pairs))
     return {"n": len(predictions), **{k: kinds[k] for k in ("exact", "speakers", "other")}, "other_with_swap": also}
 
 
