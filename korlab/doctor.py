@@ -8,7 +8,6 @@ __all__ = ['OPTIONAL', 'CHECKS', 'Finding', 'python', 'torch_build', 'gpu', 'mem
 
 # %% ../nbs/core/12_doctor.ipynb #b8c2f90a
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -19,6 +18,7 @@ from typing import Literal
 
 from . import runs
 from .settings import settings
+from .tracking import load_secrets
 
 # %% ../nbs/core/12_doctor.ipynb #d4cb2062
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def _home(path: str) -> str:
 
 
 def secrets() -> Finding:
-    "Which tokens are set; their values are never read further than that."
-    names = [name for name in ("HF_TOKEN", "WANDB_API_KEY") if os.environ.get(name)]
+    "Which tokens are set in the environment or .env; their values are not shown."
+    names = load_secrets()
     return Finding("tokens", "ok" if names else "optional", ", ".join(names) + " set" if names else "none set",
                    "" if names else "HF_TOKEN opens gated checkpoints")
 
@@ -142,6 +142,8 @@ OPTIONAL = {  # distribution name -> what it opens
     "bitsandbytes": "4-bit training (QLoRA)",
     "peft": "LoRA adapters",
     "tensorboard": "live curves in TensorBoard",
+    "wandb": "curves at Weights & Biases",
+    "mlflow": "curves at an MLflow server",
     "rouge_score": "benchmarks against the reference ROUGE",
     "jupyterlab": "working in notebooks",
 }

@@ -6,7 +6,7 @@
 __all__ = ['SYSTEM_FONTS', 'BLUE', 'ORANGE', 'GREEN', 'PURPLE', 'SKY', 'PALETTE', 'INK', 'MUTED', 'GREY', 'GRID', 'LABELS',
            'FontError', 'bundled_fonts', 'hangul_font', 'house_rc', 'use_house_style', 'house_style',
            'no_missing_glyphs', 'check_glyphs', 'png', 'new_figure', 'save', 'series', 'best_step', 'learning_curves',
-           'score_distribution', 'score_bars', 'share_cut', 'length_histogram']
+           'run_curves', 'score_distribution', 'score_bars', 'score_dots', 'share_cut', 'length_histogram']
 
 # %% ../nbs/core/09_plots.ipynb #ad9f13f2
 import base64
@@ -301,6 +301,44 @@ def learning_curves(
             _end_labels(ax, [end for end in ends if end])
     return check_glyphs(figure)
 
+# %% ../nbs/core/09_plots.ipynb #3126cf83
+_DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.4)))
+
+
+def _run_style(
+    number: int,  # place of the run, from 0
+) -> dict[str, Any]:  # colour and line style
+    "How the line of one run looks."
+    return {"color": PALETTE[number % 5], "linestyle": _DASHES[number // 5 % 3]}
+
+# %% ../nbs/core/09_plots.ipynb #a3ff09a5
+def run_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],  # name of a run -> its history
+    panels: Mapping[str, str],  # quantity -> heading of its panel
+    title: str = "학습 곡선",  # heading of the figure
+    x: str = "epoch",  # the quantity runs have in common
+    label: str = "에폭",  # what `x` is called
+    scale: float = 1.0,  # factor for quantities that are no loss: 100 shows fractions as percentages
+) -> "Figure":  # one panel per quantity that any run has measured
+    "Lay the curves of several runs over each other, one colour a run, and name them once."
+    moved = {name: [{**row, "step": row[x]} for row in rows if x in row] for name, rows in histories.items()}
+    measured = {key: text for key, text in panels.items() if any(series(rows, key)[0] for rows in moved.values())}
+    if not measured:
+        raise ValueError(f"nothing to draw: no run has measured {' or '.join(panels)} by {x}")
+    figure, axes = new_figure(2.9 + 0.2 * math.ceil(len(moved) / 3), columns=len(measured), title=title, squeeze=False)
+    with house_style():
+        for ax, (key, heading) in zip(axes[0], measured.items()):
+            for number, rows in enumerate(moved.values()):
+                xs, values, _ = series(rows, key)
+                dots = "o" if 0 < len(xs) <= 12 else ""
+                ys = [value * (1 if key.endswith("loss") else scale) for value in values]
+                ax.plot(xs, ys, marker=dots, markersize=3.6, linewidth=1.6, **_run_style(number))
+            ax.set_title(heading, color=MUTED)
+            ax.set(xlabel=label, xlim=(0, None), ylim=(0, None))
+            ax.locator_params(axis="x", nbins=5)
+        figure.legend(axes[0, 0].lines, list(moved), loc="outside lower left", ncols=3, handlelength=2.6)
+    return check_glyphs(figure)
+
 # %% ../nbs/core/09_plots.ipynb #2290259c
 def _finite(
     values: Sequence[float],  # numbers
@@ -387,6 +425,32 @@ def score_bars(
         for ax, metric in zip(axes[0], metrics):
             _bars(ax, [row for row in table if row["metric"] == metric], systems, colors, top)
             ax.set_title(metric, color=MUTED)
+    return check_glyphs(figure)
+
+# %% ../nbs/core/09_plots.ipynb #4c77835c
+def score_dots(
+    table: Sequence[Mapping[str, Any]],  # rows: `system`, `value`, `low`, `high`
+    baseline: str | None = None,  # the system whose interval is drawn as a band
+    floors: Sequence[str] = (),  # systems drawn in grey: what needs no model
+    title: str = "점수와 95 % 신뢰구간",  # heading of the figure
+    label: str = "ROUGE-1 F1",  # what the scores are
+) -> "Figure":  # one row per system, in the order of the table
+    "Compare many systems by one score, each a dot with its interval."
+    if not table:
+        raise ValueError("the table is empty: give rows with system, value, low and high")
+    figure, ax = new_figure(0.95 + 0.3 * len(table), title=title)
+    with house_style():
+        for y, row in enumerate(table):
+            color = GREY if row["system"] in floors else ORANGE if row["system"] == baseline else BLUE
+            ax.plot([row["low"], row["high"]], [y, y], color=color, linewidth=2.4, solid_capstyle="butt")
+            ax.plot([row["value"]], [y], "o", color=color, markersize=7, mec="white", mew=1.2, zorder=5)
+            ax.annotate(f"{row['value']:.1f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+            if row["system"] == baseline:
+                ax.axvspan(row["low"], row["high"], color=ORANGE, alpha=0.12, linewidth=0, zorder=0)
+        ax.set(xlabel=label, ylim=(len(table) - 0.4, -0.6))
+        ax.set_yticks(range(len(table)), [row["system"] for row in table], color=INK, fontsize=9.5)
+        ax.grid(axis="y", visible=False)
+        ax.grid(axis="x", visible=True)
     return check_glyphs(figure)
 
 # %% ../nbs/core/09_plots.ipynb #80757ac5

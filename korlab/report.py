@@ -6,8 +6,8 @@
 __all__ = ['HIDING_TAGS', 'KINDS', 'EXAMPLES_CSS', 'PAGE_CSS', 'CONTENT_CSS', 'CODE_CSS', 'TEXTS', 'READMES', 'ReportError',
            'secret_values', 'concealer', 'directives', 'hidden', 'plain', 'noise', 'check_figures', 'cleaned',
            'Failure', 'failure', 'heading', 'how_to_repeat', 'Examples', 'side_by_side', 'relink', 'fenced',
-           'to_markdown', 'outside_resources', 'to_html', 'Rendered', 'render', 'readme_text', 'render_readme',
-           'readme_is_fresh', 'render_readmes']
+           'to_markdown', 'outside_resources', 'to_html', 'Rendered', 'render', 'render_run', 'readme_text',
+           'render_readme', 'readme_is_fresh', 'render_readmes']
 
 # %% ../nbs/core/10_report.ipynb #550c7fe2
 import base64
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .files import write
+from .files import write, write_json
 from .settings import portable, shown
 from .settings import root as lab_root
 from .tables import Markdown, escape
@@ -381,7 +381,7 @@ class Examples:
     items: tuple[dict[str, Any], ...]  # as given to `side_by_side`
 
     def _repr_html_(self) -> str:
-        used = {kind for item in self.items for _, kind in item["pieces"]}
+        used = {kind for item in self.items for _, pieces in item["answers"] for _, kind in pieces}
         legend = "".join(_html_piece(words, kind) for kind, words in KINDS.items() if kind in used)
         legend = f'<p class="kl-legend">{legend}</p>\n' if legend else ""
         return f"<style>{EXAMPLES_CSS}</style>\n{legend}" + "\n".join(map(self._card, self.items))
@@ -392,37 +392,43 @@ class Examples:
     def _card(self, item: dict[str, Any]) -> str:
         turns = "".join(map(_html_turn, item["dialogue"].splitlines()))
         references = "".join(f"<p>{_people(text)}</p>" for text in item["references"])
-        prediction = "".join(_html_piece(*piece) for piece in item["pieces"])
+        answers = "".join(f"<h5>{html.escape(name or '모델의 요약')}</h5><p>{''.join(_html_piece(*p) for p in pieces)}</p>"
+                          for name, pieces in item["answers"])
         return (f'<article class="kl-example"><header><b>{html.escape(item["fname"])}</b>'
                 f'<span>{html.escape(item["note"])}</span></header><div class="kl-grid"><div>{turns}</div>'
-                f"<div><h5>기준 요약</h5>{references}<h5>모델의 요약</h5><p>{prediction}</p></div></div></article>")
+                f"<div><h5>기준 요약</h5>{references}{answers}</div></div></article>")
 
     def _section(self, item: dict[str, Any]) -> str:
         turns = "\\\n".join(map(_markdown_turn, filter(str.strip, item["dialogue"].splitlines())))
         reference = "<br>".join(escape(text).replace("\n", "<br>") for text in item["references"])
-        prediction = "".join(_markdown_piece(*piece) for piece in item["pieces"])
+        answers = "".join(f"\n| {escape(name or '모델')} | {''.join(_markdown_piece(*p) for p in pieces)} |"
+                          for name, pieces in item["answers"])
         note = f" · {escape(item['note'])}" if item["note"] else ""
         return (f"`{item['fname']}`{note}\n\n{turns}\n\n| | 요약 |\n| :-- | :-- |\n"
-                f"| 기준 | {reference} |\n| 모델 | {prediction} |")
+                f"| 기준 | {reference} |{answers}")
 
 # %% ../nbs/core/10_report.ipynb #9c721cc6
 def side_by_side(
-    examples: Iterable[Mapping[str, Any]],  # fname, dialogue, reference, prediction, and where wanted marks, note
+    examples: Iterable[Mapping[str, Any]],  # fname, dialogue, reference, prediction or answers; marks, note if wanted
 ) -> Examples:  # displays itself
     """Show dialogue, reference and prediction beside each other, with the errors in the prediction marked.
 
     `marks` are `(start, end, kind)` in characters of the prediction, `kind` one of "wrong", "swap" and "missing";
     `start == end` marks the place where something is missing. `reference` is one text or several. `note` is a short
-    remark, e.g. the item's score.
+    remark, e.g. the item's score. For several systems `answers` takes the place of `prediction` and `marks`: a list of
+    dicts with `name`, `prediction` and `marks`.
     """
     items = []
     for number, example in enumerate(examples, 1):
-        if absent := {"fname", "dialogue", "reference", "prediction"} - set(example):
+        answers = example.get("answers", [example])
+        everywhere = set.intersection(*map(set, answers))
+        if absent := {"fname", "dialogue", "reference"} - set(example) | {"prediction"} - everywhere:
             raise ValueError(f"example {number} lacks {', '.join(sorted(absent))}")
-        pieces = _segments(example["prediction"], example.get("marks", ()), example["fname"])
+        pieces = [(answer.get("name", ""), _segments(answer["prediction"], answer.get("marks", ()), example["fname"]))
+                  for answer in answers]
         reference = example["reference"]
         items.append(dict(fname=str(example["fname"]), dialogue=example["dialogue"], note=example.get("note", ""),
-                          references=[reference] if isinstance(reference, str) else list(reference), pieces=pieces))
+                          references=[reference] if isinstance(reference, str) else list(reference), answers=pieces))
     return Examples(tuple(items))
 
 # %% ../nbs/core/10_report.ipynb #2955847c
@@ -829,6 +835,21 @@ def render(
     text, pictures = to_markdown(_relinked(clean, base, folder, embed=False), f"{name}_files", code)
     text = (_markdown_banner(stop, TEXTS[lang]) if stop else "") + text + f"\n---\n\n{_footer(clean, lang)}\n"
     return _write(folder, name, page, text, pictures)
+
+# %% ../nbs/core/10_report.ipynb #085a974b
+def render_run(
+    run: "Run",  # whose notebook was executed
+    to: Path | None = None,  # the folder; None is the run's own
+) -> Rendered:  # `report.html` in the run's folder, else `<run>.html` with `<run>.json` beside it
+    "Render the notebook of a run."
+    from korlab import registry
+
+    label = run.folder.name if to else "report"
+    lead = registry.study(run.study).headline(run) if run.has("metrics") else ""
+    rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title, lead=lead)
+    if to and run.has("metrics"):
+        write_json(to / f"{label}.json", run.read("metrics"))
+    return rendered
 
 # %% ../nbs/core/10_report.ipynb #e4ea7aa1
 def readme_text(

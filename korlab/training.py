@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['choose_device', 'product_seconds', 'bf16_gain', 'choose_precision', 'computing', 'padded_batches',
-           'TokenBudgetSampler', 'padding_share', 'write_manifest', 'damage', 'checkpoints', 'newest_whole_checkpoint',
-           'LabTrainer', 'History', 'LastStep', 'Clock', 'Progress']
+           'TokenBudgetSampler', 'padding_share', 'out_of_memory', 'smaller_batches', 'write_manifest', 'damage',
+           'checkpoints', 'newest_whole_checkpoint', 'LabTrainer', 'History', 'LastStep', 'peak_memory_mib', 'Clock',
+           'Progress']
 
 # %% ../nbs/core/08_training.ipynb #6c1e4904
 import random
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -145,6 +149,26 @@ def padding_share(
     held = sum(lengths[row] for batch in batches for row in batch)
     return 1 - held / sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
 
+# %% ../nbs/core/08_training.ipynb #af7d491e
+def out_of_memory(
+    error: BaseException,  # what a training raised
+) -> bool:  # whether smaller batches may help
+    "Recognise the ways in which processors and GPUs say that memory is full."
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
+
+
+def smaller_batches(
+    batch_size: int,  # rows a forward pass
+    accumulation: int,  # forward passes an update
+    eval_batch_size: int,  # rows a generation batch
+) -> dict[str, int] | None:  # the three values to go on with; None when every batch is one row already
+    "Halve the batches and keep the rows of an update."
+    if batch_size == eval_batch_size == 1:
+        return None
+    rows = batch_size * accumulation
+    half = next((n for n in range(batch_size // 2, 0, -1) if rows % n == 0), 1)
+    return {"batch_size": half, "accumulation": rows // half, "eval_batch_size": max(1, eval_batch_size // 2)}
+
 # %% ../nbs/core/08_training.ipynb #a7f5d560
 def write_manifest(
     folder: Path,  # a checkpoint whose files are all written
@@ -250,17 +274,26 @@ class LastStep(TrainerCallback):
             control.should_evaluate = args.eval_strategy != "no"
 
 # %% ../nbs/core/08_training.ipynb #d36f8ca8
-class Clock(TrainerCallback, ExportableState):
-    "Count processor and wall seconds of training; the counts go into checkpoints and come back on resume."
+def peak_memory_mib() -> float:
+    "The most memory this process has held: of the GPU where there is one, else of the machine, in MiB."
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
-    def __init__(self, cpu_seconds: float = 0.0, seconds: float = 0.0) -> None:
-        self.cpu_seconds, self.seconds = cpu_seconds, seconds
+
+class Clock(TrainerCallback, ExportableState):
+    "Count processor and wall seconds and peak memory of training; checkpoints keep them, and a resumed run goes on."
+
+    def __init__(self, cpu_seconds: float = 0.0, seconds: float = 0.0, memory_mib: float = 0.0) -> None:
+        self.cpu_seconds, self.seconds, self.memory_mib = cpu_seconds, seconds, memory_mib
         self._mark: tuple[float, float] | None = None
 
     def state(self) -> dict[str, Any]:
         "What a checkpoint keeps."
         self._tick()
-        return {"args": {"cpu_seconds": self.cpu_seconds, "seconds": self.seconds}, "attributes": {}}
+        counts = {"cpu_seconds": self.cpu_seconds, "seconds": self.seconds, "memory_mib": self.memory_mib}
+        return {"args": counts, "attributes": {}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Start counting."
@@ -276,27 +309,41 @@ class Clock(TrainerCallback, ExportableState):
             cpu, wall = time.process_time(), time.time()
             self.cpu_seconds, self.seconds = self.cpu_seconds + cpu - self._mark[0], self.seconds + wall - self._mark[1]
             self._mark = cpu, wall
+            self.memory_mib = max(self.memory_mib, peak_memory_mib())
 
 # %% ../nbs/core/08_training.ipynb #a01af548
 class Progress(TrainerCallback):
-    "One progress bar over all updates, with the latest loss and ROUGE."
+    "One progress bar over all updates with the latest loss and ROUGE, and the same in a file for onlookers."
 
     bar: tqdm | None = None
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.written = file, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Open the bar where the run stands."
         self.bar, self.shown = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step"), {}
+        self.began, self.score = (time.time(), state.global_step), args.metric_for_best_model
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        "Advance."
+        "Advance; the file follows once a second."
         self.bar.update(state.global_step - self.bar.n)
+        if time.time() - self.written > 1 or state.global_step == state.max_steps:
+            self._write(state)
+
+    def _write(self, state: TrainerState) -> None:
+        self.written = time.time()
+        seconds, steps = self.written - self.began[0], state.global_step - self.began[1]
+        left = (state.max_steps - state.global_step) * seconds / steps if steps else None
+        place = {"step": state.global_step, "total": state.max_steps, "seconds_left": left}
+        write_json(self.file, place | self.shown | {"dev": self.shown.get(self.score)})
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Show the latest numbers."
         if self.bar is None:
             return
         last = state.log_history[-1]
-        self.shown |= {k: f"{last[k]:.3f}" for k in ("loss", "eval_loss", "eval_rouge_sum") if k in last}
+        self.shown |= {k: round(last[k], 3) for k in ("loss", "eval_loss", self.score) if k in last}
         self.bar.set_postfix(self.shown)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -189,19 +189,6 @@ def test_doctor_says_what_is_there(tmp_path):
     assert done.returncode == ("missing" in done.stdout)
 
 
-def test_korlab_run_goes_on_after_a_failure_and_is_honest_about_it(tmp_path):
-    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
-    settings = "\n".join(f"{name}: {value}" for name, value in TINY.items())
-    good.write_text(f"model: kobart\n{settings}\n")
-    bad.write_text(f"model: kobart\ndata: {tmp_path}/nothing.csv\n{settings}\n")
-    done = korlab("run", str(bad), str(good), runs=tmp_path / "runs")
-    assert done.returncode == 1
-    assert "nothing.csv" in done.stderr
-    folder = tmp_path / "runs" / "summarization"
-    assert read(folder / "good", "status")["state"] == "done" and (folder / "good" / "report.html").exists()
-    assert read(folder / "bad", "status")["state"] == "failed"
-
-
 def test_a_refused_rerun_leaves_the_earlier_run_as_it_was(quickstart, tmp_path):
     before = (quickstart / "train.ipynb").read_bytes()
     file = tmp_path / "quickstart.yaml"

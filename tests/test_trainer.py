@@ -1,15 +1,17 @@
 """ModelTrainer: construction, arguments, metrics, the short form, and what the source system got wrong."""
 
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from transformers import EvalPrediction
 
-from korlab import registry
+from korlab import files, registry
 from korlab.summarization.data import embedded, encode
 from korlab.summarization.models import mini_bart, train_tokenizer
-from korlab.summarization.trainer import ModelTrainer, create_trainer, total_updates
+from korlab.summarization.trainer import ModelTrainer, Seq2SeqLabTrainer, create_trainer, total_updates
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,7 @@ def rows(tokenizer):
 def make(tokenizer, rows, tmp_path):
     def build(eval_rows=True, **given) -> ModelTrainer:
         config = registry.configure({k: v for k, v in (TINY | given).items() if k != "train_rows"})
+        torch.manual_seed(0)
         model = mini_bart(tokenizer, width=32, layers=1)
         return ModelTrainer(config, model, tokenizer, rows, rows[:4] if eval_rows else None, tmp_path, lambda text: None)
 
@@ -151,3 +154,78 @@ def test_early_stopping_counts_on_after_a_resume(make, tmp_path):
 def test_total_updates(epochs, batches, accumulation, updates):
     config = registry.configure({"epochs": epochs, "accumulation": accumulation})
     assert total_updates(config, batches) == updates
+
+
+# ---- batches that add up, and memory that runs out ----------------------------------------------------------------
+
+def weights(trainer) -> dict:
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+def test_accumulated_batches_equal_one_large_batch(make):
+    """transformers adds the means of accumulated batches up for BART and T5; the lab's loss divides once."""
+    plain = dict(batching="random", max_grad_norm=0.0, max_steps=4)
+    large, small = make(False, batch_size=8, **plain), make(False, batch_size=2, accumulation=4, **plain)
+    before = weights(large)
+    losses = [trainer.train(resume=False)["train_metrics"]["loss"] for trainer in (large, small)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, weight in weights(small).items():
+        torch.testing.assert_close(weight, weights(large)[name], rtol=1e-3, atol=1e-5)
+    assert any(not torch.equal(weight, before[name]) for name, weight in weights(large).items())
+
+
+def full_memory(trainer: ModelTrainer, monkeypatch, above: int, at_step: int = 0) -> None:
+    """Let a forward pass of more than `above` rows run out of memory, from an update on."""
+    step = Seq2SeqLabTrainer.training_step
+
+    def crowded(self, model, inputs, *args):
+        if len(inputs["input_ids"]) > above and self.state.global_step >= at_step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(Seq2SeqLabTrainer, "training_step", crowded)
+
+
+def test_out_of_memory_halves_the_batch_and_keeps_the_update(make, tmp_path, monkeypatch):
+    trainer = make(batching="random", batch_size=4, accumulation=2, eval_batch_size=4)
+    notes = []
+    trainer.note = notes.append
+    full_memory(trainer, monkeypatch, above=2, at_step=1)  # after an update, before any checkpoint
+    result = trainer.train()
+    facts = result["train_metrics"]
+    assert (facts["batch_size"], facts["accumulation"], facts["updates"]) == (2, 4, 6)
+    assert files.read_json(tmp_path / "batch.json") == {"batch_size": 2, "accumulation": 4, "eval_batch_size": 2}
+    assert [note for note in notes if "batch 4 × 2 becomes 2 × 4" in note]
+    assert not (tmp_path / "start.safetensors").exists()
+
+
+def test_after_a_full_memory_training_is_as_if_started_small(make, tmp_path, monkeypatch):
+    small = make(batching="random", batch_size=2, accumulation=4, eval_batch_size=2)
+    small.train(resume=False)
+    for file in ("checkpoints", "model"):
+        shutil.rmtree(tmp_path / file)
+    crowded = make(batching="random", batch_size=4, accumulation=2, eval_batch_size=4)
+    full_memory(crowded, monkeypatch, above=2, at_step=2)
+    crowded.train()
+    for name, weight in weights(crowded).items():
+        assert torch.equal(weight, weights(small)[name]), name
+
+
+def test_the_smaller_batch_survives_a_kill(make, tmp_path):
+    files.write_json(tmp_path / "batch.json", {"batch_size": 1, "accumulation": 6, "eval_batch_size": 2})
+    args = make(batch_size=3, accumulation=2).trainer.args
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 6)
+
+
+def test_one_row_that_does_not_fit_is_an_error_with_advice(make, monkeypatch):
+    trainer = make(batching="random", batch_size=2, eval_batch_size=2)
+    full_memory(trainer, monkeypatch, above=0)
+    with pytest.raises(RuntimeError, match="even with batches of one row.*gradient_checkpointing"):
+        trainer.train()
+
+
+def test_other_errors_are_not_taken_for_a_full_memory(make, monkeypatch):
+    trainer = make()
+    monkeypatch.setattr(Seq2SeqLabTrainer, "training_step", lambda *a: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        trainer.train()

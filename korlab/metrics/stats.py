@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Interval', 'bootstrap_table', 'bootstrap', 'paired_bootstrap', 'sign_flip_test', 'Comparison', 'compare_scores',
-           'wilson']
+           'holm', 'wilson']
 
 # %% ../../nbs/core/04_stats.ipynb #86d02ab8
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import NormalDist
@@ -169,6 +169,19 @@ def compare_scores(
     "Paired comparison of two systems."
     difference = paired_bootstrap(a, b, level, resamples, seed)
     return Comparison(float(np.mean(a)), float(np.mean(b)), difference, sign_flip_test(a, b, flips, seed))
+
+# %% ../../nbs/core/04_stats.ipynb #8ce70d09
+def holm(
+    p_values: Sequence[float],  # of all comparisons that were made
+) -> list[float]:  # corrected, in the same order, at most 1
+    "Holm's step-down correction for several comparisons (1979)."
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"p_values are {list(p_values)}: give numbers between 0 and 1")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for done, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - done) * p_values[place]))
+        corrected[place] = largest
+    return corrected
 
 # %% ../../nbs/core/04_stats.ipynb #1b57cf04
 def wilson(

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..params import RunParams
 from .beam import fastest_search
-from .data import encoder
+from .data import MARKERS, encoder
 
 # %% ../../nbs/summarization/14_generation.ipynb #399efe2b
 def generation_config(
@@ -42,8 +42,10 @@ def decode(
     ids: Iterable[Sequence[int]],  # generated ids or labels, padded with pad or -100
     tokenizer: PreTrainedTokenizerBase,  # the model's
 ) -> list[str]:  # texts without framing tokens, ends stripped
-    "Turn token ids into text, keeping every placeholder."
+    "Turn token ids into text, keeping every placeholder and no marker."
+    added = tokenizer.get_added_vocab()
     frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, -100}
+    frame |= {added[token] for pair in MARKERS.values() for token in pair if token in added}
     kept = [[int(i) for i in row if int(i) not in frame] for row in ids]
     return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=False)]
 
@@ -56,11 +58,12 @@ def summarize(
     max_source_length: int = 512,  # longer inputs are cut at their end
     batch_size: int = 32,  # dialogues generated at once
     precision: str = "fp32",  # "bf16" and "fp16" compute under autocast
+    markers: str | None = None,  # tokens around every dialogue, a key of `data.MARKERS`
     desc: str = "summarize",  # label of the progress bar
     note: Callable[[str], None] | None = None,  # told which search is used, and why
 ) -> list[str]:  # one summary a dialogue, in the given order
     "Generate summaries."
-    encode_one = encoder(tokenizer, prefix, max_source_length)
+    encode_one = encoder(tokenizer, prefix, max_source_length, markers)
     ids = [encode_one(dialogue)[0] for dialogue in dialogues]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     found: dict[int, str] = {}
