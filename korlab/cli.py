@@ -80,6 +80,7 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", "--one-epoch", "-1", help="one epoch of each, in runs of their own")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the effective parameters and stop")] = False,
     background: Annotated[bool, typer.Option("--background", help="give the terminal back; `korlab status` shows how far it is")] = False,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="experiments at a time")] = 1,
     suite: Annotated[str | None, typer.Option(help="name of the suite's folder; one is made from the experiments")] = None,
 ) -> None:
     "Train and evaluate experiments, one after another, and render their reports."
@@ -101,7 +102,7 @@ def run(
             number = suites.start_in_background(folder, [word for word in sys.argv[1:] if word != "--background"])
             typer.echo(f"Process {number} runs {folder.name}: look with `korlab status` or `korlab logs`, end it with `korlab stop`.")
         else:
-            _run(suites.open_suite(plans, suite), not resume)
+            _run(suites.open_suite(plans, suite), not resume, jobs)
     except (ParameterError, RunError) as error:
         raise _failed(error)
 
@@ -116,7 +117,7 @@ def _print_plans(plans: list[Any]) -> None:
             _print_table(params.explain(effective, one.values, recipe), title=one.experiment)
 
 
-def _run(suite: Any, fresh: bool) -> None:
+def _run(suite: Any, fresh: bool, jobs: int) -> None:
     "Drive a suite with a live table; end with its outcomes and, for one experiment, its scores."
     from korlab import runs
     from korlab import suite as suites
@@ -124,7 +125,7 @@ def _run(suite: Any, fresh: bool) -> None:
     typer.secho(f"{len(suite.plans)} experiment{'s' * (len(suite.plans) > 1)} → {_where(suite.folder)}", bold=True)
     try:
         with _live(suite) as watch:
-            good = suites.run_suite(suite, fresh, watch)
+            good = suites.run_suite(suite, fresh, watch, jobs)
     except KeyboardInterrupt:
         raise _failed("stopped; the same command goes on from here") from None
     entries = suite.read()["experiments"]
@@ -250,9 +251,10 @@ def stop(suite: _SUITE = None) -> None:
 def report(
     run: Annotated[str, typer.Argument(help="a run's folder or name, 'latest', or an executed notebook")] = "latest",
     to: Annotated[Path | None, typer.Option(help="folder to write to instead of the run's, e.g. reports/summarization")] = None,
+    code: Annotated[bool, typer.Option("--code", help="show the code in the Markdown of a notebook, too, as a guide needs it")] = False,
 ) -> None:
     "Render the report of a run, or of any executed notebook, as one HTML file and as Markdown; print a run's scores."
-    _report(run, to)
+    _report(run, to, code)
 
 
 def _where(path: Path) -> str:
@@ -260,14 +262,14 @@ def _where(path: Path) -> str:
     return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
 
 
-def _report(name: str, to: Path | None = None) -> None:
+def _report(name: str, to: Path | None, code: bool) -> None:
     from korlab import runs
     from korlab.files import FileError
     from korlab.report import ReportError, render, render_run
 
     try:
         if name.endswith(".ipynb"):
-            rendered = render(name, to or Path(name).parent)
+            rendered = render(name, to or Path(name).parent, code=code)
         else:
             run = runs.find_run(name)
             rendered = render_run(run, to)

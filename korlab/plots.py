@@ -317,7 +317,7 @@ def run_curves(
     panels: Mapping[str, str],  # quantity -> heading of its panel
     title: str = "학습 곡선",  # heading of the figure
     x: str = "epoch",  # the quantity runs have in common
-    label: str = "에폭",  # what `x` is called
+    label: str = "에포크",  # what `x` is called
     scale: float = 1.0,  # factor for quantities that are no loss: 100 shows fractions as percentages
 ) -> "Figure":  # one panel per quantity that any run has measured
     "Lay the curves of several runs over each other, one colour a run, and name them once."

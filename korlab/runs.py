@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RunError', 'RunBusyError', 'versions', 'git_state', 'cpu_name', 'memory_gib', 'hardware', 'environment',
-           'run_name', 'run_folder', 'differences', 'Run', 'open_run', 'set_aside', 'find_run', 'open_evaluation',
-           'find_model']
+           'run_name', 'run_folder', 'differences', 'Run', 'open_run', 'locked', 'set_aside', 'find_run',
+           'open_evaluation', 'find_model']
 
 # %% ../nbs/core/07_runs.ipynb #112a5cb6
 import fcntl
@@ -39,7 +39,7 @@ class RunBusyError(RunError):
 # %% ../nbs/core/07_runs.ipynb #566a2598
 PACKAGES = (
     "korlab", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "datasets", "tokenizers", "safetensors",
-    "kiwipiepy", "kiwipiepy-model", "rapidfuzz", "numpy", "papermill",
+    "kiwipiepy", "kiwipiepy-model", "rapidfuzz", "numpy", "optuna", "papermill",
 )
 
 
@@ -228,7 +228,7 @@ def open_run(
     recipe, folder = registry.model(config.model).recipes[config.size], run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     set_by_hand = {k: v for k, v in given.items() if v is not None and v != _default(config, k)}
-    run = Run(folder, config, set_by_hand, _locked(folder))
+    run = Run(folder, config, set_by_hand, locked(folder))
     record = {"effective": asdict(config), "given": set_by_hand, "explained": _explained(config, set_by_hand, recipe)}
     if run.has("config"):
         _same_parameters(run, record["effective"])
@@ -245,7 +245,10 @@ def _default(config: RunParams, name: str) -> Any:
     return type(config).__dataclass_fields__[name].default
 
 
-def _locked(folder: Path) -> TextIO:
+def locked(
+    folder: Path,  # of a run
+) -> TextIO:  # closing it lets go
+    "Take a run's folder for this process, or raise a `RunBusyError`."
     lock = open(folder / ".lock", "a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -286,7 +289,7 @@ def set_aside(
     folder: Path,  # an existing run folder that no process works on
 ) -> Path:  # where it is now
     "Rename a run's folder so that its name is free; RunError while a process works on it."
-    _locked(folder).close()
+    locked(folder).close()
     written = datetime.fromtimestamp(folder.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
     aside = folder.with_name(f"{folder.name}.until-{written}")
     return folder.rename(aside)
@@ -334,7 +337,7 @@ def open_evaluation(
     parent = home.folder if home else settings().runs / registry.model(config.model).study / checkpoint.name
     folder = parent / "evaluations" / (request.name or _evaluation_name(checkpoint, request, overrides))
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(folder, config, {"run": portable(request.run)} | overrides, _locked(folder))
+    run = Run(folder, config, {"run": portable(request.run)} | overrides, locked(folder))
     run.path("computing.json").unlink(missing_ok=True)  # an evaluation starts anew, so it chooses anew
     run.write("config", {
         "effective": asdict(config), "given": run.given, "explained": _explained(config, overrides, recorded),

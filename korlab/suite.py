@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,57 +235,74 @@ def run_suite(
     suite: Suite,  # from `open_suite`
     fresh: bool = False,  # set earlier runs aside and begin again
     watch: Callable[[], None] = lambda: None,  # called again and again
+    jobs: int = 1,  # experiments at a time
 ) -> bool:  # whether every experiment is done
-    "Run the experiments in order, go on after a failure, and keep the summary up to date."
+    "Run the experiments, go on after a failure, and keep the summary up to date."
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    waiting = [i for i, one in enumerate(suite.plans) if not one.error]
+    running: dict[int, subprocess.Popen] = {}
     try:
-        for i, one in enumerate(suite.plans):
-            if not one.error:
-                _run_one(suite, i, fresh, watch)
-        states = [entry["state"] for entry in suite.read()["experiments"]]
-        suite.write(state="done" if set(states) == {"done"} else "failed", ended=_now())
-        return set(states) == {"done"}
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                i = waiting.pop(0)
+                if process := _begin(suite, i, fresh):
+                    running[i] = process
+            watch()
+            time.sleep(0.5 if running else 0)
+            for i in [i for i, process in running.items() if process.poll() is not None]:
+                _end(suite, i, running.pop(i).returncode)
+        states = {entry["state"] for entry in suite.read()["experiments"]}
+        suite.write(state="done" if states == {"done"} else "failed", ended=_now())
+        return states == {"done"}
     except KeyboardInterrupt:
+        for i in running:
+            suite.record(i, state="interrupted")
         suite.write(state="stopped", ended=_now())
         raise
     finally:
+        _close(running.values())
         write_summary(suite)
         (suite.folder / "suite.pid").unlink(missing_ok=True)
         suite.close()
 
 
-def _run_one(suite: Suite, i: int, fresh: bool, watch: Callable[[], None]) -> None:
-    one, begun = suite.plans[i], time.time()
+def _begin(suite: Suite, i: int, fresh: bool) -> subprocess.Popen | None:
+    "Start an experiment; None when it is done already or cannot start."
     suite.record(i, state="running", started=_now())
     try:
-        if _ready(one, fresh):
+        if _ready(suite.plans[i], fresh):
             with open(suite.log(i), "a", encoding="utf-8") as log:
-                code = _follow(_start(one, log), watch)
-            if code:
-                suite.record(i, state="failed", error=_last_words(suite.log(i), code), seconds=round(time.time() - begun, 1))
-                return
-        suite.record(i, state="done", error=None, **overview(runs.find_run(str(one.folder))))
+                return _start(suite.plans[i], log)
+        _end(suite, i, 0)
     except (runs.RunError, FileError, ParameterError) as error:
-        suite.record(i, state="failed", error=str(error), seconds=round(time.time() - begun, 1))
-    except KeyboardInterrupt:
-        suite.record(i, state="interrupted")
-        raise
+        suite.record(i, state="failed", error=str(error), ended=_now())
+    return None
 
 
-def _follow(process: subprocess.Popen, watch: Callable[[], None]) -> int:
-    "Wait for a process; whatever interrupts the waiting ends the process first."
-    try:
-        while process.poll() is None:
-            watch()
-            time.sleep(0.5)
-        return process.returncode
-    finally:
-        process.stdin.close()  # ends it if it is still there
+def _end(suite: Suite, i: int, code: int) -> None:
+    "Write down how an experiment ended."
+    one = suite.plans[i]
+    if code:
+        suite.record(i, state="failed", error=_cause(one, suite.log(i), code), ended=_now())
+    else:
+        suite.record(i, state="done", error=None, ended=_now(), **overview(runs.find_run(str(one.folder))))
+
+
+def _close(processes: Iterable[subprocess.Popen]) -> None:
+    "End processes by cutting their line, and wait until they have ended."
+    for process in processes:
+        process.stdin.close()
+    for process in processes:
         process.wait()
 
 
+def _cause(one: Plan, log: Path, code: int) -> str:
+    "Why a process failed: what the run wrote down, else the last it printed."
+    status = _peek(one.folder / "status.json")
+    return " ".join(status["error"].split())[:500] if status.get("state") == "failed" else _last_words(log, code)
+
+
 def _last_words(log: Path, code: int) -> str:
-    "The last line of a log, which is the error papermill met."
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     how = f"the process was ended by signal {-code}" if code < 0 else f"exit code {code}"
     return lines[-1][:500] if lines and code > 0 else how
@@ -299,7 +316,7 @@ def overview(
     stages = run.status["stages"].values()
     return registry.study(run.study).overview(run) | {
         "seconds": round(sum(stage.get("seconds", 0) for stage in stages), 1),
-        "training_cpu_seconds": facts["cpu_seconds"], "peak_memory_mib": facts["peak_memory_mib"],
+        "training_cpu_seconds": facts["cpu_seconds"], "peak_memory_mib": facts.get("peak_memory_mib"),
         "trainable": size["trainable"], "parameters": size["parameters"],
     }
 
@@ -351,14 +368,14 @@ def driver(
 def progress(
     suite: Suite,  # any
 ) -> list[dict[str, Any]]:  # a row an experiment
-    "The live table: experiment, stage, step, loss, dev score, result, time left, memory."
+    "The live table: experiment, stage, step, loss, dev score, result, time left to train, memory."
     alive = driver(suite) is not None
     return [_progress_row(entry, alive) for entry in suite.read()["experiments"]]
 
 
 def _progress_row(entry: Mapping[str, Any], alive: bool) -> dict[str, Any]:
-    row = {"experiment": entry["label"], "stage": entry["state"], "step": None, "loss": None, "dev": None,
-           "result": entry.get("score") or entry["error"], "left": None, "memory": None}
+    row = {"experiment": entry["label"], "stage": entry["state"], "step": None, "loss": None, "dev score": None,
+           "result": entry.get("score") or entry["error"], "ETA": None, "memory": None}
     if entry["state"] != "running":
         return row | {"memory": _mib(entry.get("peak_memory_mib"))}
     if not alive:
@@ -369,8 +386,8 @@ def _progress_row(entry: Mapping[str, Any], alive: bool) -> dict[str, Any]:
     now = _peek(folder / "progress.json")
     if now and row["stage"] in ("train", "evaluate"):
         left = now["seconds_left"] if row["stage"] == "train" else None
-        row |= {"step": f"{now['step']}/{now['total']}", "loss": now.get("loss"), "dev": now.get("dev"),
-                "left": None if left is None else f"{left // 60:.0f}:{left % 60:02.0f}"}
+        row |= {"step": f"{now['step']}/{now['total']}", "loss": now.get("loss"), "dev score": now.get("dev"),
+                "ETA": None if left is None else f"{left // 60:.0f}:{left % 60:02.0f}"}
     return row
 
 

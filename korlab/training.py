@@ -336,7 +336,8 @@ class Progress(TrainerCallback):
         seconds, steps = self.written - self.began[0], state.global_step - self.began[1]
         left = (state.max_steps - state.global_step) * seconds / steps if steps else None
         place = {"step": state.global_step, "total": state.max_steps, "seconds_left": left}
-        write_json(self.file, place | self.shown | {"dev": self.shown.get(self.score)})
+        dev = f"{self.score.removeprefix('eval_')} {self.shown[self.score]}" if self.score in self.shown else None
+        write_json(self.file, place | self.shown | {"dev": dev})
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Show the latest numbers."

@@ -12,7 +12,7 @@ from conftest import ROOT
 from korlab import registry, report
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-ENTRY = {"index", "train", "evaluate", "summarize", "compare", "reproduce"}
+ENTRY = {"index", "train", "evaluate", "summarize", "compare", "tune", "reproduce"}
 LIBRARY = [p for p in NOTEBOOKS if p.parent.name not in ("nbs", "bench", "guides")]
 MODULES = sorted((ROOT / "korlab").rglob("*.py"))
 

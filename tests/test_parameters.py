@@ -11,9 +11,15 @@ import nbformat
 import pytest
 from conftest import ROOT, TINY, flags, papermill
 
-from korlab import params, registry
+from korlab import comparing, params, registry, tuning
 
-ENTRY = ("train", "evaluate")
+STUDIES = [registry.study(name) for name in registry.STUDIES]
+ENTRY = {  # entry notebook -> the dataclasses its parameters cell is written from
+    "train": [params.RunParams, *(study.Params for study in STUDIES)],
+    "evaluate": [params.EvaluationParams, *(study.EvaluationParams for study in STUDIES)],
+    "compare": [comparing.CompareParams],
+    "tune": [tuning.TuneParams],
+}
 
 
 def cell(notebook: str, tag: str = "parameters") -> str:
@@ -23,12 +29,12 @@ def cell(notebook: str, tag: str = "parameters") -> str:
     return tagged[0]
 
 
-def test_the_parameters_cell_says_what_the_dataclasses_say():
-    specs = [params.RunParams, *(registry.study(name).Params for name in registry.STUDIES)]
-    assert cell("train") == params.cell_source(*specs), "paste the output of korlab.params.cell_source"
-
-
 @pytest.mark.parametrize("notebook", ENTRY)
+def test_the_parameters_cell_says_what_the_dataclasses_say(notebook):
+    assert cell(notebook) == params.cell_source(*ENTRY[notebook]), "paste the output of korlab.params.cell_source"
+
+
+@pytest.mark.parametrize("notebook", [*ENTRY, "summarize"])
 def test_entry_notebooks_have_a_kernel_papermill_can_start(notebook):
     spec = nbformat.read(ROOT / "nbs" / f"{notebook}.ipynb", as_version=4).metadata.kernelspec
     assert (spec.name, spec.language) == ("python3", "python")
@@ -115,7 +121,7 @@ def test_cleaning_keeps_the_parameters_tag(tmp_path):
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", ".cache", "reports"))
     clean = Path(sys.executable).with_name("nbdev_clean")
     subprocess.run([str(clean)], cwd=copy, check=True, capture_output=True)
-    for name in ENTRY:
+    for name in (*ENTRY, "summarize"):
         cells = json.loads((copy / "nbs" / f"{name}.ipynb").read_text())["cells"]
         assert ["parameters"] in [c["metadata"].get("tags") for c in cells]
 

@@ -56,7 +56,7 @@ def wait_for(what, seconds: float = 120) -> None:
 
 def test_killed_twice_and_stopped_once_gives_the_same_table(experiments, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = korlab("run", *experiments, runs=whole)
+    done = korlab("run", *experiments, "-j", "2", runs=whole)
     assert done.returncode == 0, done.stderr[-2000:]
 
     chance = random.Random()

@@ -10,6 +10,7 @@ from transformers import EvalPrediction
 
 from korlab import files, registry
 from korlab.summarization.data import embedded, encode
+from korlab.summarization.generation import summarize
 from korlab.summarization.models import mini_bart, train_tokenizer
 from korlab.summarization.trainer import ModelTrainer, Seq2SeqLabTrainer, create_trainer, total_updates
 
@@ -229,3 +230,19 @@ def test_other_errors_are_not_taken_for_a_full_memory(make, monkeypatch):
     monkeypatch.setattr(Seq2SeqLabTrainer, "training_step", lambda *a: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         trainer.train()
+
+
+def test_generation_goes_on_in_smaller_batches(make, monkeypatch):
+    trainer = make()
+    dialogues = [row.dialogue for row in embedded().rows["test"][:5]]
+    whole = summarize(trainer.model, trainer.tokenizer, dialogues, batch_size=4)
+    generate, notes = type(trainer.model).generate, []
+
+    def crowded(self, input_ids, **rest):
+        if len(input_ids) > 1:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return generate(self, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(type(trainer.model), "generate", crowded)
+    assert summarize(trainer.model, trainer.tokenizer, dialogues, batch_size=4, note=notes.append) == whole
+    assert [note for note in notes if "1 dialogues at once" in note]

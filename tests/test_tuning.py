@@ -16,10 +16,21 @@ import optuna
 import pytest
 from conftest import ROOT, TINY
 
-from korlab import files, params, registry, runs, tuning
+from korlab import corpus, files, params, registry, runs, tuning
+from korlab.summarization.data import embedded
 
 SPACES = ROOT / "params" / "summarization" / "search"
-SMALL = "learning_rate: {low: 3.0e-4, high: 6.0e-3, log: true}\nnum_beams: [1, 2]\nlength_penalty: {low: 0.5, high: 2.0}\n"
+SMALL = """
+learning_rate: {low: 3.0e-4, high: 6.0e-3, log: true}
+num_beams: [1, 2]
+length_penalty: {low: 0.5, high: 2.0}
+"""
+CONDITIONAL = """
+scheduler: [constant, linear]
+warmup: {low: 0, high: 0.2}
+patience: [0, 2]
+threshold: [0.0, 0.1]
+"""
 
 
 @pytest.fixture
@@ -53,7 +64,8 @@ def story(search: tuning.Search) -> list[tuple]:
 # ---- the space ---------------------------------------------------------------------------------------------------
 
 def test_the_published_space_is_the_published_one():
-    space = tuning.load_space(SPACES / "published.yaml", params.load_yaml(ROOT / "params/summarization/baseline_kobart.yaml"))
+    base = params.load_yaml(ROOT / "params" / "summarization" / "baseline_kobart.yaml")
+    space = tuning.load_space(SPACES / "published.yaml", base)
     ranges = {name: (d.low, d.high, d.log) for name, d in space.items() if hasattr(d, "low")}
     assert ranges == {"learning_rate": (1e-6, 1e-4, True), "epochs": (3, 10, False), "warmup": (0, 0.2, False),
                       "weight_decay": (0, 0.1, False), "length_penalty": (0.5, 2.0, False)}
@@ -101,18 +113,20 @@ def test_a_wrong_space_is_one_sentence(text, sentence, tmp_path):
 
 def test_every_proposal_can_be_run(lab):
     """Beams of 1 with a length penalty, a constant rate with a warm-up: nothing sampled stops a search."""
-    (lab / "space.yaml").write_text(SMALL + "scheduler: [constant, linear]\nwarmup: {low: 0, high: 0.2}\npatience: [0, 2]\nthreshold: [0.0, 0.1]\n")
+    (lab / "space.yaml").write_text(SMALL + CONDITIONAL)
     search, seen = opened(lab, trials=25), []
 
     def configure(search, trial, sampled):
-        config = registry.configure(search.values(trial))
-        seen.append((config.num_beams, config.length_penalty, config.scheduler, config.warmup, config.patience, config.threshold))
+        c = registry.configure(search.values(trial))
+        seen.append((c.num_beams, c.length_penalty, c.scheduler, c.warmup, c.patience, c.threshold))
         return 1.0
 
     tuning.optimize(search, configure)
     assert {beams > 1 for beams, *_ in seen} == {True, False}
     for beams, penalty, scheduler, warmup, patience, threshold in seen:
-        assert (penalty is None, warmup is None, threshold is None) == (beams == 1, scheduler == "constant", patience == 0)
+        assert (penalty is None) == (beams == 1)
+        assert (warmup is None) == (scheduler == "constant")
+        assert (threshold is None) == (patience == 0)
     rows = tuning.trial_rows(search)
     assert [row["length_penalty"] for row in rows] == [penalty for _, penalty, *_ in seen]
 
@@ -151,6 +165,7 @@ def test_a_search_killed_again_and_again_finds_the_same(lab):
     tuning.optimize(whole, formula)
     undisturbed = story(whole)
     assert {state for _, state, *_ in undisturbed} == {"COMPLETE", "PRUNED"}
+    assert len({str(sampled) for _, _, sampled, *_ in undisturbed}) == 20
     whole.close()
     (lab / "runs").rename(lab / "undisturbed")
     kills = 0
@@ -194,9 +209,12 @@ def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(lab):
 
     import korlab.summarization.trainer  # noqa: F401  (a warning at import would keep a trial's frame in pytest's log)
 
-    values = TINY | {"eval_steps": 2, "tracking": "none"}
-    given = {"name": "killed", "space": str(lab / "space.yaml"), "trials": 2, "values": " ".join(f"{k}={v}" for k, v in values.items())}
-    done = subprocess.run([sys.executable, "-c", KILLED_IN_TRIAL_1.format(given=given)], cwd=ROOT, capture_output=True, text=True)
+    corpus.save_dialogues(embedded().rows["train"][:70], lab / "rows.csv")
+    values = TINY | {"eval_steps": 2, "tracking": "none", "rouge_mode": "char", "data": lab / "rows.csv"}
+    words = " ".join(f"{k}={v}" for k, v in values.items())
+    given = {"name": "killed", "space": str(lab / "space.yaml"), "trials": 2, "values": words}
+    command = [sys.executable, "-c", KILLED_IN_TRIAL_1.format(given=given)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     for name in ("killed", "whole"):
         search = tuning.open_search(given | {"name": name})
@@ -214,7 +232,8 @@ def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(lab):
         assert (trial / "history.jsonl").exists() and not (trial / "checkpoints").exists()
         assert not (trial / "metrics.json").exists()
         assert (trial / "model").exists() == (number == search.best.number)
-    assert not [o for o in gc.get_objects() if issubclass(type(o), PreTrainedModel)], "a trial's model is still in memory"
+    gc.collect()
+    assert not [o for o in gc.get_objects() if issubclass(type(o), PreTrainedModel)], "a model is still in memory"
     config = registry.configure(params.load_yaml(folder / "killed" / "best.yaml"))
     assert (config.max_steps, config.name, config.num_beams) == (6, "killed-best", search.best.params["num_beams"])
 
@@ -228,13 +247,14 @@ def pretend(monkeypatch) -> None:
             (run.path("checkpoints") / "checkpoint-6").mkdir(parents=True)
             height = 1 - abs(run.config.learning_rate - 2e-3) * 200
             for step in range(1, 7):
-                scores = {"eval_rougeL": height * step / 6}
-                callbacks[0].on_evaluate(SimpleNamespace(eval_steps=1), SimpleNamespace(global_step=step), None, metrics=scores)
+                scores, state = {"eval_rougeL": height * step / 6}, SimpleNamespace(global_step=step)
+                callbacks[0].on_evaluate(SimpleNamespace(eval_steps=1), state, None, metrics=scores)
             run.path("model").mkdir()
         return {"eval_metrics": scores}
 
     real = registry.study("summarization")
-    fake = SimpleNamespace(Params=real.Params, OBJECTIVES=real.OBJECTIVES, data=lambda run: None, model=lambda run, data: None, train=train)
+    fake = SimpleNamespace(Params=real.Params, OBJECTIVES=real.OBJECTIVES, train=train)
+    fake.data, fake.model = lambda run: None, lambda run, data: None
     monkeypatch.setattr(registry, "study", lambda name: fake)
 
 
@@ -248,7 +268,8 @@ def test_pruned_trials_keep_their_folder_marked(lab, monkeypatch):
         folder = search.trial_folder(trial.number)
         status = files.read_json(folder / "status.json")
         pruned = trial.state.name == "PRUNED"
-        assert (status["state"], status["stages"]["train"]["state"], status["error"]) == (("pruned", "pruned", None) if pruned else ("done", "done", None))
+        assert status["state"] == status["stages"]["train"]["state"] == ("pruned" if pruned else "done")
+        assert status["error"] is None
         assert not pruned or len(trial.intermediate_values) > 3, "three evaluations are never pruned"
         assert not (folder / "checkpoints").exists()
         assert (folder / "model").exists() == (trial.number == search.best.number)
@@ -290,6 +311,19 @@ def test_hours_count_all_calls(lab, monkeypatch):
         search.close()
 
 
+def test_a_killed_trial_has_counted_its_time(lab, monkeypatch):
+    now = iter(range(0, 10**9, 600))
+    monkeypatch.setattr(tuning.time, "time", lambda: next(now))
+    search = opened(lab)
+    trial = search.study.ask()
+    report = tuning.reporter(trial, "eval_rougeL")
+    for step in (4, 8, 10):  # the last evaluation is no multiple of eval_steps
+        args, state = SimpleNamespace(eval_steps=4), SimpleNamespace(global_step=step)
+        report.on_evaluate(args, state, None, metrics={"eval_rougeL": 0.1})
+    assert search.study.trials[0].intermediate_values == {0: 0.1, 1: 0.1, 2: 0.1}
+    assert tuning.next_trial(search).user_attrs["seconds"] == 1800
+
+
 # ---- the folder --------------------------------------------------------------------------------------------------
 
 def test_nothing_is_pickled(lab, monkeypatch):
@@ -302,7 +336,8 @@ def test_nothing_is_pickled(lab, monkeypatch):
         search = opened(lab, trials=trials)
         tuning.optimize(search, formula)
         search.close()
-    assert not isinstance(search.study._storage._backend, optuna.storages.journal._base.BaseJournalSnapshot)  # those are pickled, every 100 trials
+    snapshots = optuna.storages.journal._base.BaseJournalSnapshot  # pickled every 100 trials
+    assert not isinstance(search.study._storage._backend, snapshots)
     journal = (search.folder / "journal.log").read_text(encoding="utf-8")
     assert all(isinstance(json.loads(line), dict) for line in journal.splitlines())
 
@@ -310,8 +345,13 @@ def test_nothing_is_pickled(lab, monkeypatch):
 def test_another_search_under_the_same_name_is_refused(lab):
     opened(lab).close()
     (lab / "other.yaml").write_text(SMALL.replace("[1, 2]", "[1, 4]"))
-    for change, sentence in (({"space": str(lab / "other.yaml")}, "num_beams"), ({"objective": "eval_rouge1"}, "objective: 'eval_rougeL' → 'eval_rouge1'"),
-                             ({"seed": 7}, "seed of proposals: 42 → 7"), ({"values": "max_steps=7"}, "max_steps: 6 → 7")):
+    changes = [
+        ({"space": str(lab / "other.yaml")}, "num_beams"),
+        ({"objective": "eval_rouge1"}, "objective: 'eval_rougeL' → 'eval_rouge1'"),
+        ({"seed": 7}, "seed of proposals: 42 → 7"),
+        ({"values": "max_steps=7"}, "max_steps: 6 → 7"),
+    ]
+    for change, sentence in changes:
         with pytest.raises(runs.RunError, match="searched with other parameters") as caught:
             opened(lab, **change)
         assert sentence in str(caught.value)

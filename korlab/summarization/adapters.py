@@ -139,12 +139,19 @@ def _base(folder: Path, **how: Any) -> PreTrainedModel:
 _FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def _four_bits(compute: str) -> BitsAndBytesConfig:
-    "NF4 with double quantisation; transformers keeps the output layer and T5's `wo` in full precision."
+def _four_bits(precision: str) -> BitsAndBytesConfig:
+    """NF4 with double quantisation, computing in bf16, in an fp32 run in fp32.
+
+    transformers keeps the output layer and T5's `wo` in full precision.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_FORMATS[compute],
+        bnb_4bit_compute_dtype=_FORMATS[_compute(precision)],
     )
+
+
+def _compute(precision: str) -> str:  # the format of the 4-bit products: bf16 also under fp16, where it cannot overflow
+    return "fp32" if precision == "fp32" else "bf16"
 
 # %% ../../nbs/summarization/18_adapters.ipynb #2f3f7f1b
 def _never_repacked(model: PreTrainedModel) -> PreTrainedModel:
@@ -208,7 +215,7 @@ def make_trainable(
     model = _ATTACH[backend](save_base(loaded, folder / "base"), config, place, options)
     _check_attached(model, targets, options["trainable_token_indices"])
     if backend != "lora":
-        facts["base_format"] = f"NF4 with double quantisation, computing in {place['precision']}"
+        facts["base_format"] = f"NF4 with double quantisation, computing in {_compute(place['precision'])}"
     facts |= {"lora_targets": ", ".join(targets), "new_token_rows": len(loaded.new_tokens)}
     return replace(loaded, model=model, facts=facts)
 

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MEASURES', 'FLOORS', 'titles', 'Setting', 'setting_of', 'members', 'scores', 'other_scores', 'score_figure',
            'refusal', 'item_scores', 'Versus', 'against_baseline', 'verdict', 'significance', 'target_state', 'targets',
-           'costs', 'parameters', 'curves', 'choose_items', 'examples', 'mistakes', 'headline', 'numbers', 'save']
+           'costs', 'parameters', 'curves', 'choose_items', 'examples', 'mistakes', 'headline', 'numbers', 'save',
+           'summary_rows']
 
 # %% ../../nbs/summarization/22_comparison.ipynb #95a61dda
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -423,3 +424,32 @@ def save(
 ) -> None:
     "Write comparison.json into the comparison's folder."
     write_json(found.folder / "comparison.json", numbers(found))
+
+# %% ../../nbs/summarization/22_comparison.ipynb #14cd8745
+def summary_rows(
+    saved: Mapping[str, Any],  # what `numbers` gave
+) -> list[dict[str, Any]]:  # one row a finished run, the best first
+    "Score, difference from the baseline and cost of each run, for a README."
+    runs = [run for run in saved["runs"] if run["state"] == "done"]
+    runs.sort(key=lambda run: -_score(run, saved)["mean"])
+    return [
+        {
+            "run": run["title"], "adapter": run["trained"]["adapter"], "n": _score(run, saved)["n"],
+            f"{saved['measure']} ({saved['mode']})": "{mean:.1f} [{low:.1f}, {high:.1f}]".format(
+                **{key: 100 * _score(run, saved)[key] for key in ("mean", "low", "high")}),
+            "difference": _gap(run), "CPU s": round(run["cost"]["cpu_seconds"]),
+        }
+        for run in runs
+    ]
+
+
+def _score(run: Mapping[str, Any], saved: Mapping[str, Any]) -> Mapping[str, float]:
+    return run["scores"][saved["split"]]["rouge"][saved["mode"]][saved["measure"]]
+
+
+def _gap(run: Mapping[str, Any]) -> str:  # with its interval, starred when Holm's correction leaves it below 0.05
+    test = run.get("against_baseline")
+    if not test or test["refused"]:
+        return "baseline" if not test else "–"
+    gap = test["difference"]
+    return f"{100 * gap['mean']:+.1f} [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]" + "*" * (test["p_holm"] < 0.05)

@@ -11,12 +11,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..params import RunParams
 from .beam import fastest_search
 from .data import MARKERS, encoder
+from ..training import out_of_memory
 
 # %% ../../nbs/summarization/14_generation.ipynb #399efe2b
 def generation_config(
@@ -62,7 +64,7 @@ def summarize(
     desc: str = "summarize",  # label of the progress bar
     note: Callable[[str], None] | None = None,  # told which search is used, and why
 ) -> list[str]:  # one summary a dialogue, in the given order
-    "Generate summaries."
+    "Generate summaries; where memory is short, in smaller batches."
     encode_one = encoder(tokenizer, prefix, max_source_length, markers)
     ids = [encode_one(dialogue)[0] for dialogue in dialogues]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
@@ -70,13 +72,29 @@ def summarize(
     model.eval()
     precise, search = autocast(model.device.type, precision), fastest_search(model, note)
     with torch.inference_mode(), precise, search, tqdm(total=len(ids), desc=desc) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(model.device)
-            generated = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            found |= dict(zip(rows, decode(generated, tokenizer)))
+        while len(found) < len(ids):
+            rows = order[len(found) : len(found) + batch_size]
+            texts = _generate(model, tokenizer, [ids[i] for i in rows], can_shrink=batch_size > 1)
+            if texts is None:
+                batch_size //= 2
+                clear_device_cache(garbage_collection=True)
+                (note or print)(f"Out of memory while generating: going on with {batch_size} dialogues at once.")
+                continue
+            found |= dict(zip(rows, texts))
             bar.update(len(rows))
     return [found[i] for i in range(len(ids))]
+
+
+def _generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], can_shrink: bool
+) -> list[str] | None:  # None when memory does not suffice and a smaller batch is possible
+    batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
+    try:
+        return decode(model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), tokenizer)
+    except Exception as error:  # noqa: BLE001: what is no full memory is raised again
+        if not (can_shrink and out_of_memory(error)):
+            raise
+    return None
 
 
 def autocast(

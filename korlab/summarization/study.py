@@ -11,7 +11,7 @@ __all__ = ['ON_BEAMS', 'ON_MINI', 'ON_ADAPTER', 'UNTRAINED_ROWS', 'OBJECTIVES', 
 # %% ../../nbs/summarization/20_study.ipynb #da3d97ed
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from ..params import EvaluationParams as SharedEvaluationParams
 from ..params import Needs, RunParams, setting
 from ..runs import Run
 from ..settings import portable, settings
-from .inference import Summarizer, load_model, read_predictions, summarize_file, write_predictions
+from .inference import Summarizer, load_model, read_predictions, write_predictions
 from .postprocess import options_on
 
 if TYPE_CHECKING:
@@ -138,10 +138,8 @@ def model(
         loaded = models.build(entry, c.size, texts, c.vocab_size, c.checkpoint, c.max_source_length, c.markers)
         if not run.path("predictions", "untrained.csv").exists():
             rows = splits.rows["test"][:UNTRAINED_ROWS]
+            _predict(run, _to_device(run, loaded, greedy=c.size == "mini"), rows, "untrained")
             _to_device(run, loaded)
-            if c.size == "mini":  # it has learnt nothing, and no search finds anything in it
-                loaded.model.generation_config.num_beams = 1
-            _predict(run, loaded, rows, "untrained")
         loaded = adapters.make_trainable(loaded, c, run.folder)
         _record_model(run, loaded, splits)
     return loaded
@@ -174,11 +172,13 @@ def _computing(run: Run) -> dict[str, str]:
     return computing(run.path("computing.json"), run.config.device, run.config.precision)
 
 
-def _to_device(run: Run, loaded: "Loaded") -> "Loaded":
+def _to_device(run: Run, loaded: "Loaded", greedy: bool = False) -> "Loaded":
+    "Move a model and give it the run's search, or none: in a model that has learnt nothing there is nothing to search."
     from korlab.summarization.generation import generation_config
 
+    search = replace(run.config, num_beams=1, length_penalty=None) if greedy else run.config
     loaded.model.to(_computing(run)["device"])
-    loaded.model.generation_config = generation_config(run.config, loaded.model)
+    loaded.model.generation_config = generation_config(search, loaded.model)
     return loaded
 
 # %% ../../nbs/summarization/20_study.ipynb #3e6079fd
