@@ -23,6 +23,7 @@ from ..params import Needs, RunParams, setting
 from ..runs import Run
 from ..settings import portable, settings
 from .inference import Summarizer, load_model, read_predictions, write_predictions
+from .inference import summarize_file as summarize_file  # the verb of `korlab summarize`
 from .postprocess import options_on
 
 if TYPE_CHECKING:
