@@ -7,6 +7,8 @@ __all__ = ['app', 'papermill_style', 'run', 'status', 'logs', 'monitor', 'stop',
            'models', 'doctor', 'main']
 
 # %% ../nbs/core/13_cli.ipynb #d4c0f8d8
+import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -441,5 +443,11 @@ def doctor() -> None:
 
 
 def main() -> None:
-    "The console command."
+    "The console command; a study with commands of its own gives them in its module `cli`."
+    from korlab import registry
+
+    for name, module in registry.STUDIES.items():
+        package = module.rpartition(".")[0]
+        if importlib.util.find_spec(f"{package}.cli"):
+            app.add_typer(importlib.import_module(f"{package}.cli").app, name=name)
     app(args=papermill_style(sys.argv[1:]))

@@ -25,6 +25,7 @@ class Study(Protocol):
     Params: type  # the study's parameters, a dataclass that extends `params.RunParams`
     EvaluationParams: type  # what may differ when a checkpoint is scored again; extends `params.EvaluationParams`
     OBJECTIVES: tuple[str, ...]  # dev scores of every evaluation during training that `korlab tune` may maximise
+    ABOUT: dict[str, str]  # what the entry notebooks say of the study: data, scores, findings, gallery
 
     def data(self, run: Any) -> Any: "Load, check and describe the rows of every split."
     def model(self, run: Any, data: Any) -> Any: "Build or load the model and its tokenizer."
@@ -33,11 +34,14 @@ class Study(Protocol):
     def scores(self, run: Any) -> list[dict[str, Any]]: "The rows of the score table."
     def headline(self, run: Any) -> str: "The main result in one sentence."
     def overview(self, run: Any) -> dict[str, Any]: "The main score in a few words (`score`), its `n`, and numbers."
+    def findings(self, run: Any) -> Any: "What the scores do not tell, as a table."
+    def gallery(self, run: Any) -> Any: "Single outcomes to look at, as HTML."
     def evaluate_on(self, run: Any, checkpoint: Any) -> Any: "Score a checkpoint again, on any rows."
 
 
 STUDIES: dict[str, str] = {
     "summarization": "korlab.summarization.study",
+    "sparse": "korlab.sparse.study",
 }
 
 # %% ../nbs/core/06_registry.ipynb #bf1f708e
@@ -125,6 +129,37 @@ _FULL_T5: dict[str, Any] = _DATA | dict(
     adapter="lora", lora_rank=64, lora_alpha=128, lora_dropout=0.1, lora_targets="q,k,v,o",
 )
 
+_SPARSE: dict[str, Any] = _DATA | dict(
+    max_grad_norm=1.0, adam_beta2=0.999, weight_decay=0.01, accumulation=1, batching="random", gradient_checkpointing=False,
+    patience=0, threshold=0.001, queries="encoder", negatives=2, regularizer="idf", idf_kind="bm25", idf_alpha=2.5, idf_beta=0.3,
+    unseen="penalised", regularizer_warmup=0.33, regularizer_delay=0.0, stop_tokens="soft", stop_list="safe", stop_factor=5.0,
+    infonce=1.0, kd=0.0, distillation="margin_mse", kd_temperature=1.0, self_reconstruction=0.0, positive_activation=0.0,
+    minimum_activation=0.0, triplet=0.0, form="bounded", curriculum="none", kd_warmup=0.0, on_collapse="stop",
+)
+
+_MINI_SPARSE: dict[str, Any] = _SPARSE | dict(
+    precision="fp32", threads=1, epochs=5, learning_rate=1e-3, scheduler="linear", warmup=0.1, batch_size=64, workers=0,
+    eval_steps=0.25, eval_rows=100, eval_batch_size=64, keep_checkpoints=2, vocab_size=2000, max_length=96, negatives=1,
+    adam_beta2=0.98, similarity="dot", temperature=1.0, document_weight=0.01, query_weight=0.003, regularizer_warmup=0.8,
+)
+
+_FULL_SPARSE: dict[str, Any] = _SPARSE | dict(
+    precision="auto", epochs=3, learning_rate=2e-5, scheduler="cosine", warmup=0.1, batch_size=32, accumulation=2, workers=4,
+    eval_steps=500, eval_rows=500, eval_batch_size=64, keep_checkpoints=3, max_length=192, similarity="dot", temperature=1.0,
+    document_weight=0.003, query_weight=0.005, active_dims=200,
+)
+
+_V25: dict[str, Any] = dict(  # as published, faults included: the query alone is regularised, unseen tokens are cheapest
+    similarity="cos", temperature=0.07, negatives=1, document_weight=0.0, query_weight=0.002, unseen="published",
+    stop_list="published", infonce=3.0, self_reconstruction=0.5, positive_activation=2.0, minimum_activation=1.0, triplet=0.0,
+    form="published", distillation="published", kd_temperature=3.0, kd_warmup=1.0, regularizer_warmup=0.0, on_collapse="warn",
+)
+_V24: dict[str, Any] = _V25 | dict(regularizer="flops", stop_tokens="none")
+_FULL_V25: dict[str, Any] = _FULL_SPARSE | _V25 | dict(
+    epochs=25, learning_rate=3e-5, batch_size=48, accumulation=2, precision="bf16", eval_steps=0.2, kd=2.0, teacher="BAAI/bge-m3",
+    curriculum="v25", active_dims=None, keep_checkpoints=3,
+)
+
 _T5_REFUSES = {"precision": {"fp16": "T5 overflows in fp16 and its loss becomes NaN; use bf16, fp32 or auto"}}
 
 MODELS: dict[str, Model] = {
@@ -142,6 +177,26 @@ MODELS: dict[str, Model] = {
         name="t5-korean", study="summarization", family="t5", hub_id="eenzeenee/t5-base-korean-summarization",
         about="Korean T5 fine-tuned on summaries of papers, books and reports",
         recipes={"mini": _MINI_T5, "full": _FULL_T5}, refuses=_T5_REFUSES,
+    ),
+    "sparse-v25": Model(
+        name="sparse-v25", study="sparse", family="xlm-roberta", hub_id="FacebookAI/xlm-roberta-base",
+        about="V25 as published: IDF-aware FLOPS and a stop-token mask on XLM-R's 250,002 tokens",
+        recipes={"mini": _MINI_SPARSE | _V25, "full": _FULL_V25},
+    ),
+    "sparse-v24": Model(
+        name="sparse-v24", study="sparse", family="xlm-roberta", hub_id="FacebookAI/xlm-roberta-base",
+        about="V24 as published: uniform FLOPS, no mask",
+        recipes={"mini": _MINI_SPARSE | _V24, "full": _FULL_V25 | _V24},
+    ),
+    "sparse-ko": Model(
+        name="sparse-ko", study="sparse", family="roberta", hub_id="klue/roberta-base",
+        about="sparse retriever on a Korean vocabulary of 32,000 tokens",
+        recipes={"mini": _MINI_SPARSE, "full": _FULL_SPARSE},
+    ),
+    "sparse-ko-doc": Model(
+        name="sparse-ko-doc", study="sparse", family="roberta", hub_id="klue/roberta-base",
+        about="the same without an encoder for queries: their tokens are looked up in an IDF table",
+        recipes={"mini": _MINI_SPARSE | dict(queries="idf"), "full": _FULL_SPARSE | dict(queries="idf")},
     ),
 }
 
@@ -162,7 +217,7 @@ def configure(
     choice = params.checked(params.RunParams, {k: given[k] for k in ("model", "size") if k in given})
     entry = model(choice.model)
     spec = study(entry.study).Params
-    _refuse_other_studies(given, spec, entry)
+    given = _of_this_study(given, spec, entry)
     check_name(given.get("name"))
     config = params.checked(spec, given, entry.recipes[choice.size])
     _refuse_unfit(config, entry)
@@ -184,17 +239,19 @@ def check_name(
         raise ParameterError(f"name={name!r}: a name is a folder's name, made of letters, digits, '.', '-' and '_'")
 
 
-def _refuse_other_studies(given: Mapping[str, Any], spec: type, entry: Model) -> None:
-    own = spec.__dataclass_fields__
+def _of_this_study(given: Mapping[str, Any], spec: type, entry: Model) -> dict[str, Any]:
+    "Leave out what the parameters cell says for other studies; refuse what somebody set for them."
+    own, mine = spec.__dataclass_fields__, {}
     for name, value in given.items():
-        if value is None or name in own:
-            continue
-        homes = [key for key in STUDIES if name in study(key).Params.__dataclass_fields__]
-        if homes:
+        others = [key for key in STUDIES if name in study(key).Params.__dataclass_fields__]
+        if name in own or not others:
+            mine[name] = value
+        elif value not in (None, study(others[0]).Params.__dataclass_fields__[name].default):
             raise ParameterError(
-                f"{name}={value!r} belongs to the study {homes[0]!r} and would have no effect on "
+                f"{name}={value!r} belongs to the study {others[0]!r} and would have no effect on "
                 f"{entry.name!r}, a model of {entry.study!r}: leave it out"
             )
+    return mine
 
 # %% ../nbs/core/06_registry.ipynb #3aef874c
 def configure_evaluation(

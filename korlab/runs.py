@@ -227,7 +227,8 @@ def open_run(
     tracking.check(config)
     recipe, folder = registry.model(config.model).recipes[config.size], run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    set_by_hand = {k: v for k, v in given.items() if v is not None and v != _default(config, k)}
+    own = type(config).__dataclass_fields__
+    set_by_hand = {k: v for k, v in given.items() if k in own and v not in (None, own[k].default)}
     run = Run(folder, config, set_by_hand, locked(folder))
     record = {"effective": asdict(config), "given": set_by_hand, "explained": _explained(config, set_by_hand, recipe)}
     if run.has("config"):
@@ -239,10 +240,6 @@ def open_run(
 
 def _explained(config: RunParams, given: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[dict[str, str]]:
     return [row | {"value": str(portable(row["value"]))} for row in explain(config, given, recipe)]
-
-
-def _default(config: RunParams, name: str) -> Any:
-    return type(config).__dataclass_fields__[name].default
 
 
 def locked(

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['choose_device', 'product_seconds', 'bf16_gain', 'choose_precision', 'computing', 'padded_batches',
-           'TokenBudgetSampler', 'padding_share', 'out_of_memory', 'smaller_batches', 'write_manifest', 'damage',
-           'checkpoints', 'newest_whole_checkpoint', 'LabTrainer', 'History', 'LastStep', 'peak_memory_mib', 'Clock',
+           'TokenBudgetSampler', 'padding_share', 'out_of_memory', 'smaller_batches', 'total_updates',
+           'updates_between_evaluations', 'arguments', 'write_manifest', 'draft_of', 'publish', 'damage', 'checkpoints',
+           'newest_whole_checkpoint', 'LabTrainer', 'History', 'LastStep', 'peak_memory_mib', 'Clock', 'outcome',
            'Progress']
 
 # %% ../nbs/core/08_training.ipynb #6c1e4904
+import math
+import os
 import random
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from . import tracking
 from .files import read_json, sha256, write_json, write_jsonl
-from .params import ParameterError
+from .params import ParameterError, RunParams
 from .settings import shown
 
 # %% ../nbs/core/08_training.ipynb #a41fb4cc
@@ -169,6 +174,50 @@ def smaller_batches(
     half = next((n for n in range(batch_size // 2, 0, -1) if rows % n == 0), 1)
     return {"batch_size": half, "accumulation": rows // half, "eval_batch_size": max(1, eval_batch_size // 2)}
 
+# %% ../nbs/core/08_training.ipynb #543b255a
+def total_updates(
+    config: RunParams,  # epochs, max_steps, accumulation
+    batches: int,  # batches an epoch
+) -> int:  # updates of the whole run
+    "How many optimiser updates a run makes."
+    if config.max_steps:
+        return config.max_steps
+    return max(1, math.ceil(config.epochs * -(-batches // config.accumulation)))
+
+
+def updates_between_evaluations(
+    eval_steps: float,  # below 1 a share of the run, from 1 a number of updates
+    total: int,  # updates of the whole run
+) -> int:  # at least 1; a share divides the run so that the last evaluation is at its end
+    "Turn `eval_steps` into updates."
+    return max(1, -(-total // round(1 / eval_steps))) if eval_steps < 1 else int(eval_steps)
+
+
+def arguments(
+    config: RunParams,  # effective parameters
+    folder: Path,  # the run's
+    place: Mapping[str, str],  # from `computing`: device and precision
+    batches: int,  # batches an epoch
+    best_by: str | None,  # the dev score that chooses the checkpoint; None when there are no dev rows
+) -> dict[str, Any]:  # for TrainingArguments and its subclasses
+    "What the run's parameters mean to a transformers Trainer."
+    c, total = config, total_updates(config, batches)
+    every = updates_between_evaluations(c.eval_steps, total)
+    return dict(
+        output_dir=str(folder / "checkpoints"), seed=c.seed, report_to="none", disable_tqdm=True,
+        run_name=None if c.tracking == "none" else tracking.run_name(folder),
+        use_cpu=place["device"] == "cpu", bf16=place["precision"] == "bf16", fp16=place["precision"] == "fp16",
+        max_steps=total, learning_rate=c.learning_rate, lr_scheduler_type=c.scheduler, warmup_steps=c.warmup or 0,
+        weight_decay=c.weight_decay, adam_beta2=c.adam_beta2, max_grad_norm=c.max_grad_norm,
+        per_device_train_batch_size=c.batch_size, gradient_accumulation_steps=c.accumulation,
+        per_device_eval_batch_size=c.eval_batch_size, dataloader_num_workers=c.workers,
+        activation_checkpointing=c.gradient_checkpointing, dataloader_pin_memory=place["device"] == "cuda",
+        eval_strategy="steps" if best_by else "no", save_strategy="steps", eval_steps=every, save_steps=every,
+        logging_strategy="steps", logging_steps=c.logging_steps or max(1, min(every // 5, 50)),
+        save_total_limit=c.keep_checkpoints, load_best_model_at_end=bool(best_by), metric_for_best_model=best_by,
+        greater_is_better=True if best_by else None, restore_callback_states_from_checkpoint=True,
+    )
+
 # %% ../nbs/core/08_training.ipynb #a7f5d560
 def write_manifest(
     folder: Path,  # a checkpoint whose files are all written
@@ -177,6 +226,24 @@ def write_manifest(
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     write_json(folder / "manifest.json", {"files": listed})
+
+
+def draft_of(
+    folder: Path,  # where something shall be
+) -> Path:  # a folder beside it, of this process
+    "Where to write what `publish` puts in place."
+    return folder.with_name(f".{folder.name}.{os.getpid()}")
+
+
+def publish(
+    draft: Path,  # a folder whose files are all written
+    folder: Path,  # replaced as a whole
+) -> Path:  # the folder
+    "Seal a folder and put it in place, so that the place holds either a whole one or none."
+    write_manifest(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+    return folder
 
 
 def damage(
@@ -235,7 +302,9 @@ class LabTrainer:
         finally:
             self.args.save_total_limit = keep
         folder = self._get_output_dir(trial=trial)
-        write_manifest(Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        checkpoint = Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        (checkpoint / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+        write_manifest(checkpoint)
         rotate_checkpoints(folder, keep, self.state.best_model_checkpoint, use_mtime=False)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -310,6 +379,28 @@ class Clock(TrainerCallback, ExportableState):
             self.cpu_seconds, self.seconds = self.cpu_seconds + cpu - self._mark[0], self.seconds + wall - self._mark[1]
             self._mark = cpu, wall
             self.memory_mib = max(self.memory_mib, peak_memory_mib())
+
+# %% ../nbs/core/08_training.ipynb #bcc6fdca
+def outcome(
+    trainer: Any,  # a transformers Trainer that has trained
+    config: RunParams,  # the parameters in force at the end
+    place: Mapping[str, str],  # from `computing`
+) -> dict[str, Any]:  # train_metrics, eval_metrics of the best checkpoint, best_model_checkpoint
+    "What a training leaves for train.json."
+    state = trainer.state
+    clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    best = [entry for entry in state.log_history if entry.get("step") == state.best_global_step]
+    return {
+        "train_metrics": {
+            "updates": state.global_step, "epochs": round(state.epoch, 3), "loss": losses[-1] if losses else None,
+            "cpu_seconds": round(clock.cpu_seconds, 2), "seconds": round(clock.seconds, 2),
+            "peak_memory_mib": round(clock.memory_mib), "device": place["device"], "precision": place["precision"],
+            "batch_size": config.batch_size, "accumulation": config.accumulation,
+        },
+        "eval_metrics": {k: v for entry in best for k, v in entry.items() if k.startswith("eval_")},
+        "best_model_checkpoint": Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None,
+    }
 
 # %% ../nbs/core/08_training.ipynb #a01af548
 class Progress(TrainerCallback):

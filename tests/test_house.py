@@ -12,7 +12,7 @@ from conftest import ROOT
 from korlab import registry, report
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-ENTRY = {"index", "train", "evaluate", "summarize", "compare", "tune", "reproduce"}
+ENTRY = {"index", "train", "evaluate", "summarize", "compare", "tune", "search", "reproduce"}
 LIBRARY = [p for p in NOTEBOOKS if p.parent.name not in ("nbs", "bench", "guides")]
 MODULES = sorted((ROOT / "korlab").rglob("*.py"))
 
@@ -41,7 +41,7 @@ def test_every_notebook_can_be_started_and_is_never_skipped(path):
     assert (meta["kernelspec"]["name"], meta["kernelspec"]["language"]) == ("python3", "python")
     source = "\n".join(c["source"] for c in cells(path))
     assert not re.search(r"^#\|\s*eval:\s*false", source, re.MULTILINE)
-    if path.stem not in ("evaluate", "compare", "summarize"):  # they need trained runs; pytest executes them
+    if path.stem not in ("evaluate", "compare", "summarize", "search"):  # they need trained runs; pytest executes them
         assert "skip_exec" not in source
 
 
@@ -92,7 +92,7 @@ def test_dependencies_point_one_way(path):
 
 
 def test_entry_notebooks_hold_no_logic():
-    for name in ("train", "evaluate", "compare", "summarize"):
+    for name in ("train", "evaluate", "compare", "summarize", "search"):
         for cell in cells(ROOT / "nbs" / f"{name}.ipynb"):
             if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
                 tree = ast.parse(cell["source"])

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, TINY, flags, papermill
 
 from korlab import comparing, params, registry, tuning
+from korlab.sparse import search
 
 STUDIES = [registry.study(name) for name in registry.STUDIES]
 ENTRY = {  # entry notebook -> the dataclasses its parameters cell is written from
@@ -19,6 +20,7 @@ ENTRY = {  # entry notebook -> the dataclasses its parameters cell is written fr
     "evaluate": [params.EvaluationParams, *(study.EvaluationParams for study in STUDIES)],
     "compare": [comparing.CompareParams],
     "tune": [tuning.TuneParams],
+    "search": [search.SearchParams],
 }
 
 

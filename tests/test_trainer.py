@@ -12,7 +12,8 @@ from korlab import files, registry
 from korlab.summarization.data import embedded, encode
 from korlab.summarization.generation import summarize
 from korlab.summarization.models import mini_bart, train_tokenizer
-from korlab.summarization.trainer import ModelTrainer, Seq2SeqLabTrainer, create_trainer, total_updates
+from korlab.summarization.trainer import ModelTrainer, Seq2SeqLabTrainer, create_trainer
+from korlab.training import total_updates
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,113 @@
+"""The sparse study through the entry notebooks: a collection in BEIR's layout, the recipes, and a killed training."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, flags, papermill
+
+from korlab import params, registry
+from korlab.files import read_json, read_jsonl
+from korlab.sparse.data import Collection, save_beir
+from korlab.sparse.scenarios import embedded
+
+FAST = {"size": "mini", "max_steps": 8, "eval_steps": 4, "eval_rows": 4, "batch_size": 8, "vocab_size": 900, "max_length": 48,
+        "negatives": 1, "tracking": "none", "on_collapse": "warn", "warmup": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sixty questions and their passages, judged as `test` only, as KoBEST is."""
+    whole = embedded(train=10, dev=10, test=60, hard=10).test
+    asked = dict(list(whole.queries.items())[:60])
+    needed = {doc for query in asked for doc in whole.qrels[query]}
+    corpus = {doc: whole.corpus[doc] for doc in whole.corpus if doc in needed}
+    place = tmp_path_factory.mktemp("beir")
+    save_beir(Collection(corpus, asked, {query: whole.qrels[query] for query in asked}), place)
+    return place
+
+
+@pytest.mark.parametrize("model", ["sparse-ko", "sparse-v25", "sparse-ko-doc"])
+def test_a_collection_alone_runs_through_the_main_notebook(model, folder, tmp_path):
+    outcome = papermill(tmp_path / "out.ipynb", *flags(model=model, name="mine", data=folder, **FAST), runs=tmp_path)
+    assert outcome.code == 0, outcome.text[-3000:]
+    run = tmp_path / "sparse" / "mine"
+    data, metrics = read_json(run / "data.json"), read_json(run / "metrics.json")
+    assert (data["rows"]["dev"], data["rows"]["test"]) == (6, 18) and data["rows"]["train"] >= 36
+    assert "split by hash" in data["notes"][0]
+    test = metrics["splits"]["test"]
+    assert set(test["systems"]) == {"korlab", "BM25 morphemes", "BM25 eojeol"} and set(test["against"]) == set(test["systems"]) - {"korlab"}
+    for table in test["systems"].values():
+        for measure in ("ndcg@10", "mrr@10", "recall@10", "hit@10"):
+            assert 0 <= table[measure]["low"] <= table[measure]["mean"] <= table[measure]["high"] <= 1
+            assert (table[measure]["n"], table[measure]["documents"]) == (18, test["documents"])
+    rows = read_jsonl(run / "rankings" / "test.jsonl")
+    mean = float(np.mean([row["ndcg@10"]["korlab"] for row in rows]))
+    assert mean == pytest.approx(test["systems"]["korlab"]["ndcg@10"]["mean"])
+    assert (run / "model" / "modules.json").exists() and not list(run.rglob("*.bin"))
+    static = test["sparsity"]["queries"]["active"]["mean"]
+    assert static < 40 if model == "sparse-ko-doc" else static > 0
+
+
+def test_an_untrained_direction_is_not_mistaken_for_skill(folder, tmp_path):
+    """The encoder is judged on queries training never saw."""
+    from korlab.sparse.study import load_splits
+
+    splits = load_splits(registry.configure({"model": "sparse-ko", "data": str(folder)}))
+    asked = {triple.query for triple in splits.triples}
+    assert not asked & {text for name in splits.scored for text in splits.collections[name].queries.values()}
+
+
+def test_a_killed_training_ends_as_an_undisturbed_one(folder, tmp_path):
+    given = FAST | {"data": folder, "model": "sparse-v25", "name": "mine", "epochs": 6, "curriculum": "v25", "eval_steps": 5, "warmup": 0.1}
+    given = {name: value for name, value in given.items() if name != "max_steps"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert papermill(tmp_path / "a.ipynb", *flags(**given), runs=whole).code == 0
+    command = [sys.executable, "-m", "papermill", "nbs/train.ipynb", str(tmp_path / "b.ipynb"), "--no-progress-bar", *flags(**given)]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"KORLAB_RUNS": str(broken)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = broken / "sparse" / "mine"
+    until = time.time() + 200
+    while not list(run.glob("checkpoints/checkpoint-*/manifest.json")):
+        assert time.time() < until and process.poll() is None
+        time.sleep(0.05)
+    kernel = read_json(run / "status.json")["pid"]
+    os.kill(kernel, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    outcome = papermill(tmp_path / "b.ipynb", *flags(**given), runs=broken)
+    assert outcome.code == 0, outcome.text[-2000:]
+    histories = [[json.loads(line) for line in (runs / "sparse" / "mine" / "history.jsonl").read_text().splitlines()] for runs in (whole, broken)]
+    keys = ("step", "loss", "tau", "weight_infonce", "learning_rate", "eval_ndcg10")
+    assert [[row.get(key) for key in keys] for row in histories[0]] == [[row.get(key) for key in keys] for row in histories[1]]
+    assert len({row["tau"] for row in histories[0] if "tau" in row}) == 3  # every phase was reached
+
+
+def test_the_published_recipe_is_in_its_file():
+    values = params.load_yaml(ROOT / "params" / "sparse" / "v25.yaml")
+    effective = registry.configure(values)
+    assert all(getattr(effective, name) == value for name, value in values.items())
+    published = dict(
+        max_length=192, batch_size=48, accumulation=2, epochs=25, learning_rate=3e-5, scheduler="cosine", warmup=0.1, weight_decay=0.01,
+        max_grad_norm=1.0, precision="bf16", infonce=3.0, self_reconstruction=0.5, positive_activation=2.0, triplet=0.0, query_weight=0.002,
+        minimum_activation=1.0, kd=2.0, temperature=0.07, kd_temperature=3.0, idf_alpha=2.5, idf_kind="bm25", idf_beta=0.3, stop_factor=5.0,
+        keep_checkpoints=3, logging_steps=50, seed=42, teacher="BAAI/bge-m3", curriculum="v25", stop_list="published",
+    )
+    assert {name: values[name] for name in published} == published
+    v24 = registry.configure(params.load_yaml(ROOT / "params" / "sparse" / "v24.yaml"))
+    assert (v24.regularizer, v24.stop_tokens, v24.idf_alpha) == ("flops", "none", None)
+
+
+def test_a_parameter_of_another_study_is_refused():
+    with pytest.raises(params.ParameterError, match="num_beams=4 belongs to the study 'summarization'"):
+        registry.configure({"model": "sparse-ko", "num_beams": 4})
+    assert registry.configure({"model": "sparse-ko", "tidy": False}).model == "sparse-ko"  # another study's default
+
+
+def test_distillation_without_scores_or_teacher_stops(folder, tmp_path):
+    outcome = papermill(tmp_path / "out.ipynb", *flags(model="sparse-ko", name="mine", data=folder, kd=1.0, **FAST), runs=tmp_path)
+    assert outcome.code == 1 and "the triples have no teacher scores" in outcome.text
