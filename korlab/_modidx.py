@@ -1047,6 +1047,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'korlab.sparse.study.scores': ('sparse/study.html#scores', 'korlab/sparse/study.py'),
                                      'korlab.sparse.study.signatures': ('sparse/study.html#signatures', 'korlab/sparse/study.py'),
                                      'korlab.sparse.study.source_rows': ('sparse/study.html#source_rows', 'korlab/sparse/study.py'),
+                                     'korlab.sparse.study.table_rows': ('sparse/study.html#table_rows', 'korlab/sparse/study.py'),
                                      'korlab.sparse.study.train': ('sparse/study.html#train', 'korlab/sparse/study.py'),
                                      'korlab.sparse.study.verify': ('sparse/study.html#verify', 'korlab/sparse/study.py')},
             'korlab.sparse.teacher': { 'korlab.sparse.teacher.Teacher': ('sparse/teacher.html#teacher', 'korlab/sparse/teacher.py'),

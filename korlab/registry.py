@@ -8,6 +8,7 @@ __all__ = ['STUDIES', 'MODELS', 'Study', 'study', 'Comparison', 'comparison', 'M
 
 # %% ../nbs/core/06_registry.ipynb #9b284b0c
 import importlib
+import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -65,8 +66,11 @@ class Comparison(Protocol):
 def comparison(
     name: str,  # a key of STUDIES
 ) -> ModuleType:  # the module that puts runs of this study side by side
-    "Import the comparison of one study."
-    return importlib.import_module(f"{study(name).__package__}.comparison")
+    "Import the comparison of one study; a study without one is a ParameterError."
+    module = f"{study(name).__package__}.comparison"
+    if importlib.util.find_spec(module) is None:
+        raise ParameterError(f"runs of {name!r} cannot be compared yet: that study has no module `comparison`")
+    return importlib.import_module(module)
 
 # %% ../nbs/core/06_registry.ipynb #47d9eeb1
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ON_MINI', 'ON_IDF', 'ON_STOP', 'ON_SOFT', 'ON_KD', 'ON_CURRICULUM', 'ON_ENCODER', 'OBJECTIVES', 'SHARES', 'MEASURES',
            'KS', 'ABOUT', 'Params', 'EvaluationParams', 'Splits', 'load_splits', 'data', 'model', 'train', 'verify',
-           'evaluate', 'evaluate_on', 'scores', 'overview', 'headline', 'findings', 'gallery', 'signatures',
-           'data_rows', 'source_rows', 'problem_rows', 'modules', 'lengths', 'curves', 'distribution']
+           'evaluate', 'evaluate_on', 'scores', 'table_rows', 'overview', 'headline', 'findings', 'gallery',
+           'signatures', 'data_rows', 'source_rows', 'problem_rows', 'modules', 'lengths', 'curves', 'distribution']
 
 # %% ../../nbs/sparse/24_study.ipynb #04c13829
 from collections.abc import Mapping, Sequence
@@ -374,7 +374,7 @@ def _first_batch(run: Run, loaded: "Loaded", splits: Splits, stop: np.ndarray) -
                  if head else "does not reach the head")]
 
 # %% ../../nbs/sparse/24_study.ipynb #ac84a119
-MEASURES = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "hit@10")
+MEASURES = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "hit@10")  # tables show all but the last
 KS = (10, 100)
 
 
@@ -480,11 +480,18 @@ def scores(
     run: Run,  # an evaluated run
 ) -> list[dict[str, Any]]:  # one row a split and system
     "Retrieval scores of the encoder and of both BM25, in points out of 100."
+    return table_rows(run.read("metrics"))
+
+
+def table_rows(
+    metrics: Mapping[str, Any],  # what metrics.json holds
+) -> list[dict[str, Any]]:  # one row a split and system
+    "The same from a file of numbers, as a README quotes it."
     return [
-        {"split": name, "system": run.config.model if label == "korlab" else label, "n": result["n"], "documents": result["documents"]}
-        | {measure.replace("ndcg", "nDCG").replace("mrr", "MRR").replace("recall", "Recall").replace("hit", "Hit"): _cell(table[measure])
-           for measure in MEASURES}
-        for name, result in run.read("metrics")["splits"].items() for label, table in result["systems"].items()
+        {"split": name, "system": metrics["model"] if label == "korlab" else label, "n": result["n"], "documents": result["documents"]}
+        | {measure.replace("ndcg", "nDCG").replace("mrr", "MRR").replace("recall", "Recall"): _cell(table[measure])
+           for measure in MEASURES[:4]}
+        for name, result in metrics["splits"].items() for label, table in result["systems"].items()
     ]
 
 
