@@ -15,6 +15,7 @@ from korlab import params, registry
 from korlab.files import read_json, read_jsonl
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.scenarios import embedded
+from korlab.sparse.study import verify
 
 FAST = {"size": "mini", "max_steps": 8, "eval_steps": 4, "eval_rows": 4, "batch_size": 8, "vocab_size": 900, "max_length": 48,
         "negatives": 1, "tracking": "none", "on_collapse": "warn", "warmup": 0}
@@ -111,3 +112,9 @@ def test_a_parameter_of_another_study_is_refused():
 def test_distillation_without_scores_or_teacher_stops(folder, tmp_path):
     outcome = papermill(tmp_path / "out.ipynb", *flags(model="sparse-ko", name="mine", data=folder, kd=1.0, **FAST), runs=tmp_path)
     assert outcome.code == 1 and "the triples have no teacher scores" in outcome.text
+
+
+def test_six_checks_before_a_long_training(folder):
+    rows = verify(registry.configure({"model": "sparse-ko", "data": str(folder)} | FAST))
+    assert [row["check"] for row in rows] == ["data", "model", "IDF", "stop tokens", "loss", "gradient"]
+    assert {row["state"] for row in rows} == {"ok"}

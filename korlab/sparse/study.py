@@ -9,8 +9,9 @@ __all__ = ['ON_MINI', 'ON_IDF', 'ON_STOP', 'ON_SOFT', 'ON_KD', 'ON_CURRICULUM', 
            'signatures', 'data_rows', 'source_rows', 'problem_rows', 'modules', 'lengths', 'curves', 'distribution']
 
 # %% ../../nbs/sparse/24_study.ipynb #04c13829
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -273,7 +274,7 @@ def _prepare(run: Run, loaded: "Loaded", splits: Splits) -> None:
 def _record_model(run: Run, loaded: "Loaded", splits: Splits) -> None:
     from korlab.sparse.models import parameter_table
 
-    lengths = _lengths(loaded, splits, run.config.max_length)
+    lengths = _lengths(loaded, splits)
     run.write("data", run.read("data") | {"lengths": {name: _length_facts(found, run.config.max_length) for name, found in lengths.items()}})
     write_json(run.path("lengths.json"), lengths)
     table = parameter_table(loaded.model)
@@ -284,7 +285,7 @@ def _record_model(run: Run, loaded: "Loaded", splits: Splits) -> None:
     } | loaded.facts)
 
 
-def _lengths(loaded: "Loaded", splits: Splits, limit: int) -> dict[str, list[int]]:
+def _lengths(loaded: "Loaded", splits: Splits) -> dict[str, list[int]]:
     test = splits.collections["test"]
     texts = {"train": [t.query for t in splits.triples], "test": [*test.queries.values()], "documents": [*test.corpus.values()]}
     return {name: [len(ids) for ids in loaded.tokenizer(found, verbose=False).input_ids] for name, found in texts.items()}
@@ -307,13 +308,21 @@ def train(
 
     c = run.config
     with run.stage("train"):
-        stop = _stop(run, loaded.tokenizer, _size(loaded)) if c.stop_tokens != "none" else None
-        penalties = None if c.regularizer != "idf" else _idf(run, splits, loaded.tokenizer).penalties(
-            c.idf_alpha, stop if c.stop_tokens == "soft" else None, c.stop_factor or 1.0, c.unseen)
+        stop, penalties = _stop_and_prices(run, loaded, splits)
         triples, dev = _scored(run, splits.triples), sample(splits.collections["dev"], c.eval_rows)
         trainer = SparseTrainer(c, loaded.model, triples, dev, run.folder, penalties, stop, run.note, callbacks)
         run.write("train", trainer.train() | {"final_model_path": "model"})
     return run.read("train")
+
+
+def _stop_and_prices(run: Run, loaded: "Loaded", splits: Splits) -> tuple[np.ndarray | None, np.ndarray | None]:
+    "The stop mask and the token prices of a run, each None where it uses none."
+    c = run.config
+    stop = _stop(run, loaded.tokenizer, _size(loaded)) if c.stop_tokens != "none" else None
+    if c.regularizer != "idf":
+        return stop, None
+    soft = stop if c.stop_tokens == "soft" else None
+    return stop, _idf(run, splits, loaded.tokenizer).penalties(c.idf_alpha, soft, c.stop_factor or 1.0, c.unseen)
 
 
 def _scored(run: Run, triples: list[Triple]) -> list[Triple]:
@@ -333,7 +342,6 @@ def verify(
     config: RunParams,  # effective parameters of a sparse run
 ) -> list[dict[str, str]]:  # rows: check, state ("ok" or "failed"), found
     "Look at data, model, IDF table, stop tokens, loss and gradient of a run that has not begun."
-
     checks: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), config)
@@ -348,7 +356,7 @@ def verify(
         checks.append(_row("IDF", bool(np.isfinite(price).all() and unseen >= price.max() - 1e-6),
                            f"prices {price.min():.3f} to {price.max():.3f}, of unseen tokens {unseen:.3f}"))
         checks.append(_row("stop tokens", 0 < stop.sum() < size / 2, f"{int(stop.sum()):,} of {size:,}"))
-        checks += _first_batch(run, loaded, splits, stop)
+        checks += _first_batch(run, loaded, splits)
     return checks
 
 
@@ -356,14 +364,12 @@ def _row(check: str, good: bool, found: str) -> dict[str, str]:
     return {"check": check, "state": "ok" if good else "failed", "found": found}
 
 
-def _first_batch(run: Run, loaded: "Loaded", splits: Splits, stop: np.ndarray) -> list[dict[str, str]]:
-    "Loss and gradient of one batch."
-    from dataclasses import replace
-
+def _first_batch(run: Run, loaded: "Loaded", splits: Splits) -> list[dict[str, str]]:
+    "Loss and gradient of one batch, by the same prices and mask as the training's."
     from korlab.sparse.trainer import SparseTrainer
 
     c = replace(run.config, tracking="none")
-    penalties = _idf(run, splits, loaded.tokenizer).penalties(c.idf_alpha, unseen=c.unseen) if c.regularizer == "idf" else None
+    stop, penalties = _stop_and_prices(run, loaded, splits)
     trainer = SparseTrainer(c, loaded.model, _scored(run, splits.triples), None, run.folder, penalties, stop, lambda text: None).trainer
     loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
     loss.backward()
