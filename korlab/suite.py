@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAIT_SECONDS', 'Plan', 'layers', 'plan', 'check_plans', 'Suite', 'suite_name', 'suite_folder', 'open_suite',
-           'execute', 'run_suite', 'overview', 'write_summary', 'find_suite', 'driver', 'progress', 'machine', 'tail',
-           'stop_suite', 'start_in_background']
+           'execute', 'run_suite', 'overview', 'write_summary', 'suites', 'find_suite', 'driver', 'progress', 'machine',
+           'tail', 'stop_suite', 'start_in_background']
 
 # %% ../nbs/core/11a_suite.ipynb #431af363
 import csv
@@ -340,14 +340,20 @@ def write_summary(
         draft.write_text(text + str(pipe_table(short)) + "\n", encoding="utf-8")
 
 # %% ../nbs/core/11a_suite.ipynb #cb68d151
+def suites() -> list[Path]:
+    "The folders of all suites, the newest last."
+    found = (settings().runs / "suites").glob("*/summary.json")
+    return [file.parent for file in sorted(found, key=lambda file: file.stat().st_mtime)]
+
+
 def find_suite(
     name: str | None = None,  # a suite's name; the newest when None
 ) -> Suite:  # to look at: no lock is taken
     "Find a suite that exists."
-    every = sorted((settings().runs / "suites").glob("*/summary.json"), key=lambda file: file.stat().st_mtime)
-    found = [file.parent for file in every if name in (None, file.parent.name)]
+    every = suites()
+    found = [folder for folder in every if name in (None, folder.name)]
     if not found:
-        there = ", ".join(file.parent.name for file in every) or "there is none yet"
+        there = ", ".join(folder.name for folder in every) or "there is none yet"
         raise runs.RunError(f"no suite {name or ''} in {shown(settings().runs / 'suites')} ({there})".replace("  ", " "))
     return Suite(found[-1])
 
