@@ -312,30 +312,23 @@ def tune(
 
 
 def _tune(given: dict[str, Any]) -> None:
-    import logging
-
-    import papermill
-
     from korlab import tuning
     from korlab.files import FileError
     from korlab.params import ParameterError
     from korlab.report import ReportError, render
     from korlab.runs import RunError
-    from korlab.settings import root
+    from korlab.suite import execute_notebook
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         search = tuning.open_search(given)
         search.close()
         typer.secho(f"{given['space']} → {_where(search.folder)}", bold=True)
         out = search.folder / "tune.ipynb"
-        papermill.execute_notebook(root() / "nbs" / "tune.ipynb", out, parameters=given, progress_bar=False, stderr_file=sys.stderr)
+        execute_notebook("tune", out, given, stderr_file=sys.stderr)
         search = tuning.open_search(given)
         _print_table(tuning.table(search), title=search.title)
         rendered = render(out, search.folder, "report", lead=tuning.headline(search))
         search.close()
-    except papermill.PapermillExecutionError as error:
-        raise _failed(f"{error.ename}: {error.evalue}")
     except (ParameterError, RunError, FileError, ReportError) as error:
         raise _failed(error)
     typer.echo(f"best: korlab run {_where(search.folder / 'best.yaml')}")
@@ -390,12 +383,14 @@ def compare(
     from korlab.files import FileError, read_json, write_json
     from korlab.params import ParameterError
     from korlab.runs import RunError
+    from korlab.suite import execute_notebook
 
     given = {"runs": ",".join(runs), "baseline": baseline, "split": split, "name": name}
     try:
         found = comparing.open_comparison(given)
         typer.secho(registry.comparison(found.study).headline(found), bold=True)
-        _execute_comparison(found.folder, {key: value for key, value in given.items() if value is not None})
+        values = {key: value for key, value in given.items() if value is not None}
+        execute_notebook("compare", found.folder / "compare.ipynb", values)
         label = found.folder.name if to else "report"
         rendered = reports.render(found.folder / "compare.ipynb", to or found.folder, label, title=found.title)
         if to:
@@ -403,23 +398,6 @@ def compare(
     except (ParameterError, RunError, FileError, reports.ReportError) as error:
         raise _failed(error)
     typer.secho(f"report: {_where(rendered.html)}", bold=True)
-
-
-def _execute_comparison(folder: Path, values: dict[str, Any]) -> None:
-    import logging
-
-    import papermill
-
-    from korlab.runs import RunError
-    from korlab.settings import root
-
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    try:
-        papermill.execute_notebook(
-            root() / "nbs" / "compare.ipynb", folder / "compare.ipynb", parameters=values, progress_bar=False,
-        )
-    except papermill.PapermillExecutionError as error:
-        raise RunError(f"{error.ename}: {error.evalue}") from None
 
 # %% ../nbs/core/13_cli.ipynb #ffa247e8
 @app.command()

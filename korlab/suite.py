@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WAIT_SECONDS', 'Plan', 'layers', 'plan', 'check_plans', 'Suite', 'suite_name', 'suite_folder', 'open_suite',
-           'execute', 'run_suite', 'overview', 'write_summary', 'suites', 'find_suite', 'driver', 'progress', 'machine',
-           'tail', 'stop_suite', 'start_in_background']
+           'execute_notebook', 'execute', 'run_suite', 'overview', 'write_summary', 'suites', 'find_suite', 'driver',
+           'progress', 'machine', 'tail', 'stop_suite', 'start_in_background']
 
 # %% ../nbs/core/11a_suite.ipynb #431af363
 import csv
@@ -175,24 +175,35 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 # %% ../nbs/core/11a_suite.ipynb #69d10d60
-def execute() -> None:
-    "What the process of an experiment does: read a plan from standard input, execute it, render its report."
+def execute_notebook(
+    name: str,  # an entry notebook, e.g. "train"
+    out: Path,  # the executed notebook
+    values: Mapping[str, Any],  # for its parameters cell
+    **streams: TextIO,  # papermill's stdout_file and stderr_file
+) -> None:
+    "Execute an entry notebook through papermill; a RunError holds the error it met."
     import logging
-    import threading
 
     import papermill
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        papermill.execute_notebook(root() / "nbs" / f"{name}.ipynb", out, parameters=values, progress_bar=False, **streams)
+    except papermill.PapermillExecutionError as error:
+        raise runs.RunError(f"{error.ename}: {error.evalue}") from None
+
+
+def execute() -> None:
+    "What the process of an experiment does: read a plan from standard input, execute it, render its report."
+    import threading
+
     given = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     folder = Path(given["folder"])
     try:
-        papermill.execute_notebook(
-            root() / "nbs" / "train.ipynb", folder / "train.ipynb", parameters=given["values"], progress_bar=False,
-            stdout_file=sys.stdout, stderr_file=sys.stderr,
-        )
-    except papermill.PapermillExecutionError as error:
-        sys.exit(f"{error.ename}: {error.evalue}")
+        execute_notebook("train", folder / "train.ipynb", given["values"], stdout_file=sys.stdout, stderr_file=sys.stderr)
+    except runs.RunError as error:
+        sys.exit(str(error))
     render_run(runs.find_run(str(folder)))
 
 

@@ -6,8 +6,8 @@
 __all__ = ['choose_device', 'product_seconds', 'bf16_gain', 'choose_precision', 'computing', 'padded_batches',
            'TokenBudgetSampler', 'padding_share', 'out_of_memory', 'smaller_batches', 'total_updates',
            'updates_between_evaluations', 'arguments', 'write_manifest', 'draft_of', 'publish', 'damage', 'checkpoints',
-           'newest_whole_checkpoint', 'LabTrainer', 'History', 'LastStep', 'peak_memory_mib', 'Clock', 'outcome',
-           'Progress']
+           'newest_whole_checkpoint', 'LabTrainer', 'History', 'LastStep', 'peak_memory_mib', 'Clock', 'watchers',
+           'outcome', 'Progress']
 
 # %% ../nbs/core/08_training.ipynb #6c1e4904
 import math
@@ -26,7 +26,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -379,6 +379,18 @@ class Clock(TrainerCallback, ExportableState):
             self.cpu_seconds, self.seconds = self.cpu_seconds + cpu - self._mark[0], self.seconds + wall - self._mark[1]
             self._mark = cpu, wall
             self.memory_mib = max(self.memory_mib, peak_memory_mib())
+
+# %% ../nbs/core/08_training.ipynb #0dfbf71a
+def watchers(
+    config: RunParams,  # patience, threshold, tracking
+    folder: Path,  # the run's
+    dev: bool,  # whether there are dev rows to lose patience over
+) -> list[Any]:  # TrainerCallback objects
+    "The callbacks of every run."
+    found = [LastStep(), Progress(folder / "progress.json"), Clock(), History(folder / "history.jsonl")]
+    if config.patience and dev:
+        found.append(EarlyStoppingCallback(config.patience, config.threshold))
+    return [*found, *tracking.callbacks(config, folder)]
 
 # %% ../nbs/core/08_training.ipynb #bcc6fdca
 def outcome(

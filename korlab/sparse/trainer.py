@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 from sentence_transformers import SparseEncoder, SparseEncoderTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sparse_encoder import SparseEncoderTrainingArguments
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .. import tracking, training
@@ -168,7 +168,7 @@ class SparseTrainer:
             model=model, args=self._arguments(bool(dev)), loss=self.loss,
             train_dataset=rows(self.triples, config.negatives, bool(config.kd)),
             evaluator=DevSearch(dev, config.eval_batch_size) if dev else None,
-            callbacks=[*self._schedules(stop), *self._records(bool(dev)), *callbacks],
+            callbacks=[*self._schedules(stop), *training.watchers(config, self.folder, bool(dev)), *callbacks],
         )
         self.trainer.batches = self._sampler
         for printer in (PrinterCallback, ProgressCallback):
@@ -207,14 +207,6 @@ class SparseTrainer:
         if c.active_dims:
             found.append(ActiveDims.watching(self.loss, c.active_dims))
         return [*found, CollapseWatch(self.loss, action=c.on_collapse, note=self.note), Hints(self.loss, stop, note=self.note)]
-
-    def _records(self, dev: bool) -> list[Any]:
-        c = self.config
-        found = [training.LastStep(), training.Progress(self.folder / "progress.json"), training.Clock(),
-                 training.History(self.folder / "history.jsonl")]
-        if c.patience and dev:
-            found.append(EarlyStoppingCallback(c.patience, c.threshold))
-        return [*found, *tracking.callbacks(c, self.folder)]
 
     def train(
         self,

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import (
     DataCollatorForSeq2Seq,
-    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -124,19 +123,13 @@ class ModelTrainer:
             model=self.model, args=self._create_training_args(), processing_class=self.tokenizer,
             train_dataset=self.train_dataset, eval_dataset=self.eval_dataset or None,
             data_collator=DataCollatorForSeq2Seq(self.tokenizer, model=self.model, label_pad_token_id=-100),
-            compute_loss_func=token_loss, compute_metrics=self.compute_metrics, callbacks=self._callbacks(),
+            compute_loss_func=token_loss, compute_metrics=self.compute_metrics,
+            callbacks=[*training.watchers(self.config, self.folder, bool(self.eval_dataset)), *self.callbacks],
         )
         trainer.batch_lengths = self._lengths() if self.config.batching == "tokens" else None
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
         return trainer
-
-    def _callbacks(self) -> list[Any]:
-        chosen = [training.LastStep(), training.Progress(self.folder / "progress.json"), training.Clock(),
-                  training.History(self.folder / "history.jsonl")]
-        if self.config.patience and self.eval_dataset:
-            chosen.append(EarlyStoppingCallback(self.config.patience, self.config.threshold))
-        return [*chosen, *tracking.callbacks(self.config, self.folder), *self.callbacks]
 
     def train(
         self,
