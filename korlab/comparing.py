@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from . import registry
@@ -120,6 +121,11 @@ class Comparison:
     def study(self) -> str:
         "The study all runs belong to."
         return self.baseline.run.study
+
+    @property
+    def own(self) -> ModuleType:
+        "What the study itself knows of comparisons: a `registry.Comparison`."
+        return registry.comparison(self.study)
 
     @property
     def title(self) -> str:

@@ -56,11 +56,23 @@ def study(
 
 # %% ../nbs/core/06_registry.ipynb #e54825f2
 class Comparison(Protocol):
-    "What `compare.ipynb` asks of a study's module `comparison`; `found` is a `korlab.comparing.Comparison`."
+    "What `korlab.verdicts` and `compare.ipynb` ask of a study's module `comparison`; `found` is a `comparing.Comparison`."
+
+    MEASURES: dict[str, str]  # what may be compared -> what tables call it; the first unless another is asked for
+    PARTS: dict[str, str]  # keys of model.json worth a column -> what tables call them
+    ABOUT: dict[str, str]  # what compare.ipynb says of the study: scores, targets, costs, parameters, findings, gallery, others
 
     def titles(self, names: Any) -> dict[str, str]: "What tables call each run."
-    def headline(self, found: Any) -> str: "The main result in one sentence."
-    def numbers(self, found: Any) -> dict[str, Any]: "Every number of the comparison, for comparison.json."
+    def modes(self, run: Any, split: str) -> list[str]: "The ways a split was counted, the run's own first."
+    def summary(self, run: Any, split: str, mode: str) -> Any: "Measure -> interval, and `signature`; None if not counted."
+    def floors(self, run: Any, split: str, mode: str) -> dict[str, Any]: "The same of what needs no training, by name."
+    def describe(self, run: Any, split: str) -> dict[str, Any]: "Columns beside the scores."
+    def planned(self, run: Any) -> dict[str, Any]: "Columns beside the cost."
+    def item_scores(self, run: Any, chosen: Any) -> dict[str, float]: "The score of every item, in the order of the data."
+    def targets(self, found: Any) -> list[dict[str, Any]]: "What was promised, and what became of it."
+    def findings(self, found: Any) -> Any: "What the scores do not tell, as a table."
+    def gallery(self, found: Any) -> Any: "The same items, as every run has them."
+    def record(self, run: Any, chosen: Any) -> dict[str, Any]: "What comparison.json holds of a run besides."
 
 
 def comparison(

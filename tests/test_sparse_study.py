@@ -48,8 +48,13 @@ def test_a_collection_alone_runs_through_the_main_notebook(model, folder, tmp_pa
             assert 0 <= table[measure]["low"] <= table[measure]["mean"] <= table[measure]["high"] <= 1
             assert (table[measure]["n"], table[measure]["documents"]) == (18, test["documents"])
     rows = read_jsonl(run / "rankings" / "test.jsonl")
-    mean = float(np.mean([row["ndcg@10"]["korlab"] for row in rows]))
+    mean = float(np.mean([row["scores"]["korlab"]["ndcg@10"] for row in rows]))
     assert mean == pytest.approx(test["systems"]["korlab"]["ndcg@10"]["mean"])
+    shares = [sum(share for _, share in row["decisive"]["first"]) for row in rows if row["first"]["korlab"]]
+    assert shares and all(0 < share <= 1.01 for share in shares)
+    assert [row["rule"] for row in test["pruning"]][:2] == ["top 64", "top 32"]
+    assert all(-1 <= row["difference"] <= 1 and 0 < row["kept"] <= 1 for row in test["pruning"])
+    assert set(test["latency"]) == set(test["systems"]) and all(0 < time["p50"] for time in test["latency"].values())
     assert (run / "model" / "modules.json").exists() and not list(run.rglob("*.bin"))
     static = test["sparsity"]["queries"]["active"]["mean"]
     assert static < 40 if model == "sparse-ko-doc" else static > 0

@@ -401,8 +401,8 @@ def stop_hint(
     "What to raise when stop tokens outweigh content."
     if ratio >= 1:
         return None
-    return (f"semantic ratio {ratio:.2f}: stop tokens weigh more than content; raise stopword_penalty and the FLOPS "
-            f"weight (now {weight:.3g})")
+    return (f"semantic ratio {ratio:.2f}: stop tokens weigh more than content; raise stop_factor and "
+            f"document_weight (now {weight:.3g})")
 
 # %% ../../nbs/sparse/16_schedules.ipynb #d13ca024
 class Hints(TrainerCallback):

@@ -98,7 +98,7 @@ def saved_class(
 
 def load_teacher(
     checkpoint: str,  # local folder or hub id, e.g. BAAI/bge-m3
-    kind: str = "dense",  # "dense" (SentenceTransformer), "sparse" (SparseEncoder) or "cross" (CrossEncoder)
+    kind: str | None = None,  # "dense" (SentenceTransformer), "sparse" (SparseEncoder), "cross" (CrossEncoder); None looks
     max_length: int = 512,  # tokens a text, or a pair for "cross"
     batch_size: int = 32,  # texts a forward pass
     device: str | None = None,  # None takes a GPU where there is one
@@ -106,11 +106,14 @@ def load_teacher(
     "Load a teacher from a folder, the local cache or the hub."
     from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
     classes = {"dense": SentenceTransformer, "sparse": SparseEncoder, "cross": CrossEncoder}
-    if kind not in classes:
+    if kind not in (None, *classes):
         raise ParameterError(f"kind={kind!r}: choose one of {', '.join(classes)}")
     try:
-        if (found := saved_class(checkpoint)) != classes[kind].__name__:
-            raise ValueError(f"kind={kind!r} needs a trained {classes[kind].__name__} and this is {found or 'none'}")
+        found = saved_class(checkpoint)
+        wanted = [classes[kind].__name__] if kind else [one.__name__ for one in classes.values()]
+        if found not in wanted:
+            raise ValueError(f"a teacher is a trained {' or '.join(wanted)}, and this is {found or 'none'}")
+        kind = kind or next(name for name, one in classes.items() if one.__name__ == found)
         model = classes[kind](checkpoint, device=device)
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

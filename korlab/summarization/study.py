@@ -27,7 +27,7 @@ from ..settings import portable, settings
 from .inference import Summarizer, load_model, read_predictions, write_predictions
 from .inference import summarize_file as summarize_file  # the verb of `korlab summarize`
 from .postprocess import options_on
-from ..tables import Markdown, pipe_table
+from ..tables import Markdown, pipe_table, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -411,10 +411,7 @@ def score_rows(
 
 def _percent(values: Mapping[str, Any]) -> dict[str, str]:
     names = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-    return {
-        title: f"{100 * values[key]['mean']:.1f} [{100 * values[key]['low']:.1f}, {100 * values[key]['high']:.1f}]"
-        for key, title in names.items()
-    }
+    return {title: points(values[key]) for key, title in names.items()}
 
 
 def headline(
@@ -425,8 +422,8 @@ def headline(
     name, result = next(iter(metrics["splits"].items()))
     ours, floor = (r["rouge"][main]["rouge1"] for r in (result, result["baselines"].get("other-summary", result)))
     return (
-        f"{name} n={result['n']}에서 ROUGE-1({main}) {100 * ours['mean']:.1f} "
-        f"[{100 * ours['low']:.1f}, {100 * ours['high']:.1f}]. 다른 대화의 요약을 그대로 내면 {100 * floor['mean']:.1f}이다. "
+        f"{name} n={result['n']}에서 ROUGE-1({main}) {points(ours)}. "
+        f"다른 대화의 요약을 그대로 내면 {100 * floor['mean']:.1f}이다. "
         f"훈련에 {metrics['training']['train_metrics']['cpu_seconds']:.0f} CPU초가 걸렸다."
     )
 
