@@ -8,10 +8,10 @@ __all__ = ['WARNINGS', 'MARK', 'ENCODINGS', 'NAMES', 'ALIASES', 'HUB', 'NA_LIKE'
            'DataReport', 'report_markdown', 'Decoded', 'decode', 'split_lines', 'column_key', 'find_columns', 'Columns',
            'match_columns', 'Record', 'Table', 'reader_at', 'known_columns', 'read_header', 'alphabet', 'id_at',
            'usual_shape', 'split_records', 'field_limit', 'record_fault', 'first_line', 'blank_note', 'read_delimited',
-           'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet', 'read_hub', 'hub_table',
-           'as_text', 'row_texts', 'tidy', 'text_fault', 'summary_faults', 'row_faults', 'Verdict', 'judge',
-           'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'as_mapping', 'read_part', 'Seen',
-           'compare', 'take_rows', 'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap', 'as_columns',
+           'read_objects', 'parse_object', 'read_jsonl', 'first_words', 'read_parquet', 'hub_split', 'read_hub',
+           'hub_table', 'as_text', 'row_texts', 'tidy', 'text_fault', 'summary_faults', 'row_faults', 'Verdict',
+           'judge', 'is_hub_id', 'find_files', 'files_not_read', 'Part', 'find_parts', 'as_mapping', 'read_part',
+           'Seen', 'compare', 'take_rows', 'check_outcome', 'Loaded', 'load_dialogues', 'check_overlap', 'as_columns',
            'save_dialogues']
 
 # %% ../nbs/core/03_corpus.ipynb #4803c259
@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations, islice
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .files import atomic
 from .settings import shown
@@ -639,14 +639,13 @@ def read_parquet(
 HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.]+))?", re.ASCII)
 
 
-def read_hub(
+def hub_split(
     name: str,  # `owner/name` or `owner/name:split`
-    need_summary: bool = True,  # Whether a summary column must be there
     split: str | None = None,  # Split, unless the name carries it
     config: str | None = None,  # Configuration of the dataset, if it has several
     revision: str | None = None,  # Branch, tag or commit
-) -> Table:  # Columns and records
-    "Read one split of a dataset on the Hugging Face hub, from the network or its cache; `DataError` if it cannot."
+) -> Any:  # A `datasets.Dataset`
+    "Load one split of a dataset on the Hugging Face hub, from the network or its cache; `DataError` if it cannot."
     from datasets import DatasetDict, load_dataset
     match = HUB.fullmatch(name)
     if split and match["split"]:
@@ -660,7 +659,18 @@ def read_hub(
     splits = data if isinstance(data, DatasetDict) else {"": data}
     if len(splits) > 1:
         raise DataError(f"{name} has the splits {', '.join(splits)}: name one, as in {name}:{next(iter(splits))}")
-    return hub_table(next(iter(splits.values())), need_summary)
+    return next(iter(splits.values()))
+
+
+def read_hub(
+    name: str,  # `owner/name` or `owner/name:split`
+    need_summary: bool = True,  # Whether a summary column must be there
+    split: str | None = None,  # Split, unless the name carries it
+    config: str | None = None,  # Configuration of the dataset, if it has several
+    revision: str | None = None,  # Branch, tag or commit
+) -> Table:  # Columns and records
+    "Read one split of a dataset on the Hugging Face hub as a table."
+    return hub_table(hub_split(name, split, config, revision), need_summary)
 
 # %% ../nbs/core/03_corpus.ipynb #0103489a
 def hub_table(

@@ -156,7 +156,7 @@ _SPARSE: dict[str, Any] = _DATA | dict(
 _MINI_SPARSE: dict[str, Any] = _SPARSE | dict(
     precision="fp32", threads=1, epochs=5, learning_rate=1e-3, scheduler="linear", warmup=0.1, batch_size=64, workers=0,
     eval_steps=0.25, eval_rows=100, eval_batch_size=64, keep_checkpoints=2, vocab_size=2000, max_length=96, negatives=1,
-    adam_beta2=0.98, similarity="dot", temperature=1.0, document_weight=0.01, query_weight=0.003, regularizer_warmup=0.8,
+    adam_beta2=0.98, similarity="dot", temperature=1.0, document_weight=0.0125, query_weight=0.003, regularizer_warmup=0.8,
 )
 
 _FULL_SPARSE: dict[str, Any] = _SPARSE | dict(

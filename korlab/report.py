@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HIDING_TAGS', 'KINDS', 'EXAMPLES_CSS', 'PAGE_CSS', 'CONTENT_CSS', 'CODE_CSS', 'TEXTS', 'READMES', 'ReportError',
            'secret_values', 'concealer', 'directives', 'hidden', 'plain', 'noise', 'check_figures', 'cleaned',
-           'Failure', 'failure', 'heading', 'how_to_repeat', 'Examples', 'side_by_side', 'relink', 'fenced',
-           'to_markdown', 'outside_resources', 'to_html', 'Rendered', 'render', 'render_run', 'readme_text',
-           'render_readme', 'readme_is_fresh', 'render_readmes']
+           'Failure', 'failure', 'heading', 'how_to_repeat', 'source_rows', 'problem_rows', 'Examples', 'side_by_side',
+           'relink', 'fenced', 'to_markdown', 'outside_resources', 'to_html', 'Rendered', 'render', 'render_run',
+           'readme_text', 'render_readme', 'readme_is_fresh', 'render_readmes']
 
 # %% ../nbs/core/10_report.ipynb #550c7fe2
 import base64
@@ -275,6 +275,30 @@ def how_to_repeat(
     commit = f"`{(place['git'].get('commit') or '?')[:7]}`" + (" (고친 파일 있음)" if place["git"].get("changed") else "")
     return Markdown(f"```bash\npapermill {notebook} out.ipynb {options}\nkorlab report out.ipynb\n```\n\n"
                     f"이 결과의 환경: {versions} · 커밋 {commit} · 씨앗값 {place['seed']}")
+
+# %% ../nbs/core/10_report.ipynb #a0454c43
+def source_rows(
+    run: "Run",  # whose data is loaded
+) -> list[dict[str, Any]]:  # one row a file; none for the embedded corpus
+    "Every file that was read: encoding, size, hash, and how many of its rows were kept."
+    return [
+        {
+            "split": source["split"], "file": file["name"], "encoding": file["encoding"], "bytes": file["bytes"],
+            "sha256": file["sha256"][:8], "read": file["rows_read"], "kept": file["rows_kept"],
+            "left out": sum(file["left_out"].values()),
+        }
+        for source in run.read("data")["sources"] for file in source["files"]
+    ]
+
+
+def problem_rows(
+    run: "Run",  # whose data is loaded
+) -> list[dict[str, Any]]:  # one row a problem
+    "Every problem row of every source: file, row, what is wrong."
+    return [
+        {"split": source["split"]} | {key: problem[key] for key in ("file", "row", "kind", "detail")}
+        for source in run.read("data")["sources"] for problem in source["problems"]
+    ]
 
 # %% ../nbs/core/10_report.ipynb #f7d69487
 KINDS = {"wrong": "틀린 내용", "swap": "화자 바뀜", "missing": "빠짐"}

@@ -1,6 +1,8 @@
 """Export: other architectures, a process without korlab, failures that leave nothing, the Hub without a network."""
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,7 +28,12 @@ from transformers import (
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
+from typer.testing import CliRunner
 
+from korlab import registry
+from korlab.files import read_json
+from korlab.runs import Run
+from korlab.sparse import cli
 from korlab.sparse import export as ex
 from korlab.sparse.head import fuse
 from korlab.sparse.idf import count_df
@@ -122,21 +129,35 @@ def test_a_fused_model_is_exported_as_a_plain_one(tmp_path):
     assert {Path(name).suffix for name in done.files} <= {".json", ".safetensors", ".md"}
 
 
-def test_an_export_loads_where_korlab_is_not(tmp_path):
+def code_of(folder: Path) -> str:
+    return (folder / "README.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+
+
+def test_the_code_of_the_card_runs_where_korlab_is_not(tmp_path):
+    """As printed, but for the name: of the folder, and of a repository that the Hub's cache holds."""
     model = encoder(tmp_path / "base")
-    done = ex.export(model, tmp_path / "out", CARD, STOP)
-    program = (
-        "import sys; sys.modules['korlab'] = None\n"
-        "from sentence_transformers import SparseEncoder\n"
-        "v = SparseEncoder(sys.argv[1], device='cpu').encode_document(['서울 날씨'], convert_to_sparse_tensor=False)\n"
-        "print(v[0].tolist())"
-    )
+    table = count_df(["서울 날씨", "서울 기차", "환불 는"], model.tokenizer)
+    program = "import sys; sys.modules['korlab'] = None\nfound = []\n"
+    for name, idf in (("encoded", None), ("looked-up", table)):
+        done, cache = ex.export(model, tmp_path / name, CARD, STOP, idf), tmp_path / "hub" / f"models--lab--{name}"
+        shutil.copytree(done.folder, cache / "snapshots" / ("0" * 40))
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text("0" * 40)
+        for place in (str(done.folder), f"lab/{name}"):
+            program += code_of(done.folder).replace("<this repository>", place)
+            program += "\nfound.append([queries.to_dense()[0].tolist(), documents.to_dense()[0].tolist()])\n"
     said = subprocess.run(
-        [sys.executable, "-c", program, str(done.folder)], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    np.testing.assert_allclose(
-        json.loads(said.stdout.splitlines()[-1]), ex.encoded(model, TEXTS[:1])[0] * ~STOP, atol=1e-6
-    )
+        [sys.executable, "-c", program + "print(found)"], check=False, capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr[-2000:]
+    found = np.array(json.loads(said.stdout.splitlines()[-1]))
+    words = ["서울 날씨 어때?", "서울의 날씨는 맑습니다."]
+    query, document = ex.encoded(model, words) * ~STOP
+    ids = model.tokenizer(words[0], add_special_tokens=False).input_ids
+    static = np.where(np.isin(np.arange(len(PIECES)), ids), table.query_weights(STOP), 0)
+    assert static.any()
+    np.testing.assert_allclose(found, [[query, document]] * 2 + [[static, document]] * 2, atol=1e-6)
 
 
 def test_inference_free_queries_from_document_frequencies(tmp_path):
@@ -150,10 +171,15 @@ def test_inference_free_queries_from_document_frequencies(tmp_path):
     )
     static = SparseStaticEmbedding.from_json(str(done.folder / "idf.json"), tokenizer=model.tokenizer)
     assert np.array_equal(static.weight.detach().numpy(), table.query_weights(STOP))
-    both = ex.load_export(done.folder, "cpu")
+    both = SparseEncoder(str(done.folder), device="cpu")
     query = both.encode_query(["서울 는 기차"], convert_to_sparse_tensor=False)[0].numpy()
     assert {PIECES[i] for i in query.nonzero()[0]} == {"▁", "▁서울", "▁기차"}, "the stop token is not among them"
-    np.testing.assert_allclose(ex.encoded(both, TEXTS), ex.encoded(model, TEXTS) * ~STOP, atol=1e-6)
+    wanted = ex.encoded(model, TEXTS) * ~STOP
+    np.testing.assert_allclose(ex.encoded(both, TEXTS), wanted, atol=1e-6)
+    np.testing.assert_allclose(ex.by_hand(done.folder, TEXTS), wanted, atol=1e-6)  # the encoder lies at the root
+    np.testing.assert_allclose(ex.encoded(fuse(both), TEXTS), wanted, atol=1e-6)
+    again = ex.export(done.folder, tmp_path / "again", CARD)
+    assert (again.folder / "idf.json").read_bytes() == (done.folder / "idf.json").read_bytes()
 
 
 def test_a_trained_router_ships_its_own_table(tmp_path):
@@ -200,9 +226,66 @@ def test_the_card_says_what_the_hub_and_a_reader_need(tmp_path):
     assert {"sparse-encoder", "sentence-transformers"} <= set(said["tags"]) and "inference-free" not in said["tags"]
     row = next(line for line in text.splitlines() if "ndcg@10" in line)
     assert all(part in row for part in ("0.5000", "0.4000", "0.6000", "200", "3,660 documents"))
-    assert str(tmp_path) not in text and "encode_document" in text and "query_tokens" in text
-    snippet = text.split("```python\n")[1].split("```")[0].replace("<this repository>", str(done.folder))
-    exec(compile(snippet, "README.md", "exec"), {})  # noqa: S102 - the usage in the card runs as written
+    assert str(tmp_path) not in text and "encode_document" in text
+    keys = example(done.folder)
+    model = SparseEncoder(str(done.folder), device="cpu")
+    vector = model.encode_query("서울 날씨 어때?", convert_to_sparse_tensor=False).numpy()
+    heaviest = [int(i) for i in np.argsort(-vector)[:3]]
+    assert keys == {PIECES[i].replace(".", "%002E"): pytest.approx(vector[i], abs=0.005) for i in heaviest}
+    assert not any("가" <= letter <= "힣" for line in text.splitlines() if line.startswith("| ") for letter in line)
+
+
+def example(folder: Path) -> dict[str, float]:
+    text = (folder / "README.md").read_text("utf-8").split("```json\n")[1].split("```")[0]
+    return json.loads(text)["query"]["neural_sparse"]["sparse"]["query_tokens"]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A finished run's folder, as far as an export reads it."""
+    config = registry.configure({"model": "sparse-ko", "size": "mini"})
+    home = Run(tmp_path / "ko", config)
+    encoder(tmp_path / "base").save_pretrained(str(home.path("model")), create_model_card=False)
+    score = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 200, "level": 0.95, "documents": 3660}
+    home.write("config", {"effective": vars(config), "given": {}})
+    home.write("modules", [{"module": "encoder", "parameters": 1, "trainable": 1}])
+    home.write("model", {"origin": "mini roberta built from its config"})
+    home.write("train", {"train_metrics": {"epochs": 3.0, "updates": 120, "loss": 0.1}})
+    home.write("metrics", {"splits": {"test": {"systems": {"korlab": {"ndcg@10": score}, "BM25 eojeol": {"ndcg@10": score}}}}})
+    return home.folder
+
+
+def exported(*words: object) -> str:
+    done = CliRunner().invoke(cli.app, ["export", *map(str, words)])
+    assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
+    return (Path(words[2]) / "README.md").read_text("utf-8")
+
+
+def test_the_card_of_a_run_names_data_training_and_licence(run, tmp_path):
+    text = exported(run, "--to", tmp_path / "out", "--license", "cc-by-sa-4.0")
+    assert "Measured on embedded (generated)." in text and "| test · ndcg@10 | 0.5000 |" in text
+    for fact in ("sparse-ko, mini", "mini roberta built from its config", "| epochs | 3.00 |", "| updates | 120 |", "| seed | 42 |"):
+        assert fact in text
+    assert "license: cc-by-sa-4.0" in text and "base_model" not in text
+    done = CliRunner().invoke(cli.app, ["export", str(run), "--to", str(tmp_path / "other")])
+    assert done.exit_code == 2 and "--license" in done.output and not (tmp_path / "other").exists()
+
+
+def test_scores_of_other_vectors_stay_out_of_the_card(run, tmp_path):
+    text = exported(run, "--to", tmp_path / "out", "--license", "mit", "--silence")
+    assert "ndcg" not in text and "measured before stop tokens were silenced at export" in text
+    assert read_json(tmp_path / "out" / "export.json")["silenced tokens"] > 0
+
+
+def test_only_what_the_export_wrote_is_uploaded(tmp_path):
+    done = ex.export(encoder(tmp_path / "base"), tmp_path / "out", CARD)
+    (done.folder / "weights-0000.npy").write_text("somebody's")
+    plan = ex.upload(done.folder, "somebody/sparse-ko", dry_run=True)
+    assert [name for name, _ in plan.files] == list(done.files) == read_json(done.folder / "export.json")["files"]
+    assert "weights-0000.npy" not in done.files and "export.json" in done.files
+    (done.folder / "model.safetensors").unlink()
+    with pytest.raises(ex.ExportError, match="model.safetensors of it is missing: export again"):
+        ex.upload(done.folder, "somebody/sparse-ko", dry_run=True)
 
 
 def test_a_dry_run_opens_no_connection(tmp_path, monkeypatch):

@@ -11,11 +11,12 @@ from conftest import ROOT, flags, papermill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
+from typer.testing import CliRunner
 
 from korlab import params
 from korlab.metrics.retrieval import evaluate
+from korlab.sparse import cli, search
 from korlab.sparse import index as ix
-from korlab.sparse import search
 
 QUARTERS = st.integers(0, 12).map(lambda n: n / 4)  # products and sums of these are exact in float32
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
@@ -179,6 +180,22 @@ def test_a_foreign_manifest_is_refused_and_never_overwritten(saved, content, sen
     assert (saved / "manifest.json").read_text() == content
 
 
+def test_an_index_goes_into_no_folder_of_something_else(tmp_path):
+    index = ix.build_index(csr_matrix(np.eye(2)), ["x", "y"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "export.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ix.SparseIndexError, match="is no index and not empty .it holds export.json"):
+        ix.save_index(index, tmp_path / "out")
+    with pytest.raises(ix.SparseIndexError, match="is a file"):
+        ix.save_index(index, tmp_path / "file")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["export.json"]
+    (tmp_path / "dead").mkdir()  # where a first save was killed
+    for name in ("starts-0123abcd.npy", ".rows-0123abcd.npy.77.tmp"):
+        (tmp_path / "dead" / name).write_text("half")
+    assert len(ix.load_index(ix.save_index(index, tmp_path / "dead"))) == 2
+
+
 def test_another_tokenizer_is_refused(saved):
     with pytest.raises(ix.SparseIndexError, match="was built with another tokenizer .sha256 111111111111…, yours 222"):
         ix.load_index(saved, tokenizer="2" * 64)
@@ -326,6 +343,74 @@ def test_a_passage_cannot_break_the_page(encoder_folder):
     page, text = shown._repr_html_(), shown._repr_markdown_()
     assert "&lt;b&gt;" in re.sub(r"</?mark[^>]*>", "", page) and "<i>" not in page + text
     assert re.sub(r"</?b>", "", text).count("&lt;b&gt;") == 1
+
+
+# ---- what is searched, and the commands -------------------------------------------------------------------------------
+
+
+def test_a_file_of_documents_is_read_as_documents(tmp_path):
+    rows = ['{"_id": "a", "title": "서울", "text": "지하철"}', '{"_id": "b", "text": "', '{"_id": "a", "text": "다시"}',
+            '{"_id": "c", "text": "우산"}']
+    (tmp_path / "corpus.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "mine.JSONL").write_text("\n".join(rows), encoding="utf-8")
+    for place in (tmp_path, tmp_path / "corpus.jsonl", tmp_path / "mine.JSONL"):  # no queries, no qrels
+        told = []
+        assert search.read_passages(str(place), told.append) == {"a": "서울 지하철", "c": "우산"}
+        assert len(told) == 1 and "2 of 4 documents are used" in told[0] and "duplicate id 1" in told[0]
+        assert str(tmp_path) not in told[0]
+
+
+def korlab(*words: object) -> tuple[int, str]:
+    """Exit code, and what `korlab sparse …` prints; of a refusal what it says on standard error as well."""
+    done = CliRunner().invoke(cli.app, [str(word) for word in words], env={"COLUMNS": "60"})
+    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+    return done.exit_code, done.output if done.exit_code else done.stdout  # without progress bars
+
+
+def test_the_commands_take_a_run_by_its_folder_and_explain_hits(encoder_folder, tmp_path, monkeypatch):
+    """A run's modules.json is a table of parameters, not sentence-transformers' list of modules."""
+    run, passages = encoder_folder.parent, encoder_folder.parents[2] / "passages.txt"
+    (run / "modules.json").write_text('[{"module": "encoder", "parameters": 1, "trainable": 1}]')
+    assert search.find_encoder(str(run)) == encoder_folder
+    code, said = korlab("index", run, passages, "--to", tmp_path / "index")
+    assert code == 0 and "3 passages" in said
+    code, said = korlab("search", "지하철", "--run", run, "--documents", passages, "--index", tmp_path / "index", "-k", 2)
+    assert code == 0, said
+    encoder = search.load_encoder(str(run), "cpu")
+    found = search.Searcher(encoder, ix.load_index(tmp_path / "index"))("지하철", 2).hits
+    lines = [line for line in said.splitlines() if line.strip()]
+    assert lines.pop(0).startswith("rank  score  id") and len(lines) == 6
+    for rank, hit in enumerate(found):
+        assert lines[3 * rank].split() == [str(rank + 1), f"{hit.score:.2f}", hit.id]
+        assert lines[3 * rank + 1].strip().rstrip("…") in hit.text
+        token, share, inside = hit.tokens[0]
+        assert lines[3 * rank + 2].strip().split(", ")[0] == f"{'' if inside else '+'}{token} {share:.0%}"
+
+
+def test_what_cannot_be_searched_is_one_sentence(encoder_folder, tmp_path):
+    good, docs = encoder_folder.parents[2] / "passages.txt", tmp_path / "docs"
+    for name, text in (("docs/corpus.jsonl", '{"_id": "a"'), ("empty.jsonl", ""), ("none/x.txt", "x"), ("full/x.txt", "x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    to, search_in = ("--to", tmp_path / "index"), ("search", "우산", "--run", encoder_folder, "--documents")
+    for words, sentence in [
+        (("index", encoder_folder, docs, *to), "docs/corpus.jsonl has no row that can be used"),
+        (("index", encoder_folder, tmp_path / "empty.jsonl", *to), "empty.jsonl is empty"),
+        (("index", encoder_folder, tmp_path / "none", *to), "there is no corpus.jsonl in that folder"),
+        (("index", encoder_folder, tmp_path / "latin.txt", *to), "is not text in UTF-8"),
+        (("index", encoder_folder, good, "--to", tmp_path / "full"), "is no index and not empty"),
+        (("index", encoder_folder, good), "--to FOLDER or --opensearch ALIAS"),
+        (("index", encoder_folder, good, *to, "--layout", "rank_features"), "--layout would have no effect without"),
+        (("index", tmp_path / "nobody", good, *to), "neither a sparse run nor the folder"),
+        ((*search_in, docs), "has no row that can be used"),
+        ((*search_in, good, "--mode", "hybrid"), "--mode would have no effect without --opensearch"),
+        (("search", "  ", "--run", encoder_folder, "--documents", good), "the query is empty"),
+    ]:
+        code, said = korlab(*words)
+        lines = [line for line in said.splitlines() if line.startswith("korlab: ")]
+        assert code == 1 and len(lines) == 1 and sentence.split("/")[-1] in lines[0], said
+        assert str(tmp_path) not in said and str(encoder_folder.parents[2]) not in said
 
 
 # ---- the notebook ----------------------------------------------------------------------------------------------------

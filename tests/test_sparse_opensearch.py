@@ -28,10 +28,12 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
+from typer.testing import CliRunner
 
+from korlab.sparse import cli
 from korlab.sparse import opensearch as os_
 from korlab.sparse.opensearch import Layout, OpenSearchError, Service
-from korlab.sparse.search import Encoder
+from korlab.sparse.search import Encoder, word_encoder
 
 pytest.importorskip("opensearchpy", reason="opensearch-py is an extra: pip install 'korlab[opensearch]'")
 
@@ -82,6 +84,8 @@ class Fake:
             case ["PUT", "_search", "pipeline", name]:
                 self.pipelines[name] = json.loads(text)
                 return 200, {"acknowledged": True}
+            case ["DELETE", "_search", "pipeline", name]:
+                return (200, {"acknowledged": True}) if self.pipelines.pop(name, None) else (404, {"error": "no such pipeline"})
             case ["POST", "_bulk"]:
                 return 200, self.bulk(text)
             case ["POST" | "GET", "_msearch"]:
@@ -509,6 +513,70 @@ def test_opensearch_py_absent_says_how_to_get_it(monkeypatch):
         os_.connect(os_.connection("http://localhost:1"))
 
 
+# --- the commands, against the FAKE ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(fake, tmp_path, monkeypatch):
+    """`korlab sparse …` with words as the encoder, three passages in a file, and the fake in the environment."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = ["서울 지하철 노선", "부산 지하철 요금", "휴대용 우산"]
+    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.train_from_iterator(texts * 3, trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[UNK]"], show_progress=False))
+    encoder = word_encoder(texts, PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]"))
+    monkeypatch.setattr("korlab.sparse.search.load_encoder", lambda run: encoder)
+    monkeypatch.setenv("KORLAB_OPENSEARCH_URL", fake.url)
+    (tmp_path / "passages.txt").write_text("\n".join(texts), "utf-8")
+
+    def korlab(*words: object) -> tuple[int, str]:
+        done = CliRunner().invoke(cli.app, [str(word) for word in words])
+        assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+        return done.exit_code, done.output
+
+    return korlab
+
+
+@pytest.mark.parametrize("layout", ["rank_features", "sparse_vector"])
+def test_the_commands_index_and_search_in_the_cluster(command, fake, tmp_path, layout):
+    code, said = command("index", "ko", tmp_path / "passages.txt", "--opensearch", "faq", "--layout", layout)
+    (name,) = fake.aliases["faq"]
+    assert code == 0 and "3 passages sent, 0 were there" in said and f"faq is {name}" in said
+    assert fake.indices[name]["mappings"]["properties"]["sparse"]["type"] == layout
+    for mode in ("sparse", "two_phase", "hybrid"):
+        code, said = command("search", "부산 지하철", "--run", "ko", "--opensearch", "faq", "--mode", mode, "-k", 2)
+        if (layout, mode) == ("sparse_vector", "two_phase"):
+            assert code == 1 and "two_phase works on rank_features only" in said
+            continue
+        assert code == 0, said
+        body = json.loads(fake.requests("_msearch")[-1][3].splitlines()[1])
+        assert body.get("search_pipeline") == (None if mode == "sparse" else f"faq.{mode}") and body["size"] == 2
+        lines = said.splitlines()
+        first = lines.index(next(line for line in lines if line.startswith("rank")))
+        assert lines[first + 1].split()[::2] == ["1", "2"] and "부산 지하철 요금" in lines[first + 2]  # the second line
+        assert "부산" in lines[first + 3] and "%" in lines[first + 3]
+
+
+def test_what_the_commands_refuse_is_one_sentence(command, fake, tmp_path, monkeypatch):
+    file = tmp_path / "passages.txt"
+    for words, sentence in [
+        (("search", "부산", "--opensearch", "nothing"), "korlab sparse index RUN DOCUMENTS --opensearch nothing"),
+        (("search", " ", "--opensearch", "faq"), "the query is empty"),
+        (("search", "부산", "--opensearch", "faq", "--mode", "dense"), "--mode 'dense': choose one of sparse, two_phase, hybrid"),
+        (("search", "부산", "--opensearch", "faq", "--documents", file), "--documents would have no effect with --opensearch"),
+        (("index", "ko", file, "--opensearch", "faq", "--layout", "dense"), "--layout 'dense': choose one of rank_features"),
+        (("index", "ko", file, "--opensearch", "faq", "--to", tmp_path / "x"), "--to FOLDER or --opensearch ALIAS"),
+        (("index", "ko", file, "--opensearch", "FAQ"), "name: it:"),
+    ]:
+        code, said = command(*words)
+        assert code == 1 and sentence in said and str(tmp_path) not in said, said
+    monkeypatch.delenv("KORLAB_OPENSEARCH_URL")
+    code, said = command("index", "ko", file, "--opensearch", "faq")
+    assert code == 1 and "set KORLAB_OPENSEARCH_URL" in said and not fake.indices
+
+
 # --- scoring: Lucene itself -------------------------------------------------------------------------------------------
 
 
@@ -585,6 +653,22 @@ def test_lucene_refuses_what_korlab_refuses(lucene):
 # --- a real server ----------------------------------------------------------------------------------------------------
 
 
+def clean(service: Service, alias: str, index: str) -> None:
+    """Leave nothing of a test in the cluster: neither the index nor the search pipelines of its alias."""
+    os_.delete(service, index)
+    for mode in ("two_phase", "hybrid"):
+        service.client.search_pipeline.delete(id=os_.pipeline_name(alias, mode), ignore=[404])
+
+
+@pytest.mark.parametrize("kind", ["rank_features", "sparse_vector"])  # the second has no two-phase pipeline
+def test_the_live_tests_leave_nothing_behind(fake, kind):
+    service = connected(fake)
+    report = os_.index_collection(service, ENCODER, CORPUS, "faq", layout=Layout(kind), progress=False)
+    assert fake.pipelines and fake.indices
+    clean(service, "faq", report.index)
+    assert not fake.pipelines and not fake.indices and not any(fake.aliases.values())
+
+
 @pytest.mark.net
 @pytest.mark.parametrize("kind", ["rank_features", "sparse_vector"])
 def test_the_whole_way_on_a_real_server(kind):
@@ -609,7 +693,7 @@ def test_the_whole_way_on_a_real_server(kind):
             if mode == "sparse":
                 assert [hit.score for hit in found] == pytest.approx(sorted(exact[exact > 0], reverse=True), rel=0.01)
     finally:
-        assert os_.delete(service, report.index)
+        clean(service, alias, report.index)
 
 
 def test_the_cluster_of_the_compose_file_is_for_this_machine_only():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,14 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, flags, papermill
+from typer.testing import CliRunner
 
 from korlab import params, registry
 from korlab.files import read_json, read_jsonl
+from korlab.sparse import cli, study
 from korlab.sparse.data import Collection, save_beir
+from korlab.sparse.idf import PreparedError
+from korlab.sparse.models import assemble, encode, load, mini, train_tokenizer
 from korlab.sparse.scenarios import embedded
 from korlab.sparse.study import verify
 
@@ -58,6 +63,82 @@ def test_a_collection_alone_runs_through_the_main_notebook(model, folder, tmp_pa
     assert (run / "model" / "modules.json").exists() and not list(run.rglob("*.bin"))
     static = test["sparsity"]["queries"]["active"]["mean"]
     assert static < 40 if model == "sparse-ko-doc" else static > 0
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A run on the collection, to be scored again and to teach."""
+    runs = tmp_path_factory.mktemp("runs")
+    outcome = papermill(runs / "out.ipynb", *flags(model="sparse-ko", name="first", data=folder, **FAST), runs=runs)
+    assert outcome.code == 0, outcome.text[-3000:]
+    return runs / "sparse" / "first"
+
+
+def test_scored_again_a_run_is_not_scored_on_what_it_learnt(folder, trained, tmp_path):
+    outcome = papermill(tmp_path / "again.ipynb", *flags(run=trained, name="again"), runs=trained.parents[1], notebook="evaluate")
+    assert outcome.code == 0, outcome.text[-3000:]
+    first, again = (read_json(place / "metrics.json")["splits"] for place in (trained, trained / "evaluations" / "again"))
+    assert (first["test"]["n"], again["test"]["n"]) == (18, 18)
+    assert first["test"]["systems"] == again["test"]["systems"]
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    outcome = papermill(tmp_path / "b.ipynb", *flags(run=trained, data=elsewhere, name="b"), runs=trained.parents[1], notebook="evaluate")
+    assert outcome.code == 1 and "training holds 36 of 60 test queries" in outcome.text
+
+
+def test_a_trained_run_teaches_another_and_finds_its_negatives(folder, trained, tmp_path):
+    """Two teachers are an ensemble; their scores are kept, and the curve of the distillation term is above 0."""
+    given = FAST | dict(model="sparse-ko", data=folder, miner=trained, kd=1.0, distillation="kl", teacher=f"{trained / 'model'}, {trained / 'model'}")
+    outcome = papermill(tmp_path / "out.ipynb", *flags(name="taught", **given), runs=tmp_path)
+    assert outcome.code == 0, outcome.text[-3000:]
+    run = tmp_path / "sparse" / "taught"
+    assert all(row["kd"] > 0 for row in read_jsonl(run / "history.jsonl") if "kd" in row)
+    assert any("kd" in row for row in read_jsonl(run / "history.jsonl"))
+    assert "first found them" in " ".join(read_json(run / "data.json")["notes"])
+
+
+def test_prepared_tables_are_the_ones_that_are_used(folder, trained, tmp_path):
+    """What `korlab sparse idf` and `stopwords` wrote reaches the prices; another tokenizer's is refused by name."""
+    shell, given = CliRunner(), {"model": "sparse-ko", "data": str(folder)} | FAST
+    splits = study.load_splits(registry.configure(given))
+    study.complete_negatives(splits, 1)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits.texts), "utf-8")
+    for command in (["idf", str(tmp_path / "texts.jsonl")], ["stopwords"]):
+        done = shell.invoke(cli.app, [*command, "--tokenizer", str(trained / "base"), "--to", str(tmp_path / command[0])])
+        assert done.exit_code == 0, done.output
+    prepared = given | {"idf_table": str(tmp_path / "idf"), "stop_table": str(tmp_path / "stopwords")}
+    plain, table = (verify(registry.configure(values)) for values in (given, prepared))
+    assert [row["found"] for row in plain] == [row["found"] for row in table]
+    with pytest.raises(PreparedError, match="was made for another tokenizer"):
+        verify(registry.configure(prepared | {"vocab_size": 700}))
+    with pytest.raises(PreparedError, match="IDF weights not found: .*run `korlab sparse idf` first"):
+        verify(registry.configure(given | {"idf_table": str(tmp_path / "nowhere")}))
+
+
+@pytest.mark.parametrize("model", ["sparse-ko", "sparse-ko-doc"])
+def test_a_padded_checkpoint_is_cut_to_its_tokenizer(model, folder, tmp_path):
+    """Published checkpoints pad their output layer; the rows beyond the tokenizer belong to no token."""
+    texts = study.load_splits(registry.configure({"model": "sparse-ko", "data": str(folder)})).texts
+    tokenizer = train_tokenizer(texts, 600)
+    padded = mini(tokenizer, max_length=48)
+    padded.resize_token_embeddings(len(tokenizer) + 24)
+    padded.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    given = {"model": model, "size": "full", "checkpoint": str(tmp_path), "data": str(folder), "precision": "fp32", "device": "cpu"}
+    rows = verify(registry.configure(given | {name: FAST[name] for name in ("batch_size", "max_length", "negatives", "tracking")}))
+    assert {row["state"] for row in rows} == {"ok"}, rows
+    assert f"without 24 rows of its output layer that belong to no token, {len(tokenizer):,} dimensions" in rows[1]["found"]
+    weights = np.ones(len(tokenizer), np.float32) if model == "sparse-ko-doc" else None
+    built = assemble(tmp_path, 48, weights)
+    built.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    for side in ("query", "document"):
+        kept = [encode(one, texts[:8], side).toarray() for one in (built, load(tmp_path / "saved").model)]
+        assert kept[0].shape == (8, len(tokenizer)) and (kept[0] == kept[1]).all()
+
+
+def test_the_published_price_list_is_checked_as_it_is(folder):
+    rows = verify(registry.configure({"model": "sparse-v25", "data": str(folder)} | FAST))
+    assert {row["state"] for row in rows} == {"ok"} and "unseen=published" in rows[2]["found"]
 
 
 def test_an_untrained_direction_is_not_mistaken_for_skill(folder, tmp_path):
@@ -123,3 +204,13 @@ def test_six_checks_before_a_long_training(folder):
     rows = verify(registry.configure({"model": "sparse-ko", "data": str(folder)} | FAST))
     assert [row["check"] for row in rows] == ["data", "model", "IDF", "stop tokens", "loss", "gradient"]
     assert {row["state"] for row in rows} == {"ok"}
+
+
+def test_a_mini_starts_alike_in_every_process():
+    """The trainers of `tokenizers` do not: their hash maps are seeded anew in every process."""
+    code = ("import hashlib; from korlab.sparse.models import assemble, encode, load, mini, train_tokenizer; from korlab.sparse.scenarios import embedded\n"
+            "texts = [t.positive for t in embedded().train[:400]]\n"
+            "for family in ('roberta', 'xlm-roberta'):\n"
+            "    print(hashlib.sha256(train_tokenizer(texts, 800, family).backend_tokenizer.to_str().encode()).hexdigest())")
+    said = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout for _ in range(2)]
+    assert said[0] == said[1] and len(said[0].split()) == 2

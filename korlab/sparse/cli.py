@@ -23,6 +23,10 @@ _MINI = Annotated[bool, typer.Option("--mini", help="with params/sparse/overlays
 
 
 def _refused(error: Exception) -> typer.Exit:
+    from korlab.settings import shown
+
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        error = f"{shown(error.filename)}: {error.strerror}"  # its own words name this machine's folders
     typer.secho(f"korlab: {error}", fg="red", err=True)
     return typer.Exit(1)
 
@@ -107,8 +111,8 @@ def _overlays(**asked: bool) -> list[Path]:
 def _judged(rows: list[dict[str, str]]) -> typer.Exit:
     "Print checks; exit code 1 when one failed."
     for row in rows:
-        typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg=None if row["state"] == "ok" else "red")
-    return typer.Exit(0 if all(row["state"] == "ok" for row in rows) else 1)
+        typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg={"note": "yellow", "failed": "red"}.get(row["state"]))
+    return typer.Exit(int(any(row["state"] == "failed" for row in rows)))
 
 # %% ../../nbs/sparse/25_cli.ipynb #98aa0c6c
 @app.command()
@@ -143,33 +147,41 @@ app.command("eval")(cli.evaluate)
 app.command("compare")(cli.compare)
 
 # %% ../../nbs/sparse/25_cli.ipynb #7d8e1352
+def _run_of(folder: Path):  # noqa: ANN202: the run an encoder belongs to; None for one from elsewhere
+    from korlab import runs
+
+    try:
+        return runs.find_run(str(folder.parent.resolve())) if folder.name == "model" else None
+    except runs.RunError:
+        return None
+
+
 @app.command()
 def export(
     run: _RUN,
     to: Annotated[Path, typer.Option(help="folder of the export")],
+    license: Annotated[str, typer.Option(help="of what is exported, as an SPDX id, e.g. cc-by-sa-4.0; the base model's may bind")],
     silence: Annotated[bool, typer.Option("--silence", help="fold the stop-token mask into the decoder's bias")] = False,
-    license: Annotated[str, typer.Option(help="of the base model, as an SPDX id")] = "apache-2.0",
 ) -> None:
     "Write a trained encoder as files that sentence-transformers, transformers and OpenSearch read without our code."
-    from korlab import registry, runs
-    from korlab.files import FileError, read_json
-    from korlab.sparse.export import Card, ExportError
+    from korlab import registry
+    from korlab.files import FileError
+    from korlab.runs import RunError
+    from korlab.sparse.export import Card, ExportError, card_of
     from korlab.sparse.export import export as write
     from korlab.sparse.models import load, vocabulary
     from korlab.sparse.search import find_encoder
-    from korlab.sparse.stopwords import stop_mask
+    from korlab.sparse.study import stop_mask_of
 
     try:
-        folder = find_encoder(run)
-        home = folder.parent
-        metrics = read_json(home / "metrics.json") if (home / "metrics.json").is_file() else {}
-        entry = registry.MODELS.get(metrics.get("model", ""))
-        base = entry.hub_id if entry and metrics["size"] == "full" else ""
-        scores = {name: split["systems"]["korlab"] for name, split in metrics.get("splits", {}).items()}
-        loaded = load(folder)
-        stop = stop_mask(loaded.tokenizer, "safe", vocabulary(loaded.model)) if silence else None
-        done = write(folder, to, Card(home.name, base, license, {"splits": scores} if scores else {}), stop)
-    except (runs.RunError, ExportError, FileError, ValueError) as error:
+        folder, stop = find_encoder(run), None
+        home = _run_of(folder)
+        card = card_of(home, license, silence) if home else Card(folder.resolve().name, "", license)
+        if silence:
+            loaded, config = load(folder), home.config if home else registry.configure({"model": "sparse-ko"})
+            stop = stop_mask_of(config, loaded.tokenizer, vocabulary(loaded.model))
+        done = write(folder, to, card, stop)
+    except (RunError, ExportError, FileError, ValueError, OSError) as error:
         raise _refused(error)
     typer.secho(f"{len(done.files)} files, largest difference after reloading {done.difference:.1e}: {to}", bold=True)
 
@@ -196,44 +208,130 @@ def upload(
     what = f"sent: {sent.url}" if sent.sent else f"nothing was sent; {len(sent.files)} files would go to {repo}"
     typer.secho(f"{what} ({'public' if public else 'private'})", bold=True)
 
+# %% ../../nbs/sparse/25_cli.ipynb #68babc91
+_ALIAS = Annotated[str | None, typer.Option("--opensearch", metavar="ALIAS", help="in the cluster of KORLAB_OPENSEARCH_URL, under this alias")]
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{option} {value!r}: choose one of {', '.join(choices)}")
+    return value
+
+
+def _without_effect(place: str, **options: object) -> None:
+    "Refuse options that mean nothing here."
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"--{given[0]} would have no effect {place} --opensearch: leave it out")
+
+
+def _told(note: str) -> None:
+    typer.secho(f"korlab: {note}", fg="yellow", err=True)
+
 
 @app.command()
 def index(
     run: _RUN,
-    documents: Annotated[str, typer.Argument(help="'embedded', a folder in BEIR's layout, or a text file with one passage a line")],
-    to: Annotated[Path, typer.Option(help="folder of the index")],
+    documents: Annotated[str, typer.Argument(help="'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line")],
+    to: Annotated[Path | None, typer.Option(help="folder of the index")] = None,
+    opensearch: _ALIAS = None,
+    layout: Annotated[str | None, typer.Option(help="with --opensearch: rank_features (exact, the default) or sparse_vector (approximate, from 3.3)")] = None,
 ) -> None:
-    "Encode passages and keep them as an index on disk."
-    from korlab.params import ParameterError
+    "Encode passages and keep them as an index: in a folder, or in OpenSearch."
+    from korlab.files import FileError
     from korlab.runs import RunError
     from korlab.sparse.index import SparseIndexError
+    from korlab.sparse.opensearch import OpenSearchError
     from korlab.sparse.search import load_encoder, open_index, read_passages
 
     try:
-        found = open_index(load_encoder(run), read_passages(documents), to)
-    except (RunError, ParameterError, SparseIndexError) as error:
+        if (to is None) == (opensearch is None):
+            raise ValueError("say where the index goes: --to FOLDER or --opensearch ALIAS")
+        if opensearch:
+            said = _into_opensearch(run, documents, opensearch, layout or "rank_features")
+        else:
+            _without_effect("without", layout=layout)
+            passages = read_passages(documents, _told)
+            said = f"{len(open_index(load_encoder(run), passages, to)):,} passages: {to}"
+    except (RunError, SparseIndexError, OpenSearchError, FileError, ValueError, OSError) as error:
         raise _refused(error)
-    typer.secho(f"{len(found):,} passages: {to}", bold=True)
+    typer.secho(said, bold=True)
+
+
+def _into_opensearch(run: str, documents: str, alias: str, layout: str) -> str:
+    "Send a collection to the cluster; what became of it, in one line."
+    from korlab.sparse import opensearch
+    from korlab.sparse.search import load_encoder, read_passages
+
+    kind = opensearch.Layout(_one_of("--layout", layout, ("rank_features", "sparse_vector")))
+    service, passages = opensearch.connect(), read_passages(documents, _told)
+    done = opensearch.index_collection(service, load_encoder(run), passages, alias, kind)
+    return (f"{done.sent:,} passages sent, {done.present:,} were there, {done.empty:,} of those sent without any token: "
+            f"{alias} is {done.index}")
+
+# %% ../../nbs/sparse/25_cli.ipynb #173693cf
+def _cut(text: str, width: int) -> str:
+    "One line of at most so many columns."
+    from rich.cells import cell_len, set_cell_size
+
+    line = " ".join(text.split())
+    return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
+
+
+def _lines(hits: object, width: int, most: int = 8) -> list[str]:  # hits: korlab.sparse.search.Hits
+    "Hits for a terminal."
+    if not hits.hits:
+        return ["no passage shares a token with the query"]
+    lines = ["rank  score  id, passage, and the tokens that decided (+ not in the passage)"]
+    for rank, hit in enumerate(hits.hits, 1):
+        tokens = [f"{'' if inside else '+'}{token} {share:.0%}" for token, share, inside in hit.tokens[:most]]
+        if rest := hit.tokens[most:]:
+            tokens.append(f"{len(rest)} more {sum(share for _, share, _ in rest):.0%}")
+        lines += [f"{rank:>4}  {hit.score:5.2f}  {hit.id}", *(" " * 6 + _cut(text, width - 6) for text in (hit.text, ", ".join(tokens)))]
+    return lines
 
 
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="what to look for")],
     run: Annotated[str, typer.Option(help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")] = "latest",
-    documents: Annotated[str, typer.Option(help="as for `index`")] = "embedded",
+    documents: Annotated[str | None, typer.Option(help="as for `index`; the embedded collection if not given")] = None,
     index: Annotated[Path | None, typer.Option(help="folder the index is kept in")] = None,
+    opensearch: _ALIAS = None,
+    mode: Annotated[str | None, typer.Option(help="with --opensearch: sparse (the default), two_phase, or hybrid with BM25")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="how many hits")] = 5,
 ) -> None:
     "Find passages, and say which tokens decided."
-    from korlab.params import ParameterError
+    import shutil
+
+    from korlab.files import FileError
     from korlab.runs import RunError
     from korlab.sparse.index import SparseIndexError
+    from korlab.sparse.opensearch import OpenSearchError
     from korlab.sparse.search import start
 
-    given = {"run": run, "documents": documents, "query": query, "k": k} | ({"index": str(index)} if index else {})
     try:
-        hits = start(given)()
-    except (RunError, ParameterError, SparseIndexError) as error:
+        if opensearch:
+            _without_effect("with", documents=documents, index=index)
+            hits = _from_opensearch(query, run, opensearch, mode or "sparse", k)
+        else:
+            _without_effect("without", mode=mode)
+            given = {"documents": documents, "index": index and str(index)}
+            searcher = start({"run": run, "query": query, "k": k} | {name: value for name, value in given.items() if value})
+            for note in searcher.notes:
+                _told(note)
+            hits = searcher()
+    except (RunError, SparseIndexError, OpenSearchError, FileError, ValueError, OSError) as error:
         raise _refused(error)
-    for row in hits.rows():
-        typer.echo("  ".join(str(value) for value in row.values()))
+    typer.echo("\n".join(_lines(hits, shutil.get_terminal_size((90, 24)).columns)))
+
+
+def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int):  # noqa: ANN202: korlab.sparse.search.Hits
+    from korlab.sparse import opensearch
+    from korlab.sparse.search import load_encoder
+
+    _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
+    if not query.strip():
+        raise ValueError("the query is empty: type what you are looking for")
+    service, encoder = opensearch.connect(), load_encoder(run)
+    found = opensearch.search_collection(service, encoder, {"query": query.strip()}, alias, mode, k)["query"]
+    return opensearch.explain_hits(encoder, query.strip(), found)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WARNINGS', 'NAMES', 'KINDS', 'Triple', 'Collection', 'bare', 'RowProblem', 'account', 'not_nfc', 'json_lines',
            'hub_rows', 'read_rows', 'field_text', 'negative_texts', 'usable_negatives', 'teacher_scores', 'judge',
-           'as_row', 'LoadedTriples', 'measure', 'load_triples', 'save_triples', 'idf_texts', 'entry_of',
-           'read_entries', 'qrels_lines', 'read_qrels', 'measure_collection', 'load_beir', 'save_beir',
-           'check_isolation', 'token_lengths']
+           'as_row', 'LoadedTriples', 'measure', 'load_triples', 'save_triples', 'entry_of', 'read_entries',
+           'qrels_lines', 'read_qrels', 'measure_collection', 'judged_splits', 'load_beir', 'save_beir',
+           'check_isolation']
 
 # %% ../../nbs/sparse/11_data.ipynb #1a1b049f
 import math
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from korlab.corpus import (
-    HUB,
     DataError,
     DataReport,
     FileFault,
@@ -33,6 +32,7 @@ from korlab.corpus import (
     files_not_read,
     find_parts,
     first_words,
+    hub_split,
     is_hub_id,
     label,
     parse_object,
@@ -129,18 +129,8 @@ def hub_rows(
     config: str | None = None,  # Configuration of the dataset, if it has several
     split: str | None = None,  # Split, unless the name carries it
 ) -> Iterator[tuple[int, Mapping]]:  # 0 for the line, and the row
-    "Read one split of a dataset on the Hugging Face hub, from the network or its cache; `DataError` if it cannot."
-    from datasets import DatasetDict, load_dataset
-    match = HUB.fullmatch(name)
-    try:
-        data = load_dataset(match["id"], config, split=split or match["split"])
-    except Exception as error:
-        raise DataError(f"{name} is no file or folder here, and the hub did not give it ({type(error).__name__}: "
-                        f"{first_words(error)}): check the name, the network, and HF_TOKEN if it is gated") from error
-    splits = data if isinstance(data, DatasetDict) else {"": data}
-    if len(splits) > 1:
-        raise DataError(f"{name} has the splits {', '.join(splits)}: name one, as in {name}:{next(iter(splits))}")
-    return ((0, row) for row in next(iter(splits.values())))
+    "Read one split of a dataset on the Hugging Face hub; `DataError` if it cannot be had."
+    return ((0, row) for row in hub_split(name, split, config))
 
 # %% ../../nbs/sparse/11_data.ipynb #bac9e93b
 def read_rows(
@@ -333,19 +323,6 @@ def save_triples(
     write_jsonl(path, [as_row(triple, kind) for triple in triples])
     return path
 
-# %% ../../nbs/sparse/11_data.ipynb #8d6f14cb
-def idf_texts(
-    source: str | Path | list | tuple,  # As for `load_triples`
-    hub_config: str | None = None,  # Configuration of a hub dataset
-) -> Iterator[str]:  # Every text of every row
-    "Stream all texts of training data, for document frequencies."
-    for part in find_parts(source):
-        for _, item in read_rows(part, SourceFile(part.name), hub_config):
-            item = as_row(item) if isinstance(item, Triple) else item
-            if isinstance(item, Mapping):
-                values = [as_text(item.get(key)) for key in ("query", "anchor", "positive", "text", "document")]
-                yield from (normalize(text) for text in [*values, *negative_texts(item)] if text)
-
 # %% ../../nbs/sparse/11_data.ipynb #3ec06c45
 def entry_of(
     item: object,  # One row of corpus or queries, or kind and detail of a fault
@@ -450,6 +427,23 @@ def _beir_rows(source: str | Path, split: str) -> dict[str, tuple[SourceFile, It
                               sha256(path)), qrels_lines(path) if name == "qrels" else json_lines(path))
             for name, path in paths.items()}
 
+# %% ../../nbs/sparse/11_data.ipynb #f67cd039
+def judged_splits(
+    source: str | Path,  # As for `load_beir`
+) -> list[str]:  # Names `load_beir` takes
+    "List the splits a collection has judgements for; `DataError` if the hub does not say."
+    if Path(source).expanduser().is_dir() or not is_hub_id(source):
+        return sorted(path.stem for path in Path(source).expanduser().glob("qrels/*.tsv"))
+    from datasets import get_dataset_split_names
+
+    qrels = (f"{source}-qrels",) if source.startswith("BeIR/") else (source, "default")
+    try:
+        found = get_dataset_split_names(*qrels)
+    except Exception as error:
+        raise DataError(f"{source} is no folder here, and the hub did not list its judgements ({type(error).__name__}: "
+                        f"{first_words(error)}): check the name, the network, and HF_TOKEN if it is gated") from error
+    return sorted(found)
+
 # %% ../../nbs/sparse/11_data.ipynb #26551341
 def load_beir(
     folder: str | Path,  # Folder in BEIR layout, or a hub id such as `mteb/scifact` or `BeIR/scifact`
@@ -511,14 +505,3 @@ def check_isolation(
     answers = ([collection.corpus.get(doc, "") for doc, grade in grades.items() if grade > 0]
                for grades in collection.qrels.values())
     return sum(any(bare(text) in known for text in texts) for texts in answers)
-
-# %% ../../nbs/sparse/11_data.ipynb #2e8013f1
-def token_lengths(
-    texts: Sequence[str],  # Queries or passages
-    tokenizer: object,  # A transformers tokenizer
-    limit: int,  # Longest input, special tokens included
-) -> dict[str, float]:  # `mean`, `p50`, `p95`, `max`, and `cut`: texts longer than the limit
-    "Measure texts in tokens."
-    sizes = [len(ids) for start in range(0, len(texts), 1000)
-             for ids in tokenizer(texts[start : start + 1000], truncation=False, verbose=False).input_ids]
-    return spread(sizes) | {"cut": sum(size > limit for size in sizes)}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'KS', 'OURS', 'BASELINES', 'PRUNING', 'bm25_of', 'Searched', 'search_collection', 'pruned', 'latency',
-           'results', 'decisive', 'ranking_rows', 'in_words', 'passages_of']
+           'own_share', 'results', 'decisive', 'ranking_rows', 'in_words', 'passages_of']
 
 # %% ../../nbs/sparse/23a_evaluation.ipynb #9ad2f706
 import time
@@ -64,7 +64,7 @@ def search_collection(
     batch_size: int = 32,  # texts a forward pass
 ) -> Searched:  # by the encoder and both BM25
     "Let every system search the whole collection."
-    from korlab.sparse.trainer import encode
+    from korlab.sparse.models import encode
 
     queries, documents = (encode(loaded.model, [*part.values()], side, batch_size, progress=True)
                           for part, side in ((collection.queries, "query"), (collection.corpus, "document")))
@@ -97,7 +97,7 @@ def latency(
     n: int = 50,  # queries; the first ones
 ) -> dict[str, dict[str, float]]:  # system -> n, p50, p95, milliseconds of wall time
     "Time single queries."
-    from korlab.sparse.trainer import encode
+    from korlab.sparse.models import encode
 
     c = searched.collection
     asked = [*c.queries.values()][:n]
@@ -121,6 +121,20 @@ def _milliseconds(system: Callable[[str], Any], text: str) -> float:
 def _percentiles(times: Sequence[float]) -> dict[str, float]:
     return {"n": len(times), "p50": float(np.percentile(times, 50)), "p95": float(np.percentile(times, 95))}
 
+# %% ../../nbs/sparse/23a_evaluation.ipynb #46631553
+def own_share(
+    vectors: csr_matrix,  # (texts, V)
+    texts: Sequence[str],  # what they are the vectors of
+    tokenizer: Any,  # the encoder's
+) -> float | None:  # 0 to 1; None where nothing weighs anything
+    "Share of all weight that lies on tokens of the text itself."
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    ends = np.cumsum([0, *(len(set(ids)) for ids in rows)])
+    columns = np.array([token for ids in rows for token in sorted(set(ids))], dtype=np.int64)
+    own = csr_matrix((np.ones(len(columns), np.float32), columns, ends), shape=vectors.shape)
+    total = float(vectors.sum())
+    return float(vectors.multiply(own).sum()) / total if total else None
+
 # %% ../../nbs/sparse/23a_evaluation.ipynb #f0be8d9a
 def results(
     searched: Searched,  # any
@@ -128,14 +142,16 @@ def results(
     stop: np.ndarray,  # (V,) bool, the stop tokens sparsity is measured by
 ) -> dict[str, Any]:  # plain JSON
     "What metrics.json holds of a split."
-    judged, documents = searched.judged, searched.documents
+    judged, documents, c = searched.judged, searched.documents, searched.collection
+    sides = {"queries": (searched.queries, c.queries), "documents": (documents, c.corpus)}
     ours = judged[OURS].scores["ndcg@10"]
     return {
-        "n": len(searched.collection.queries), "documents": len(searched.collection.corpus),
+        "n": len(c.queries), "documents": len(c.corpus),
         "systems": {label: one.summary() for label, one in judged.items()},
         "against": {label: compare_scores(ours, judged[label].scores["ndcg@10"]).to_dict() for label in BASELINES},
         "signature": judged[OURS].signature,
-        "sparsity": {"queries": measure_sparsity(searched.queries, stop), "documents": measure_sparsity(documents, stop)},
+        "sparsity": {side: measure_sparsity(vectors, stop) | {"own": own_share(vectors, [*texts.values()], loaded.tokenizer)}
+                     for side, (vectors, texts) in sides.items()},
         "flops": expected_flops(searched.queries, documents),
         "pruning": pruned(searched), "latency": latency(searched, loaded),
     }

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'MOST_TOKENS', 'SparseIndexError', 'token_vectors', 'prune', 'Strings', 'pack', 'Hit',
-           'best_rows', 'SparseIndex', 'build_index', 'Contribution', 'contributions', 'read_manifest', 'save_index',
-           'load_index', 'overlap', 'as_run', 'rule_name', 'pruning_cost', 'pruning_curves', 'Seismic', 'build_seismic',
-           'save_seismic', 'load_seismic']
+           'best_rows', 'SparseIndex', 'build_index', 'Contribution', 'contributions', 'read_manifest', 'check_place',
+           'save_index', 'load_index', 'overlap', 'as_run', 'rule_name', 'pruning_cost', 'pruning_curves', 'Seismic',
+           'build_seismic', 'save_seismic', 'load_seismic']
 
 # %% ../../nbs/sparse/19_index.ipynb #f675bbd3
 import bisect
@@ -264,6 +264,7 @@ def contributions(
 # %% ../../nbs/sparse/19_index.ipynb #f8f95553
 FORMAT, VERSION = "korlab sparse index", 1
 _STORED = re.compile(r"[a-z_]+-[0-9a-f]{8}\.(?:npy|index\.seismic)")
+_DRAFT = re.compile(r"\..+\.\d+\.tmp")  # what a killed save leaves
 
 
 def read_manifest(
@@ -283,6 +284,21 @@ def read_manifest(
         raise SparseIndexError(f"{shown(folder)} was written in version {manifest.get('version')} of the format, this "
                                f"korlab reads {VERSION}: build the index again or update korlab")
     return manifest
+
+
+def check_place(
+    folder: Path,  # where an index shall go
+) -> None:
+    "Refuse a folder that holds something else: an index goes into an empty one, a new one, or over an index."
+    if (folder / "manifest.json").exists():
+        read_manifest(folder)
+    elif folder.exists() and not folder.is_dir():
+        raise SparseIndexError(f"{shown(folder)} is a file: name a folder for the index")
+    elif folder.exists():
+        names = sorted(path.name for path in folder.iterdir())
+        if foreign := [name for name in names if not (_STORED.fullmatch(name) or _DRAFT.fullmatch(name))]:
+            raise SparseIndexError(f"{shown(folder)} is no index and not empty (it holds {foreign[0]}): name a folder of "
+                                   "its own for the index")
 
 
 def _publish(
@@ -311,10 +327,9 @@ def save_index(
     index: SparseIndex,  # what to keep
     folder: Path | str,  # where to; a folder of its own, made if needed
 ) -> Path:  # the folder
-    "Write an index, whole or not at all; an index that is already there is replaced."
+    "Write an index, whole or not at all; an index that is already there is replaced, anything else is left alone."
     folder, edition, files = Path(folder), uuid.uuid4().hex[:8], {}
-    if (folder / "manifest.json").exists():
-        read_manifest(folder)
+    check_place(folder)
     for name, array in _arrays(index).items():
         files[name] = f"{name}-{edition}.npy"
         with atomic(folder / files[name]) as draft, open(draft, "wb") as file:
@@ -505,9 +520,8 @@ def save_seismic(
 ) -> Path:  # the folder
     "Write an approximate index with a manifest like that of an exact one."
     folder, edition = Path(folder), uuid.uuid4().hex[:8]
+    check_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "manifest.json").exists():
-        read_manifest(folder)
     engine.index.save(str(folder / f"postings-{edition}"))
     large = type(engine.index).__name__ == "SeismicIndexLV"
     counts = {"documents": len(engine), "vocabulary": engine.vocabulary, "postings": engine.index.nnz, "large": large}

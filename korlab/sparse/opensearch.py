@@ -9,7 +9,7 @@ __all__ = ['SMALLEST', 'QUERY_LIMIT', 'QUERY_TOKENS', 'FEATURES', 'SCHEMAS', 'SE
            'two_phase_body', 'hybrid_body', 'Connection', 'connection', 'Service', 'ask', 'connect', 'own', 'create',
            'delete', 'publish', 'behind', 'Failure', 'Ingested', 'IngestError', 'store', 'stored', 'ingest', 'Hit',
            'pipeline_name', 'put_pipelines', 'hits', 'search', 'as_run', 'index_name', 'index_collection',
-           'search_collection']
+           'search_collection', 'explain_hits']
 
 # %% ../../nbs/sparse/20_opensearch.ipynb #e72051ac
 import hashlib
@@ -20,7 +20,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +30,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-    from korlab.sparse.search import Encoder
+    from korlab.sparse.search import Encoder, Hits
 
 # %% ../../nbs/sparse/20_opensearch.ipynb #5342f9d8
 class OpenSearchError(RuntimeError):
@@ -532,7 +532,8 @@ def behind(
     "The mark of the index behind an alias."
     checked("name", alias)
     if not ask(service, lambda c: c.indices.exists_alias(name=alias)):
-        raise OpenSearchError(f"there is no alias {alias}: index a collection first (`korlab sparse index`)")
+        raise OpenSearchError(f"there is no alias {alias}: index a collection first "
+                              f"(`korlab sparse index RUN DOCUMENTS --opensearch {alias}`)")
     names = sorted(ask(service, lambda c: c.indices.get_alias(name=alias)))
     if len(names) != 1:
         raise OpenSearchError(f"the alias {alias} points at {len(names)} indices: index the collection again")
@@ -813,3 +814,17 @@ def search_collection(
     if (keys_hash(keys), encoder.sha256) != (mark["keys"], mark["sha256"]):
         raise OpenSearchError(f"{alias} was indexed by another encoder ({mark['source']}): search with that one")
     return search(service, alias, queries, encoder.queries(list(queries.values())), keys, layout, mode, k)
+
+# %% ../../nbs/sparse/20_opensearch.ipynb #83b7792b
+def explain_hits(
+    encoder: "Encoder",  # the one the index was made with
+    query: str,  # the words that were searched
+    found: Sequence[Hit],  # what `search_collection` found for them
+) -> "Hits":  # in the same order, with the cluster's scores
+    "Hits with the tokens that decided; the texts found are encoded once more."
+    from korlab.sparse.search import Hits, explain, open_index
+
+    if not found:
+        return Hits(())
+    index, vector = open_index(encoder, {hit.id: hit.text for hit in found}), encoder.queries([query])
+    return Hits(tuple(replace(explain(encoder, index, vector, hit.id), score=hit.score) for hit in found))

@@ -386,23 +386,20 @@ def speed_hint(
     args: TrainingArguments,  # what the training uses
 ) -> str | None:  # None when nothing known is left to switch on
     "What to switch on when updates are slow."
-    off = [advice for advice, on in {
-        "bf16=true": args.bf16,
-        "dataloader_num_workers=4": args.dataloader_num_workers,
-        "dataloader_pin_memory=true": args.dataloader_pin_memory,
-    }.items() if not on]
+    off = [advice for advice, on in {"precision=bf16": args.bf16, "workers=4": args.dataloader_num_workers}.items() if not on]
     return f"an update takes {seconds:.1f} s: try {', '.join(off)}" if off else None
 
 
 def stop_hint(
     ratio: float,  # mean weight of content tokens / mean weight of stop tokens, on raw vectors
-    weight: float,  # document regulariser weight in force
+    weights: Mapping[str, float],  # regulariser weights in force: document_weight, query_weight
 ) -> str | None:  # None when content weighs more
     "What to raise when stop tokens outweigh content."
     if ratio >= 1:
         return None
-    return (f"semantic ratio {ratio:.2f}: stop tokens weigh more than content; raise stop_factor and "
-            f"document_weight (now {weight:.3g})")
+    now = " and ".join(f"{name} (now {value:.3g})" for name, value in weights.items() if value) or "document_weight (now 0)"
+    return (f"semantic ratio {ratio:.2f}: stop tokens weigh more than content; price them higher (stop_tokens=soft, "
+            f"stop_factor) and raise {now}")
 
 # %% ../../nbs/sparse/16_schedules.ipynb #d13ca024
 class Hints(TrainerCallback):
@@ -434,4 +431,6 @@ class Hints(TrainerCallback):
         if self.stop is not None and state.global_step >= state.max_steps / 2 and "stop" not in self.said:
             means = self.loss.loss.seen["document_means"].cpu().numpy()
             ratio = (means[~self.stop].mean() + 1e-8) / (means[self.stop].mean() + 1e-8)
-            self._say("stop", stop_hint(float(ratio), self.loss.report()["weight_document"]))
+            report = self.loss.report()
+            weights = {f"{side}_weight": report.get(f"weight_{side}", 0.0) for side in ("document", "query")}
+            self._say("stop", stop_hint(float(ratio), weights))

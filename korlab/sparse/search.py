@@ -9,9 +9,9 @@ __all__ = ['HITS_CSS', 'Encoder', 'word_encoder', 'find_encoder', 'load_encoder'
 # %% ../../nbs/sparse/19a_search.ipynb #575e8411
 import hashlib
 import html
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,16 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from .. import params
-from ..files import sha256
+from ..corpus import DataError, DataReport, SourceFile, check_outcome
+from ..files import read_json, sha256
 from ..params import ParameterError, setting
 from ..runs import RunError
-from ..settings import settings, shown
+from ..settings import portable, settings, shown
+from .data import json_lines, read_entries
 from .idf import texts_sha256, tokenizer_sha256
-from .index import SparseIndex, SparseIndexError, build_index, contributions, load_index, save_index
+from korlab.sparse.index import (
+    SparseIndex, SparseIndexError, build_index, check_place, contributions, load_index, save_index,
+)
 from ..tables import escape
 
 if TYPE_CHECKING:
@@ -71,6 +75,13 @@ def word_encoder(
     return Encoder("word weights", tokenizer, queries, documents)
 
 # %% ../../nbs/sparse/19a_search.ipynb #50daa828
+def _opens(folder: Path) -> bool:
+    "Whether a folder's modules.json is the one sentence-transformers reads."
+    file = folder / "modules.json"
+    found = read_json(file) if file.is_file() else None
+    return isinstance(found, list) and all(isinstance(one, dict) and {"path", "type"} <= set(one) for one in found)
+
+
 def find_encoder(
     run: str = "latest",  # a run's name or folder, the folder of a SparseEncoder, or 'latest'
 ) -> Path:  # the folder to load
@@ -81,59 +92,76 @@ def find_encoder(
             raise RunError(f"there is no trained sparse encoder in {shown(settings().runs / 'sparse')}: train one "
                            "first, or name the folder of one")
         return trained[-1].parent
-    places = (Path(run), Path(run) / "model", settings().runs / "sparse" / run / "model")
-    for folder in places:
-        if (folder / "modules.json").is_file():
+    for folder in (Path(run) / "model", Path(run), settings().runs / "sparse" / run / "model"):
+        if _opens(folder):
             return folder
     near = ", ".join(path.parts[-3] for path in trained[-5:]) or "none yet"
-    raise RunError(f"{run!r} is neither a sparse run nor the folder of a SparseEncoder, which holds a modules.json; "
-                   f"the newest sparse runs are: {near}")
+    raise RunError(f"{portable(run)!r} is neither a sparse run nor the folder of a SparseEncoder, which holds a "
+                   f"modules.json; the newest sparse runs are: {near}")
 
 # %% ../../nbs/sparse/19a_search.ipynb #ea4b689b
-def _encode(encode: Callable[..., Any], texts: Sequence[str]) -> csr_matrix:
-    "Call `SparseEncoder.encode_query` or `encode_document` and give its vectors as CSR."
-    if not len(texts):
-        raise ValueError("there is nothing to encode: give at least one text")
-    long = len(texts) > 500  # takes more than a moment
-    found = encode(list(texts), convert_to_sparse_tensor=True, save_to_cpu=True, show_progress_bar=long).coalesce()
-    rows, columns = found.indices().numpy()
-    return csr_matrix((found.values().float().numpy(), (rows, columns)), shape=tuple(found.shape))
-
-
 def load_encoder(
     run: str = "latest",  # a run's name or folder, the folder of a SparseEncoder, or 'latest'
     device: str | None = None,  # e.g. "cpu", "cuda"; None takes the best there is
 ) -> Encoder:  # ready to encode
     "Open a trained sparse encoder."
-    from korlab.sparse.export import load_export
+    from sentence_transformers import SparseEncoder
+
+    from korlab.sparse.models import encode, transformer_of
 
     folder = find_encoder(run)
-    model = load_export(folder, device)
-    files = sorted([*folder.rglob("*.safetensors"), *folder.glob("idf.json")])
-    weights = hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
-    queries, documents = partial(_encode, model.encode_query), partial(_encode, model.encode_document)
-    return Encoder(shown(folder), model.tokenizer, queries, documents, model.max_seq_length, weights)
+    model = SparseEncoder(str(folder), device=device)
+    weights = hashlib.sha256("".join(map(sha256, sorted(folder.rglob("*.safetensors")))).encode()).hexdigest()
+
+    def side(name: str) -> Callable[[Sequence[str]], csr_matrix]:
+        return lambda texts: encode(model, texts, name, progress=len(texts) > 500)  # more than a moment
+
+    return Encoder(shown(folder), model.tokenizer, side("query"), side("document"), transformer_of(model).max_seq_length, weights)
 
 # %% ../../nbs/sparse/19a_search.ipynb #ab69fea7
-def read_passages(
-    documents: str,  # 'embedded', a folder in BEIR's form, or a text file with one passage a line
+def _documents(
+    file: Path,  # JSONL, a document a row
+    note: Callable[[str], None],  # told what was found wrong
 ) -> dict[str, str]:  # id -> text
-    "Read what shall be searched; nothing to search is a `ParameterError`."
+    "Read documents and account for every row; a file without any is a `DataError`."
+    name = shown(file)
+    report = DataReport(name, need_summary=False, files=[SourceFile(name, "jsonl", "UTF-8")])
+    found = read_entries(json_lines(file), report.files[0], report, "document")
+    if not report.rows_read:
+        raise DataError(f"{name} is empty: a file of documents holds one JSON object with _id and text a line", report)
+    check_outcome(report)
+    if report.problems:
+        kinds = Counter(problem.kind for problem in report.problems).most_common()
+        note(f"{name}: {report.rows_kept:,} of {report.rows_read:,} documents are used; there were: "
+             f"{', '.join(f'{kind} {count:,}' for kind, count in kinds)}. The first: {report.problems[0]}")
+    return found
+
+
+def read_passages(
+    documents: str,  # 'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line
+    note: Callable[[str], None] = print,  # told of rows that were left out
+) -> dict[str, str]:  # id -> text
+    "Read what shall be searched; nothing to search is a `ParameterError` or, where rows were read, a `DataError`."
     if documents == "embedded":
         from korlab.sparse.scenarios import embedded
 
         return embedded().test.corpus
-    place = Path(documents)
+    given, place = f"documents={portable(documents)!r}", Path(documents).expanduser()
+    if not place.exists():
+        raise ParameterError(f"{given}: there is no such file or folder")
     if place.is_dir():
-        from korlab.sparse.data import load_beir
-
-        return load_beir(place).corpus
-    if not place.is_file():
-        raise ParameterError(f"documents={documents!r}: there is no such file or folder")
-    lines = place.read_text(encoding="utf-8-sig").splitlines()
+        place = place / "corpus.jsonl"
+        if not place.is_file():
+            raise ParameterError(f"{given}: there is no corpus.jsonl in that folder")
+    if place.suffix.lower() == ".jsonl":
+        return _documents(place, note)
+    try:
+        lines = place.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ParameterError(f"{given}: the file is not text in UTF-8; save it so, a passage a line") from None
     found = {str(number): line.strip() for number, line in enumerate(lines, 1) if line.strip()}
     if not found:
-        raise ParameterError(f"documents={documents!r}: the file holds no text")
+        raise ParameterError(f"{given}: the file holds no text")
     return found
 
 # %% ../../nbs/sparse/19a_search.ipynb #595a5deb
@@ -147,6 +175,8 @@ def open_index(
     facts = {"encoder": encoder.name, "weights": encoder.sha256, "passages": digest}
     tokens = tokenizer_sha256(encoder.tokenizer)
     if folder is None or not (Path(folder) / "manifest.json").exists():
+        if folder is not None:
+            check_place(Path(folder))  # before the work, not after it
         texts = list(passages.values())
         index = build_index(encoder.documents(texts), list(passages), texts, tokens, facts)
         return index if folder is None else load_index(save_index(index, folder), verify=False)
@@ -263,7 +293,7 @@ def _card(number: int, hit: Explained) -> str:
 
 def _section(number: int, hit: Explained) -> str:
     "A hit as Markdown; only the strongest tokens are marked."
-    least = hit.tokens[:_SHOWN][-1][1]
+    least = hit.tokens[:_SHOWN][-1][1] if hit.tokens else 1
     text = "".join(f"<b>{escape(piece)}</b>" if share >= least else escape(piece) for piece, share, _ in hit.pieces)
     inside, added, rest = _named(hit)
     words = " · ".join([*map(escape, inside), *(["본문에 없는 토큰: " + ", ".join(map(escape, added))] if added else []),
@@ -290,10 +320,13 @@ class Hits:
 
     def rows(self) -> list[dict[str, Any]]:
         "One table row a hit: rank, id, score, the token that counts most, and the share of tokens not in the text."
-        return [{"rank": number, "id": hit.id, "score": hit.score, "strongest": hit.tokens[0][0],
-                 "its share": f"{hit.tokens[0][1]:.0%}",
-                 "expansion": f"{sum(share for _, share, inside in hit.tokens if not inside):.0%}"}
-                for number, hit in enumerate(self.hits, 1)]
+        rows = []
+        for number, hit in enumerate(self.hits, 1):
+            token, share, _ = hit.tokens[0] if hit.tokens else (None, 0.0, False)  # a hybrid search may find without any
+            added = sum(share for _, share, inside in hit.tokens if not inside)
+            rows.append({"rank": number, "id": hit.id, "score": hit.score, "strongest": token,
+                         "its share": f"{share:.0%}", "expansion": f"{added:.0%}"})
+        return rows
 
 # %% ../../nbs/sparse/19a_search.ipynb #d45e3a48
 @dataclass(frozen=True)
@@ -304,6 +337,7 @@ class Searcher:
     index: SparseIndex  # of the documents, with texts
     query: str = ""  # what is searched when it is called without a query
     k: int = 10  # hits
+    notes: tuple[str, ...] = ()  # what to know of how the passages were read
 
     def vector(self, query: str | None = None) -> csr_matrix:
         "The query as the model sees it, (1, V); an empty one is a `ValueError`."
@@ -332,7 +366,7 @@ class SearchParams:
     "Parameters of search.ipynb."
 
     run: str = setting("latest", "a run's name or folder, the folder of a SparseEncoder, or 'latest'")
-    documents: str = setting("embedded", "'embedded', a folder in BEIR's form, or a text file with one passage a line")
+    documents: str = setting("embedded", "'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line")
     index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on")
     query: str = setting("개를 데리고 갈 수 있는 조용한 숙소", "what to look for")
     k: int = setting(10, "how many hits", low=1)
@@ -342,7 +376,7 @@ def start(
     given: Mapping[str, Any],  # what search.ipynb's parameters cell and papermill set
 ) -> Searcher:  # ready to be called
     "Load the encoder, open the index and keep the query."
-    wanted = params.checked(SearchParams, given)
-    passages = read_passages(wanted.documents)
+    wanted, notes = params.checked(SearchParams, given), []
+    passages = read_passages(wanted.documents, notes.append)
     encoder = load_encoder(wanted.run)
-    return Searcher(encoder, open_index(encoder, passages, wanted.index), wanted.query, wanted.k)
+    return Searcher(encoder, open_index(encoder, passages, wanted.index), wanted.query, wanted.k, tuple(notes))

@@ -158,7 +158,7 @@ def measure_sparsity(
 LABELS = {
     "texts": "texts", "active": "active tokens, mean", "active_median": "active tokens, median",
     "active_p95": "active tokens, p95", "empty_texts": "texts without any", "zeros": "share of zeros",
-    "dead": "dead share of vocabulary", "stop_mass": "weight on stop tokens",
+    "dead": "dead share of vocabulary", "own": "weight on the text's own tokens", "stop_mass": "weight on stop tokens",
     "stop_activation": "mean stop activation", "semantic_ratio": "semantic ratio",
     "semantic_top10": "content in top 10"}
 
@@ -188,11 +188,13 @@ GOALS: dict[str, tuple[str, Callable[[float], bool]]] = {
 def goal_rows(
     measured: Mapping[str, Any],  # what `measure_sparsity` gave
     side: str,  # "queries" or "documents"
+    silenced: bool = False,  # the model cannot activate stop tokens, so there is nothing to measure
 ) -> list[dict[str, Any]]:  # one row a goal; state is "met", "not met" or None where nothing could be measured
     "What became of the published goals."
     rows = []
     for name, (goal, met) in GOALS.items():
         value = measured[name]["mean"] if isinstance(measured[name], Mapping) else measured[name]
+        value = None if silenced else value
         state = None if value is None else "met" if met(value) else "not met"
         rows.append({"vectors": side, "measure": LABELS[name], "goal": goal, "value": value, "state": state})
     return rows

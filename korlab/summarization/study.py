@@ -6,8 +6,7 @@
 __all__ = ['ON_BEAMS', 'ON_MINI', 'ON_ADAPTER', 'UNTRAINED_ROWS', 'OBJECTIVES', 'BASELINES', 'ABOUT', 'Params',
            'EvaluationParams', 'data', 'model', 'train', 'first_turn', 'longest_turn', 'score', 'evaluate',
            'evaluate_on', 'scores', 'score_rows', 'headline', 'overview', 'signatures', 'mistakes', 'data_rows',
-           'source_rows', 'problem_rows', 'modules', 'lengths', 'curves', 'distribution', 'examples', 'findings',
-           'gallery']
+           'modules', 'lengths', 'curves', 'distribution', 'examples', 'findings', 'gallery']
 
 # %% ../../nbs/summarization/20_study.ipynb #da3d97ed
 import random
@@ -473,30 +472,6 @@ def data_rows(
             "target cut": target["cut"], "sha256": found["sha256"][name][:8],
         })
     return table
-
-
-def source_rows(
-    run: Run,  # a run whose data is loaded
-) -> list[dict[str, Any]]:  # one row a file; none for the embedded corpus
-    "Every file that was read: encoding, size, hash, and how many of its rows were kept."
-    return [
-        {
-            "split": source["split"], "file": file["name"], "encoding": file["encoding"], "bytes": file["bytes"],
-            "sha256": file["sha256"][:8], "read": file["rows_read"], "kept": file["rows_kept"],
-            "left out": sum(file["left_out"].values()),
-        }
-        for source in run.read("data")["sources"] for file in source["files"]
-    ]
-
-
-def problem_rows(
-    run: Run,  # a run whose data is loaded
-) -> list[dict[str, Any]]:  # one row a problem
-    "Every problem row of every source: file, row, what is wrong."
-    return [
-        {"split": source["split"]} | {k: problem[k] for k in ("file", "row", "kind", "detail")}
-        for source in run.read("data")["sources"] for problem in source["problems"]
-    ]
 
 # %% ../../nbs/summarization/20_study.ipynb #21d79197
 def modules(
