@@ -411,5 +411,5 @@ def test_an_untrained_or_different_model_is_no_teacher(tmp_path, checkpoint):
         with pytest.raises(TeacherError, match="and this is none.*hf download"):
             load_teacher(str(checkpoint), kind=kind)
     encoder(checkpoint).save_pretrained(str(tmp_path / "sparse"))
-    with pytest.raises(TeacherError, match="needs a trained SentenceTransformer and this is SparseEncoder"):
+    with pytest.raises(TeacherError, match="a teacher is a trained SentenceTransformer, and this is SparseEncoder"):
         load_teacher(str(tmp_path / "sparse"), kind="dense")
