@@ -42,7 +42,7 @@ def escape(
 ) -> str:  # the same text for Markdown
     "Take the special meaning from every character that Markdown (GitHub's too) would interpret."
     text = _MARKDOWN.sub(r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
-    return re.sub(r"^(\s*(?:\d+(?=[.)])|(?=[-+=]|#+\s)))", r"\1\\", text, flags=re.MULTILINE)
+    return re.sub(r"^(\s*(?:\d+(?=[.)](?:\s|$))|(?=[-+=]|#+\s)))", r"\1\\", text, flags=re.MULTILINE)
 
 # %% ../nbs/core/00b_tables.ipynb #f742076f
 def _decimals(

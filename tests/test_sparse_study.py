@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from conftest import ROOT, flags, papermill
 from typer.testing import CliRunner
 
 from korlab import params, registry
-from korlab.files import read_json, read_jsonl
+from korlab.files import read_json, read_jsonl, write_jsonl
+from korlab.runs import find_run
 from korlab.sparse import cli, study
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.idf import PreparedError
@@ -89,12 +91,45 @@ def test_scored_again_a_run_is_not_scored_on_what_it_learnt(folder, trained, tmp
 def test_a_trained_run_teaches_another_and_finds_its_negatives(folder, trained, tmp_path):
     """Two teachers are an ensemble; their scores are kept, and the curve of the distillation term is above 0."""
     given = FAST | dict(model="sparse-ko", data=folder, miner=trained, kd=1.0, distillation="kl", teacher=f"{trained / 'model'}, {trained / 'model'}")
-    outcome = papermill(tmp_path / "out.ipynb", *flags(name="taught", **given), runs=tmp_path)
+    outcome = papermill(tmp_path / "out.ipynb", *flags(name="taught", **given), runs=trained.parents[1])
     assert outcome.code == 0, outcome.text[-3000:]
-    run = tmp_path / "sparse" / "taught"
+    run = trained.with_name("taught")
     assert all(row["kd"] > 0 for row in read_jsonl(run / "history.jsonl") if "kd" in row)
     assert any("kd" in row for row in read_jsonl(run / "history.jsonl"))
     assert "first found them" in " ".join(read_json(run / "data.json")["notes"])
+    done = korlab("sparse", "compare", "first", "taught", "--to", tmp_path / "out", "--name", "both", runs=trained.parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    text, kept = (tmp_path / "out" / "both.md").read_text("utf-8"), read_json(tmp_path / "out" / "both.json")
+    assert "| first | " in text and "| BM25 morphemes | " in text and "documents), n=18" in text
+    pair, runs = kept["runs"][1]["against_baseline"], [read_json(place / "metrics.json")["splits"]["test"] for place in (trained, run)]
+    means = [result["systems"]["korlab"]["ndcg@10"]["mean"] for result in runs]
+    assert pair["difference"]["mean"] == pytest.approx(means[1] - means[0]) and pair["difference"]["n"] == 18
+    assert text.count("### ") >= 6 and "decisive tokens" in text  # sparsity, and the questions that part them
+
+
+def korlab(*words, runs):
+    """The command, as a person types it."""
+    command = [str(Path(sys.executable).with_name("korlab")), *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, env=os.environ | {"KORLAB_RUNS": str(runs)})
+
+
+def test_a_quick_look_trains_the_real_model(folder, tmp_path):
+    """Loss, vectors, ratio and memory of 500 rows and two epochs."""
+    small = {"data": str(folder), "vocab_size": 600, "max_length": 48, "batch_size": 8, "negatives": 1, "on_collapse": "warn"}
+    (tmp_path / "small.yaml").write_text(json.dumps(small), "utf-8")
+    done = korlab("sparse", "quick", "params/sparse/v25.yaml", "--mini", "-f", tmp_path / "small.yaml", runs=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert [line.split()[1] for line in done.stdout.splitlines()[-4:]] == ["loss", "vectors", "semantic", "memory"]
+    effective = read_json(tmp_path / "sparse" / "v25-mini-quick-small" / "config.json")["effective"]
+    assert (effective["epochs"], effective["train_rows"], effective["kd"], effective["stop_list"]) == (2, 500, 0, "published")
+
+
+def test_a_loss_that_does_not_fall_is_a_failed_check(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "first")
+    run = find_run(str(tmp_path / "first"))
+    for losses, state in (([4.0, 3.0, 2.0, 1.0], "ok"), ([1.0, 2.0, 3.0, 4.0], "failed"), ([1.0, 1.0, 1.0, 1.0], "failed")):
+        write_jsonl(run.path("history.jsonl"), [{"step": i, "epoch": (i + 1) / 2, "loss": loss} for i, loss in enumerate(losses)])
+        assert study.quick_checks(run)[0]["state"] == state
 
 
 def test_prepared_tables_are_the_ones_that_are_used(folder, trained, tmp_path):

@@ -20,7 +20,7 @@ import numpy as np
 from .. import registry, tracking
 from ..files import read_json, write, write_json
 from ..settings import portable, shown
-from ..tables import Markdown, facts, pipe_table
+from ..tables import facts, pipe_table
 
 if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder

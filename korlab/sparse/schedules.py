@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from sentence_transformers.sparse_encoder.callbacks.splade_callbacks import SpladeRegularizerWeightSchedulerCallback
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Sampler

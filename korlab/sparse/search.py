@@ -11,6 +11,7 @@ import hashlib
 import html
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -107,10 +108,13 @@ def load_encoder(
     "Open a trained sparse encoder."
     from sentence_transformers import SparseEncoder
 
+    from korlab.sparse.head import fuse
     from korlab.sparse.models import encode, transformer_of
 
     folder = find_encoder(run)
     model = SparseEncoder(str(folder), device=device)
+    with suppress(ValueError):  # another pooling needs every logit: the same vectors, with more memory
+        fuse(model)
     weights = hashlib.sha256("".join(map(sha256, sorted(folder.rglob("*.safetensors")))).encode()).hexdigest()
 
     def side(name: str) -> Callable[[Sequence[str]], csr_matrix]:

@@ -26,7 +26,7 @@ from ..runs import Run, find_run
 from ..settings import portable
 from .data import Collection, Triple, check_isolation, load_beir
 from .evaluation import MEASURES, OURS, in_words
-from .splits import Splits, complete_negatives, is_collection, load_splits
+from .splits import Splits, complete_negatives, is_collection, load_splits, split_for
 from ..tables import Markdown, escape, pipe_table, points, signed
 
 if TYPE_CHECKING:
@@ -297,7 +297,8 @@ def _first_batch(run: Run, loaded: "Loaded", splits: Splits) -> list[dict[str, s
 
     c = replace(run.config, tracking="none")
     stop, penalties = _stop_and_prices(run, loaded, splits)
-    trainer = SparseTrainer(c, loaded.model, _scored(run, splits.triples), None, run.folder, penalties, stop, lambda text: None).trainer
+    some = _scored(run, splits.triples[: 8 * c.batch_size])  # a teacher would take an hour over all of them
+    trainer = SparseTrainer(c, loaded.model, some, None, run.folder, penalties, stop, lambda text: None).trainer
     loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
     loss.backward()
     reached = [name for name, weight in loaded.model.named_parameters() if weight.grad is not None and weight.grad.abs().sum() > 0]
@@ -371,7 +372,7 @@ def _to_be_scored(run: Run) -> Splits:
         return load_splits(c)
     if not is_collection(c.data):
         raise ParameterError(f"data={portable(c.data)!r} is no collection in BEIR's layout, which scoring needs")
-    splits = Splits([], {"test": load_beir(c.data, policy=c.data_policy)})
+    splits = Splits([], {"test": load_beir(c.data, split_for(c.data, "test"), c.data_policy)})
     splits.sources.append({"split": "test"} | splits.collections["test"].report.to_dict())
     if home is None:
         splits.notes.append("Nobody knows what this checkpoint was trained on: its questions could not be checked.")
@@ -396,9 +397,10 @@ def evaluate_on(
 
     c = run.config
     with run.stage("evaluate"):
-        computing(run.path("computing.json"), c.device, c.precision)
+        place = computing(run.path("computing.json"), c.device, c.precision)
         splits = _to_be_scored(run)
         loaded = models.load(checkpoint, c.max_length)
+        loaded.model.to(place["device"])
         run.write("data", {"rows": {n: len(s.queries) for n, s in splits.collections.items()}, "notes": splits.notes,
                            "sources": splits.sources, "sha256": {}, "lengths": None,
                            "documents": {n: len(s.corpus) for n, s in splits.collections.items()}})
