@@ -573,7 +573,7 @@ html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.75 Pretendard, "Apple SD Gothic Neo",
   "Noto Sans KR", "Noto Sans CJK KR", "Malgun Gothic", NanumGothic, "Nanum Gothic", system-ui, sans-serif;
   word-break: keep-all; overflow-wrap: break-word; font-variant-numeric: tabular-nums }
-main, footer { max-width: 56rem; margin: 0 auto; padding: 0 1.6rem }
+main, body > footer { max-width: 56rem; margin: 0 auto; padding: 0 1.6rem }
 main { padding-top: 3.2rem }
 h1, h2, h3, h4 { line-height: 1.35; letter-spacing: -.012em; margin: 2.2em 0 .6em; text-wrap: balance }
 h1 { font-size: 1.95rem; margin-top: 0 } h2 { font-size: 1.32rem; margin-top: 2.6em } h3 { font-size: 1.07rem }
@@ -585,8 +585,8 @@ h1 + blockquote { border: 0; padding: 0; font-size: 1.06rem }
 img { display: block; max-width: 100%; height: auto; margin: 1.2em 0 } .output_png img { margin: .9em 0 1.6em }
 @media (prefers-color-scheme: dark) { .output_png img { mix-blend-mode: lighten;
   filter: invert(1) hue-rotate(180deg) } }
-footer { margin-top: 4.5rem; padding-top: 1.1rem; padding-bottom: 3rem; color: var(--muted); font-size: .84rem;
-  position: relative } footer::before { content: ""; position: absolute; top: 0; left: 1.6rem; right: 1.6rem;
+body > footer { margin-top: 4.5rem; padding-top: 1.1rem; padding-bottom: 3rem; color: var(--muted); font-size: .84rem;
+  position: relative } body > footer::before { content: ""; position: absolute; top: 0; left: 1.6rem; right: 1.6rem;
   border-top: 1px solid var(--line) }
 nav { margin: 1.6em 0 2.4em; padding: .85em 0; border-top: 1px solid var(--line); border-bottom: 1px solid var(--line);
   font-size: .88rem; display: flex; flex-wrap: wrap; gap: .15em 1.5em }

@@ -443,6 +443,7 @@ def pruning_curves(
     rows: Sequence[Mapping[str, Any]],  # what `pruning_cost` returned
     measure: str = "overlap@10",  # the column to show
     title: str = "What pruning costs",
+    label: str = "weights kept (%)",
 ) -> "Figure":  # a house figure
     "Quality over the share of weights kept, a line for each kind of rule."
     from korlab import plots
@@ -452,7 +453,7 @@ def pruning_curves(
         for kind in sorted({row["rule"].split()[0] for row in rows}):
             line = sorted((100 * row["kept"], row[measure]) for row in rows if row["rule"].split()[0] == kind)
             axes.plot(*zip(*line), marker="o", markersize=4, label=kind)
-        axes.set(xlabel="weights kept (%)", ylabel=measure)
+        axes.set(xlabel=label, ylabel=measure)
         axes.legend(loc="lower right")
     return figure
 

@@ -377,7 +377,7 @@ def memory_hint(
     smaller = smaller_batches(batch_size, accumulation, 1)
     batches = (f"batch_size={smaller['batch_size']} with accumulation={smaller['accumulation']} (the same rows an "
                "update), " if smaller else "")
-    return f"memory is full: try {batches}max_length below {max_length}, the fused head, or a smaller vocabulary"
+    return f"memory is full: try {batches}max_length below {max_length}, or a smaller vocabulary"
 
 
 def speed_hint(

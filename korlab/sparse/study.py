@@ -158,7 +158,7 @@ def stop_mask_of(
     tokenizer: Any,  # its model's
     size: int,  # V
 ) -> np.ndarray:  # (V,) bool
-    "The stop tokens a run uses; where it uses none, those its sparsity is measured by."
+    "The stop tokens a run uses; where it uses none, those it could."
     from korlab.sparse.stopwords import load_stop_mask, stop_mask
 
     if not config.stop_table:
@@ -356,12 +356,13 @@ def evaluate(
 def _score(run: Run, name: str, collection: Collection, loaded: "Loaded") -> dict[str, Any]:
     "Search one collection by every system; per-query scores, first hits and their tokens are kept."
     from korlab.sparse import evaluation
+    from korlab.sparse.stopwords import stop_mask
 
     searched = evaluation.search_collection(collection, loaded, run.config.eval_batch_size)
     rows = evaluation.ranking_rows(searched, loaded)
     write_jsonl(run.path("rankings", f"{name}.jsonl"), rows)
     write_json(run.path("rankings", f"{name}.passages.json"), evaluation.passages_of(rows, collection.corpus))
-    return evaluation.results(searched, loaded, stop_mask_of(run.config, loaded.tokenizer, searched.queries.shape[1]))
+    return evaluation.results(searched, loaded, stop_mask(loaded.tokenizer, "safe", searched.queries.shape[1]))
 
 
 def _to_be_scored(run: Run) -> Splits:
@@ -567,8 +568,8 @@ ABOUT: dict[str, str] = {  # what the entry notebooks say of this study, by sect
     ),
     "findings": (
         "벡터가 얼마나 성긴지, 그 무게가 얼마나 조사와 어미에 가 있는지이다. 가린 벡터로 재면 `semantic ratio`는 언제나 끝없이 "
-        "좋아 보이므로 모델이 낸 그대로 재고, 모델이 불용 토큰을 아예 내지 않으면(`stop_tokens: hard`) –로 적는다. 공개된 목표 셋은 "
-        "성긴 벡터에서는 거의 저절로 이루어진다: 활성 차원이 적으면 평균 활성도 작다. 그러므로 점수와 함께 읽는다. 가지치기는 훈련된 "
+        "좋아 보이므로 모델이 낸 그대로 재고, 불용 토큰은 훈련에 무엇을 썼든 같은 안전한 목록으로 가리며, 모델이 불용 토큰을 아예 내지 "
+        "않으면(`stop_tokens: hard`) –로 적는다. 공개된 목표 셋은 성긴 벡터에서는 거의 저절로 이루어진다: 활성 차원이 적으면 평균 활성도 작다. 그러므로 점수와 함께 읽는다. 가지치기는 훈련된 "
         "문서 벡터에서 토큰을 덜어 내고 다시 찾은 것이다."
     ),
     "gallery": (
