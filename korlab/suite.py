@@ -197,6 +197,7 @@ def execute() -> None:
     "What the process of an experiment does: read a plan from standard input, execute it, render its report."
     import threading
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` starts what it runs with interrupts ignored
     given = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     folder = Path(given["folder"])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -19,10 +20,15 @@ from korlab.summarization.data import embedded
 KORLAB = str(Path(sys.executable).with_name("korlab"))
 
 
-def korlab(*words: str, runs: Path) -> subprocess.CompletedProcess:
+def korlab(*words: str, runs: Path, **how) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [KORLAB, *words], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"KORLAB_RUNS": str(runs)}, timeout=300
+        [KORLAB, *words], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"KORLAB_RUNS": str(runs)}, timeout=300, **how
     )
+
+
+def deaf() -> None:
+    """What a shell does to a command it starts with `&`: interrupts are ignored, and every child inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,7 @@ def test_killed_twice_and_stopped_once_gives_the_same_table(experiments, tmp_pat
 
 
 def test_a_suite_in_the_background_is_seen_and_stopped(experiments, tmp_path):
-    started = korlab("run", *experiments, "--background", "--suite", "night", runs=tmp_path)
+    started = korlab("run", *experiments, "--background", "--suite", "night", runs=tmp_path, preexec_fn=deaf)
     assert started.returncode == 0 and "night" in started.stdout, started.stderr
     folder = tmp_path / "suites" / "night"
     second = korlab("run", *experiments, "--suite", "night", runs=tmp_path)

@@ -464,7 +464,7 @@ def findings(
 
     first = next(iter(run.read("metrics")["splits"].values()))
     tables = {
-        "얼마나 성긴가": sparsity_table(first["sparsity"]),
+        "얼마나 희소한가": sparsity_table(first["sparsity"]),
         "공개된 목표": pipe_table([row for side, found in first["sparsity"].items() for row in goal_rows(found, side, run.config.stop_tokens == "hard")]),
         "가지치기의 값": pipe_table([_pruning_row(row) for row in first["pruning"]]),
         "질의 하나의 시간": pipe_table([
@@ -567,9 +567,9 @@ ABOUT: dict[str, str] = {  # what the entry notebooks say of this study, by sect
         "내용 형태소(`morphemes`)와 띄어쓰기로 나눈 어절(`eojeol`). 점수가 같은 문서는 trec_eval처럼 문서 번호가 큰 것을 앞에 둔다."
     ),
     "findings": (
-        "벡터가 얼마나 성긴지, 그 무게가 얼마나 조사와 어미에 가 있는지이다. 가린 벡터로 재면 `semantic ratio`는 언제나 끝없이 "
+        "벡터가 얼마나 희소한지, 그 무게가 얼마나 조사와 어미에 가 있는지이다. 가린 벡터로 재면 `semantic ratio`는 언제나 끝없이 "
         "좋아 보이므로 모델이 낸 그대로 재고, 불용 토큰은 훈련에 무엇을 썼든 같은 안전한 목록으로 가리며, 모델이 불용 토큰을 아예 내지 "
-        "않으면(`stop_tokens: hard`) –로 적는다. 공개된 목표 셋은 성긴 벡터에서는 거의 저절로 이루어진다: 활성 차원이 적으면 평균 활성도 작다. 그러므로 점수와 함께 읽는다. 가지치기는 훈련된 "
+        "않으면(`stop_tokens: hard`) –로 적는다. 공개된 목표 셋은 희소 벡터에서는 거의 저절로 이루어진다: 활성 차원이 적으면 평균 활성도 작다. 그러므로 점수와 함께 읽는다. 가지치기는 훈련된 "
         "문서 벡터에서 토큰을 덜어 내고 다시 찾은 것이다."
     ),
     "gallery": (
