@@ -113,6 +113,7 @@ def test_a_suite_in_the_background_is_seen_and_stopped(experiments, tmp_path):
     wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 10)
     states = [entry["state"] for entry in read_json(folder / "summary.json")["experiments"]]
     assert states == ["interrupted", "waiting"]
+    assert not (tmp_path / "summarization" / "one" / "metrics.json").exists()  # it was ended, not waited for
     assert "was not running" in korlab("stop", "night", runs=tmp_path).stdout
 
 
