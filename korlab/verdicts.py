@@ -74,7 +74,7 @@ def scores(
     split: str | None = None,  # another split than the one in question
     mode: str | None = None,  # another way of counting
 ) -> list[dict[str, Any]]:  # one row a run, then one a floor
-    "All measures of every finished run with 95 % intervals, in one split and mode."
+    "The first measures of every finished run with 95 % intervals, in one split and mode."
     chosen, own, rows = setting_of(found), found.own, []
     place = split or chosen.split, mode or chosen.mode
     for entry in found.done:
@@ -86,7 +86,8 @@ def scores(
 
 
 def _cells(measures: Mapping[str, str], summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {"n": summary[next(iter(measures))]["n"]} | {label: points(summary[key]) for key, label in measures.items()}
+    shown = list(measures.items())[:4]  # with their intervals, a page is as wide as four
+    return {"n": summary[shown[0][0]]["n"]} | {label: points(summary[key]) for key, label in shown}
 
 # %% ../nbs/core/11b_verdicts.ipynb #5ef7af71
 def other_scores(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/sparse/23a_evaluation.ipynb #cae02426
 MEASURES: dict[str, str] = {
-    "ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@10": "Recall@10", "recall@100": "Recall@100", "hit@10": "Hit@10",
+    "ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "hit@10": "Hit@10", "recall@100": "Recall@100", "recall@10": "Recall@10",
 }
 KS: tuple[int, ...] = (10, 100)
 OURS = "korlab"  # the encoder, among the systems of one collection
