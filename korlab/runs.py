@@ -364,14 +364,22 @@ def _evaluation_name(checkpoint: Path, request: Any, overrides: dict[str, Any]) 
     return f"{checkpoint.name}-{label}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
+_MODELS = ("model.safetensors", "modules.json")  # a transformers model, a sentence-transformers model
+_ADAPTER = "adapter_model.safetensors"
+
+
+def _holds(folder: Path, *files: str) -> bool:
+    return any((folder / file).is_file() for file in files)
+
+
 def _find_checkpoint(name: str) -> tuple[Path, Run | None]:
     "The model or adapter folder that a run's name or a path leads to, and the run it belongs to."
     folder = Path(name)
-    if any((folder / file).is_file() for file in ("model.safetensors", "adapter_model.safetensors")):
+    if _holds(folder, *_MODELS, _ADAPTER) and not _is_run(folder):
         home = next((p for p in folder.resolve().parents if _is_run(p)), None)
         return folder.resolve(), _reopen(home) if home else None
     run = find_run(name)
-    if not (run.folder / "model" / "model.safetensors").is_file():
+    if not _holds(run.folder / "model", *_MODELS):
         raise RunError(f"{shown(run.folder)} has no trained model yet: run the same training command again to finish it")
     return run.folder / "model", run
 

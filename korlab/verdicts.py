@@ -250,10 +250,10 @@ def choose_items(
     chosen = {i: "가장 크게 갈렸다" for i in order[:n] if columns[i][0] < columns[i][1]}
     rest = [i for i in range(len(columns)) if i not in chosen]
     if rest:
-        chosen[best := max(rest, key=lambda i: columns[i][0])] = "모두 가장 잘했다"
+        chosen[best := max(rest, key=lambda i: columns[i][0])] = "모두 잘했다"
         rest.remove(best)
     if rest:
-        chosen[min(rest, key=lambda i: columns[i][1])] = "모두 가장 못했다"
+        chosen[min(rest, key=lambda i: columns[i][1])] = "모두 못했다"
     return list(chosen.items())
 
 

@@ -415,3 +415,13 @@ def test_an_exported_model_gives_the_same_vectors_and_is_searched(trained, tmp_p
                    "--index", tmp_path / "index", "-k", 1)
     line = next(line.split() for line in found.splitlines() if line.split()[:1] == ["1"])
     assert (line[2], float(line[1])) == (str(scores.argmax() + 1), pytest.approx(scores.max(), abs=0.006))  # ids are lines
+
+
+def test_another_list_leaves_the_published_query_mask_in_force(base):
+    """Which tokens stop is one choice, whether queries hide them from the ranking terms another."""
+    for given, masked in (({}, True), ({"stop_list": "safe"}, True), ({"form": "bounded"}, False)):
+        config = registry.configure({"model": "sparse-v25"} | given)
+        encoder = assemble(base, 48)
+        size = len(encoder.tokenizer)
+        loss = trainers.make_loss(config, encoder, np.ones(size, np.float32), np.arange(size) < 9)
+        assert (loss.loss.query_mask is not None) == masked

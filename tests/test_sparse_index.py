@@ -433,3 +433,11 @@ def test_the_notebook_searches_a_file(encoder_folder, tmp_path):
     expected = search.Searcher(search.load_encoder(str(encoder_folder), "cpu"), ix.load_index(tmp_path / "index"))
     assert any(data.get("text/html", "") == expected("막차 시간", 2)._repr_html_() for data in shown)
     assert json.loads((tmp_path / "index" / "manifest.json").read_text(encoding="utf-8"))["documents"] == 3
+
+
+def test_a_collapsed_encoder_can_still_be_measured():
+    """V24 and V25 only warn when all vectors are empty; what comes after must say so rather than divide by nothing."""
+    nothing = csr_matrix((3, 8), dtype=np.float32)
+    row, = ix.pruning_cost(nothing, ["a", "b", "c"], nothing, [{"top": 4}], qrels={"q": {"a": 1}, "r": {"b": 1}, "s": {"c": 1}},
+                           query_ids=["q", "r", "s"])
+    assert (row["tokens"], row["kept"], row["overlap@10"], row["nDCG@10"], row["difference"]) == (0, 0, None, 0, 0)

@@ -114,7 +114,7 @@ def findings(
     results = {entry.label: _split(entry.run, found.asked.split) for entry in found.done}
     return Markdown("\n\n".join(
         f"### {title}\n\n{sparsity_table({label: result['sparsity'][side] for label, result in results.items() if result})}"
-        for side, title in (("documents", "문서"), ("queries", "질의"))))
+        for side, title in (("documents", "문서"), ("queries", "질문"))))
 
 # %% ../../nbs/sparse/24a_comparison.ipynb #079c06e6
 def gallery(
@@ -140,7 +140,7 @@ def _question(rows: Mapping[str, Mapping[str, Any]], why: str, measure: str, pas
         {"run": label, MEASURES[measure]: 100 * row["scores"][OURS][measure], "first passage": passages.get(row["first"][OURS]),
          "decisive tokens": in_words(row["decisive"]["first"])} for label, row in rows.items()
     ], literal=True)
-    return f"### {escape(first['text'])}\n\n{why}. 답: {escape(passages[first['relevant'][0]])}\n\n{table}"
+    return f"### {escape(first['text'])}\n\n{why}. 답: {escape(passages[first['relevant'][0]]) if first['relevant'] else '–'}\n\n{table}"
 
 # %% ../../nbs/sparse/24a_comparison.ipynb #94d16d26
 def record(
@@ -154,22 +154,22 @@ def record(
 
 ABOUT: dict[str, str] = {
     "scores": (
-        "괄호 안은 질문을 단위로 한 부트스트랩 95 % 신뢰구간이고, `active dims`는 문서 하나에 남은 토큰의 수, 곧 색인에서 치르는 값이다. "
+        "괄호 안은 질문을 단위로 한 부트스트랩 95 % 신뢰구간이고, `active dims`는 문서 하나에서 켜진 토큰의 수, 곧 색인에 드는 비용이다. "
         "모든 실행은 같은 문서 전체를 뒤졌다. 맨 아래는 훈련 없이 얻는 BM25의 점수이다: Kiwi로 나눈 형태소와 띄어쓰기로 나눈 어절."
     ),
     "targets": (
-        "V25가 스스로 세운 목표 셋이다. 마스크를 씌우지 않은 벡터로, 어느 실행에나 같은 불용 토큰 목록으로, 질의와 문서를 따로 잰다. 공개된 시스템은 이 목표에 이르렀다고 했지만, 실제 질문 천 "
-        "개에서는 BM25보다 낮았다. 목표는 활성 차원이 적을수록 이루기 쉽다. 넷째 목표였던 MRR@10 1.0은 정답과 오답 하나 가운데서 고르게 한 것이라, 여기서는 재지 않는다."
+        "V25가 스스로 세운 목표 셋이다. 마스크를 씌우지 않은 벡터로, 어느 실행에나 같은 불용 토큰 목록으로, 질문과 문서를 따로 잰다. 공개된 시스템은 이 목표에 이르렀다고 했지만, 실제 질문 천 "
+        "개에서는 BM25보다 낮았다. 목표는 활성 차원이 적을수록 이루기 쉽다. 넷째 목표였던 MRR@10 1.0은 정답 하나와 오답 하나 가운데서 고르게 한 것이라, 여기서는 재지 않는다."
     ),
     "costs": "공개된 시스템은 훈련 시간을 밝히지 않았다.",
     "parameters": "벡터의 길이는 어휘의 크기이다. IDF와 불용 토큰을 어떻게 썼는지 함께 적는다.",
     "findings": (
-        "훈련된 벡터가 얼마나 희소한지, 무게가 얼마나 조사와 어미에 가 있는지이다. `dead share`는 어떤 글에서도 켜지지 않는 어휘의 몫이다."
+        "훈련된 벡터가 얼마나 희소한지, 무게가 얼마나 조사와 어미에 가 있는지를 보인다. `dead share`는 어느 문서에서도 켜지지 않는 어휘의 몫이다."
     ),
     "gallery": (
-        "보기는 손으로 고르지 않았다. 점수가 가장 크게 갈린 질문 셋, 가장 못한 실행조차 가장 잘한 질문 하나, 가장 잘한 실행조차 가장 못한 "
-        "질문 하나이다. 실행마다 맨 앞에 놓은 글과, 그 글을 끌어올린 토큰을 점수에서 차지하는 몫과 함께 적는다. `mini`는 언어를 미리 "
-        "배우지 않았으므로, 어느 글에도 없는 글자를 뜻이 아니라 부호로 쓰기도 한다."
+        "보기는 손으로 고르지 않았다. 점수가 가장 크게 갈린 질문 셋, 가장 낮은 점수가 가장 높은 질문 하나, 가장 높은 점수가 가장 낮은 "
+        "질문 하나이다. 실행마다 맨 앞에 놓은 문서와, 그 문서를 끌어올린 토큰을 점수에서 차지하는 몫과 함께 적는다. `mini`는 언어를 미리 "
+        "배우지 않았으므로, 어느 문서에도 없는 글자를 뜻이 아니라 부호로 쓰기도 한다."
     ),
     "others": "문서는 같고 질문이 다르다. 내장 말뭉치의 `hard`는 훈련에 한 번도 나오지 않은 말로만 묻는다.",
 }

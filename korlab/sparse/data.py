@@ -464,7 +464,8 @@ def load_beir(
     if idle := sum(query not in qrels for query in queries):
         report.files[1].rows_kept -= idle
         report.files[1].left_out[f"not judged in {split}"] = idle
-    found = Collection(corpus, {query: queries[query] for query in queries if query in qrels}, qrels, report)
+    judged = {query: text for query, text in queries.items() if query in qrels}  # qrels in the order of the queries
+    found = Collection(corpus, judged, {query: qrels[query] for query in judged}, report)
     report.lengths = measure_collection(found)
     if not qrels:
         raise DataError(f"{folder} judges nothing in split {split!r}: check qrels/{split}.tsv", report)

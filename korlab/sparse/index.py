@@ -411,6 +411,11 @@ def _ndcg(
     return evaluate(as_run(query_ids, found), qrels, ks=(k,), documents=n).scores[f"ndcg@{k}"]
 
 
+def _mean(values: np.ndarray) -> float | None:  # of those that are numbers; None where none is
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else None
+
+
 def pruning_cost(
     documents: csr_matrix,  # documents x token ids
     ids: Sequence[str],  # of the documents
@@ -429,8 +434,8 @@ def pruning_cost(
     for rule in rules:
         less = prune(pruned, **rule)
         found = build_index(less, ids).search(queries, k) if of == "documents" else whole.search(less, k)
-        row = {"rule": rule_name(rule), "tokens": less.nnz / less.shape[0], "kept": less.nnz / pruned.nnz,
-               f"overlap@{k}": float(np.nanmean(overlap(found, exact))), "queries": queries.shape[0]}
+        row = {"rule": rule_name(rule), "tokens": less.nnz / less.shape[0], "kept": less.nnz / max(pruned.nnz, 1),
+               f"overlap@{k}": _mean(overlap(found, exact)), "queries": queries.shape[0]}
         if qrels is not None:
             after, before = (_ndcg(hits, query_ids, qrels, k, len(ids)) for hits in (found, exact))
             lost = paired_bootstrap(after, before)

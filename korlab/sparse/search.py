@@ -320,7 +320,7 @@ class Hits:
         return "\n\n".join(_section(number, hit) for number, hit in enumerate(self.hits, 1)) or self._nothing()
 
     def _nothing(self) -> str:
-        return "질의와 토큰을 하나라도 나누는 문서가 없다."
+        return "질의와 겹치는 토큰을 가진 문서가 없다."
 
     def rows(self) -> list[dict[str, Any]]:
         "One table row a hit: rank, id, score, the token that counts most, and the share of tokens not in the text."

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..corpus import find_parts, is_hub_id, text_hash
 from ..params import ParameterError, RunParams
-from ..settings import portable, shown
+from ..settings import portable
 from .data import Collection, Triple, bare, check_isolation, judged_splits, load_beir, load_triples
 
 # %% ../../nbs/sparse/17b_splits.ipynb #c13b5a21
@@ -92,6 +92,9 @@ def judged_as(
 
 def _from_collection(config: RunParams) -> Splits:
     "Its own splits, and what it lacks cut from one of them."
+    if useless := [name for name in ("kind_key", "hub_config") if getattr(config, name) is not None]:
+        raise ParameterError(f"{useless[0]}={getattr(config, useless[0])!r} would have no effect: {portable(config.data)!r} is a "
+                             f"collection, and only rows of triples have it")
     judged = judged_as(config.data)
     if not judged:
         raise ParameterError(f"data={portable(config.data)!r} judges none of {', '.join(SHARES)}: it needs qrels/<split>.tsv")
@@ -101,7 +104,7 @@ def _from_collection(config: RunParams) -> Splits:
         donor = "train" if "train" in found else max(found, key=lambda name: len(found[name].queries))
         parts = cut(found[donor], [name for name in SHARES if name in (donor, *lacking)])
         counts = ", ".join(f"{name} {len(one.queries)}" for name, one in parts.items())
-        notes.append(f"{shown(Path(config.data))} judges {', '.join(judged)} only: {donor} was split by hash into {counts}.")
+        notes.append(f"{portable(config.data)} judges {', '.join(judged)} only: {donor} was split by hash into {counts}.")
         found |= parts
     train = found.pop("train")
     triples = [Triple(train.queries[q], train.corpus[doc]) for q, grades in train.qrels.items() for doc, g in grades.items() if g > 0]
@@ -142,7 +145,7 @@ def is_collection(
 
 
 def load_splits(
-    config: RunParams,  # data, dev_data, test_data, data_policy, train_rows
+    config: RunParams,  # data, dev_data, test_data, data_policy, kind_key, hub_config, max_chars, train_rows
 ) -> Splits:  # checked
     "Load the triples and collections of a run."
     if config.data == "embedded":
@@ -182,7 +185,7 @@ def complete_negatives(
     every = [t if len(t.negatives) >= wanted else next(found) for t in splits.triples]
     splits.triples = [t for t in every if len(t.negatives) >= wanted]
     passed = ", ".join(f"{reason} {count:,}" for reason, count in mined.counts.items() if count and reason not in ("queries", "taken"))
-    splits.notes.append(f"{len(short)} triples had fewer than {wanted} negatives: {miner or 'BM25'} found them, and "
+    splits.notes.append(f"{len(short)} triples had fewer than {wanted} negatives: {portable(miner) if miner else 'BM25'} found them, and "
                         f"{len(every) - len(splits.triples)} triples for which it did not are left out ({passed}).")
 
 

@@ -9,6 +9,7 @@ __all__ = ['ON_MINI', 'ON_IDF', 'ON_STOP', 'ON_SOFT', 'ON_KD', 'ON_CURRICULUM', 
            'data_rows', 'modules', 'lengths', 'curves', 'distribution']
 
 # %% ../../nbs/sparse/24_study.ipynb #04c13829
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from ..params import ON_OWN_DATA, Needs, ParameterError, RunParams, setting
 from ..runs import Run, find_run
 from ..settings import portable
 from .data import Collection, Triple, check_isolation, load_beir
-from .evaluation import MEASURES, OURS, in_words
+from .evaluation import LEXICAL, MEASURES, OURS, in_words
 from .splits import Splits, complete_negatives, is_collection, load_splits, split_for
 from ..tables import Markdown, escape, pipe_table, points, signed
 
@@ -66,7 +67,7 @@ class Params(RunParams):
     regularizer_warmup: float | None = setting(None, "share of the updates over which both grow", low=0, high=1)
     regularizer_delay: float | None = setting(None, "share of the updates before they begin", low=0, high=1)
     active_dims: float | None = setting(None, "steer λ until passages have so many active dimensions", low=1)
-    idf_table: str | None = setting(None, "folder of `korlab sparse idf`; None counts the training texts", needs=ON_IDF)
+    idf_table: str | None = setting(None, "folder of `korlab sparse idf`; None counts the training texts")
     idf_kind: Literal["bm25", "standard"] | None = setting(None, "formula of the inverse document frequency")
     idf_alpha: float | None = setting(None, "how steeply rare tokens are spared", above=0, needs=ON_IDF)
     idf_beta: float | None = setting(None, "share of the squared term", low=0, needs=ON_IDF)
@@ -87,7 +88,7 @@ class Params(RunParams):
     positive_activation: float | None = setting(None, "weight: a query holds its passage's tokens", low=0)
     minimum_activation: float | None = setting(None, "weight: the strongest tokens are strong", low=0)
     triplet: float | None = setting(None, "weight of the triplet margin", low=0)
-    form: Literal["bounded", "published"] | None = setting(None, "of the extra terms: corrected, or as published")
+    form: Literal["bounded", "published"] | None = setting(None, "extra terms corrected, or as published: stop tokens of queries hidden from InfoNCE")
     curriculum: Literal["none", "v25"] | None = setting(None, "phases of temperature, weights and learning rate")
     kd_warmup: float | None = setting(None, "epochs over which distillation grows", low=0, needs=ON_CURRICULUM)
     on_collapse: Literal["stop", "warn"] | None = setting(None, "when all vectors are empty or full")
@@ -107,12 +108,15 @@ def data(
     run: Run,  # an open run
 ) -> Splits:  # triples and collections
     "Load the data of a run, mine what negatives it lacks, and record it in data.json."
+    c = run.config
+    if c.idf_table and c.regularizer != "idf" and c.queries != "idf":
+        raise ParameterError(f"idf_table={portable(c.idf_table)!r} would have no effect: neither regularizer nor queries is 'idf'")
     with run.stage("data"):
         splits = load_splits(run.config)
         complete_negatives(splits, run.config.negatives, run.config.miner)
         counts = {"train": len(splits.triples)} | {name: len(c.queries) for name, c in splits.collections.items()}
         texts = {"train": "\n".join("\t".join((t.query, t.positive, *t.negatives)) for t in splits.triples)} | {
-            name: "\n".join((*c.queries.values(), *c.corpus.values())) for name, c in splits.collections.items()}
+            name: json.dumps([c.corpus, c.queries, c.qrels], ensure_ascii=False) for name, c in splits.collections.items()}
         run.write("data", {
             "rows": counts, "documents": {name: len(c.corpus) for name, c in splits.collections.items()},
             "sha256": {name: text_hash(text) for name, text in texts.items()}, "notes": splits.notes,
@@ -381,7 +385,7 @@ def _to_be_scored(run: Run) -> Splits:
     try:
         triples = load_splits(home.config).triples
     except (DataError, OSError) as error:
-        splits.notes.append(f"The training data is not there any more, so nobody checked whether it holds these questions ({error}).")
+        splits.notes.append(f"The training data could not be loaded again, so nobody checked whether it holds these questions ({error}).")
         return splits
     known = check_isolation(triples, splits.collections["test"])
     splits.notes.append(f"Training held none of these questions; {known} of them have a passage that it asked for, too.")
@@ -447,7 +451,7 @@ def headline(
     "The main result beside BM25's."
     metrics = run.read("metrics")
     name, result = next(iter(metrics["splits"].items()))
-    gap = result["against"]["BM25 morphemes"]
+    gap = result["against"][LEXICAL]
     dims = result["sparsity"]["documents"]["active"]["mean"]
     return (
         f"{name} n={result['n']}, 문서 {result['documents']:,}개에서 nDCG@10 {points(result['systems'][OURS]['ndcg@10'])}. "
@@ -466,8 +470,8 @@ def findings(
     tables = {
         "얼마나 희소한가": sparsity_table(first["sparsity"]),
         "공개된 목표": pipe_table([row for side, found in first["sparsity"].items() for row in goal_rows(found, side, run.config.stop_tokens == "hard")]),
-        "가지치기의 값": pipe_table([_pruning_row(row) for row in first["pruning"]]),
-        "질의 하나의 시간": pipe_table([
+        "가지치기의 비용": pipe_table([_pruning_row(row) for row in first["pruning"]]),
+        "질문 하나의 시간": pipe_table([
             {"system": run.config.model if label == OURS else label, "n": time["n"], "p50 ms": time["p50"], "p95 ms": time["p95"]}
             for label, time in first["latency"].items()
         ]),
@@ -477,8 +481,9 @@ def findings(
 
 def _pruning_row(row: Mapping[str, Any]) -> dict[str, Any]:
     lost = signed({"mean": row["difference"], "low": row["low"], "high": row["high"]})
-    return {"rule": row["rule"], "active tokens": row["tokens"], "weights kept": f"{row['kept']:.0%}",
-            "same top 10": f"{row['overlap@10']:.0%}", "nDCG@10": 100 * row["nDCG@10"], "difference": lost}
+    same = row["overlap@10"]
+    return {"rule": row["rule"], "active tokens": row["tokens"], "weights kept": f"{100 * row['kept']:.0f} %",
+            "same top 10": None if same is None else f"{100 * same:.0f} %", "nDCG@10": 100 * row["nDCG@10"], "difference": lost}
 
 
 def gallery(
@@ -497,13 +502,13 @@ def gallery(
 
 
 def _lead(row: Mapping[str, Any]) -> float:
-    return row["scores"][OURS]["ndcg@10"] - row["scores"]["BM25 morphemes"]["ndcg@10"]
+    return row["scores"][OURS]["ndcg@10"] - row["scores"][LEXICAL]["ndcg@10"]
 
 
 def _beside(run: Run, row: Mapping[str, Any], passages: Mapping[str, str]) -> Markdown:
     "The right passage and the first one of both systems."
     lines = [{"": "답", "nDCG@10": None, "passage": passages[row["relevant"][0]], "decisive tokens": in_words(row["decisive"]["relevant"])}]
-    for label, tokens in ((OURS, row["decisive"]["first"]), ("BM25 morphemes", [])):
+    for label, tokens in ((OURS, row["decisive"]["first"]), (LEXICAL, [])):
         lines.append({"": run.config.model if label == OURS else label, "nDCG@10": 100 * row["scores"][label]["ndcg@10"],
                       "passage": passages.get(row["first"][label]), "decisive tokens": in_words(tokens)})
     return pipe_table(lines, literal=True)
@@ -542,9 +547,8 @@ def curves(
     run: Run,  # a run that trains or has trained
 ) -> "Figure":  # losses and dev scores over the updates
     "The learning curves."
-    measured = ("eval_ndcg10", "eval_mrr10", "eval_recall10")
     return plots.learning_curves(
-        read_jsonl(run.path("history.jsonl")), f"{run.title} · 학습 곡선", measured, "eval_ndcg10", "dev 점수", 100
+        read_jsonl(run.path("history.jsonl")), f"{run.title} · 학습 곡선", OBJECTIVES, OBJECTIVES[0], "dev 점수", 100
     )
 
 
@@ -567,8 +571,8 @@ ABOUT: dict[str, str] = {  # what the entry notebooks say of this study, by sect
         "내용 형태소(`morphemes`)와 띄어쓰기로 나눈 어절(`eojeol`). 점수가 같은 문서는 trec_eval처럼 문서 번호가 큰 것을 앞에 둔다."
     ),
     "findings": (
-        "벡터가 얼마나 희소한지, 그 무게가 얼마나 조사와 어미에 가 있는지이다. 가린 벡터로 재면 `semantic ratio`는 언제나 끝없이 "
-        "좋아 보이므로 모델이 낸 그대로 재고, 불용 토큰은 훈련에 무엇을 썼든 같은 안전한 목록으로 가리며, 모델이 불용 토큰을 아예 내지 "
+        "벡터가 얼마나 희소한지, 그 무게가 얼마나 조사와 어미에 가 있는지를 보인다. 가린 벡터로 재면 `semantic ratio`는 언제나 끝없이 "
+        "좋아 보이므로 모델이 낸 그대로 재고, 불용 토큰은 훈련에 무엇을 썼든 같은 `safe` 목록으로 정하며, 모델이 불용 토큰을 아예 내지 "
         "않으면(`stop_tokens: hard`) –로 적는다. 공개된 목표 셋은 희소 벡터에서는 거의 저절로 이루어진다: 활성 차원이 적으면 평균 활성도 작다. 그러므로 점수와 함께 읽는다. 가지치기는 훈련된 "
         "문서 벡터에서 토큰을 덜어 내고 다시 찾은 것이다."
     ),

@@ -90,7 +90,7 @@ def make_loss(
     stop: np.ndarray | None,  # (V,) bool, True = stop token
 ) -> SparseLoss:  # its weights are the full ones; schedules move them
     "Put the loss of a run together."
-    c, masks = config, config.stop_list == "published" and stop is not None
+    c, masks = config, config.form == "published" and config.stop_tokens != "none"
     weights = {term: value for term, name in SETTINGS.items() if (value := getattr(c, name))}
     terms = RankingTerms(
         model, weights, tau=c.temperature, similarity=c.similarity, distillation=c.distillation or "margin_mse",
