@@ -1180,6 +1180,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'korlab/sparse/trainer.py'),
                                        'korlab.sparse.trainer.SparseLabTrainer': ( 'sparse/trainer.html#sparselabtrainer',
                                                                                    'korlab/sparse/trainer.py'),
+                                       'korlab.sparse.trainer.SparseLabTrainer._determine_best_metric': ( 'sparse/trainer.html#sparselabtrainer._determine_best_metric',
+                                                                                                          'korlab/sparse/trainer.py'),
                                        'korlab.sparse.trainer.SparseLabTrainer.get_batch_sampler': ( 'sparse/trainer.html#sparselabtrainer.get_batch_sampler',
                                                                                                      'korlab/sparse/trainer.py'),
                                        'korlab.sparse.trainer.SparseTrainer': ( 'sparse/trainer.html#sparsetrainer',

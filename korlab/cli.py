@@ -77,13 +77,26 @@ def _value_of(text: str) -> tuple[str, Any]:
 def run(
     experiments: Annotated[list[Path], typer.Argument(help="Experiment files, e.g. params/summarization/*.yaml")],
     param: Annotated[list[str], typer.Option("-p", "--param", help="NAME VALUE, laid over the files; repeatable")] = [],
-    overlay: Annotated[list[Path], typer.Option("-f", "--file", help="YAML laid over every experiment; repeatable")] = [],
-    resume: Annotated[bool, typer.Option("--resume/--fresh", help="read a finished run back and go on with an unfinished one (the default), or set it aside")] = True,
-    quick: Annotated[bool, typer.Option("--quick", "--one-epoch", "-1", help="one epoch of each, in runs of their own")] = False,
+    overlay: Annotated[
+        list[Path], typer.Option("-f", "--file", help="YAML laid over every experiment; repeatable")
+    ] = [],
+    resume: Annotated[
+        bool, typer.Option(
+            "--resume/--fresh",
+            help="read a finished run back and go on with an unfinished one (the default), or set it aside"
+        )
+    ] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", "--one-epoch", "-1", help="one epoch of each, in runs of their own")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the effective parameters and stop")] = False,
-    background: Annotated[bool, typer.Option("--background", help="give the terminal back; `korlab status` shows how far it is")] = False,
+    background: Annotated[
+        bool, typer.Option("--background", help="give the terminal back; `korlab status` shows how far it is")
+    ] = False,
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="experiments at a time")] = 1,
-    suite: Annotated[str | None, typer.Option(help="name of the suite's folder; one is made from the experiments")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="name of the suite's folder; one is made from the experiments")
+    ] = None,
 ) -> None:
     "Train and evaluate experiments, one after another, and render their reports."
     from korlab import suite as suites
@@ -102,7 +115,10 @@ def run(
         elif background:
             folder = suites.suite_folder(plans, suite)
             number = suites.start_in_background(folder, [word for word in sys.argv[1:] if word != "--background"])
-            typer.echo(f"Process {number} runs {folder.name}: look with `korlab status` or `korlab logs`, end it with `korlab stop`.")
+            typer.echo(
+                f"Process {number} runs {folder.name}: look with `korlab status` or `korlab logs`, "
+                f"end it with `korlab stop`."
+            )
         else:
             _run(suites.open_suite(plans, suite), not resume, jobs)
     except (ParameterError, RunError) as error:
@@ -134,7 +150,10 @@ def _run(suite: Any, fresh: bool, jobs: int) -> None:
     for entry in entries:
         if entry["state"] == "failed" and entry["run"]:  # a file that cannot be used was named at the start
             typer.secho(f"{entry['experiment']}: {entry['error']}", fg="red", err=True)
-    _print_table([{k: e.get(k) for k in ("label", "state", "score", "n", "seconds", "peak_memory_mib")} for e in entries])
+    _print_table([
+        {k: e.get(k) for k in ("label", "state", "score", "n", "seconds", "peak_memory_mib")}
+        for e in entries
+    ])
     if good and len(entries) == 1:
         _print_scores(runs.find_run(entries[0]["run"]))
     for entry in entries:
@@ -187,14 +206,19 @@ def status(suite: _SUITE = None) -> None:
 
     found = _found(suite)
     facts, process = found.read(), driver(found)
-    state = f"running as process {process.pid}" if process else "killed" if facts["state"] == "running" else facts["state"]
+    state = (
+        f"running as process {process.pid}" if process
+        else "killed" if facts["state"] == "running" else facts["state"]
+    )
     _print_table(progress(found), title=f"{facts['name']}: {state}, started {facts['started']}")
 
 
 @app.command()
 def logs(
     suite: _SUITE = None,
-    experiment: Annotated[str | None, typer.Option("-e", "--experiment", help="its label in `korlab status`; the latest one if not given")] = None,
+    experiment: Annotated[
+        str | None, typer.Option("-e", "--experiment", help="its label in `korlab status`; the latest one if not given")
+    ] = None,
     lines: Annotated[int, typer.Option("-n", help="how many lines from the end")] = 20,
     follow: Annotated[bool, typer.Option("--follow", help="go on until the suite ends")] = False,
 ) -> None:
@@ -252,8 +276,12 @@ def stop(suite: _SUITE = None) -> None:
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(help="a run's folder or name, 'latest', or an executed notebook")] = "latest",
-    to: Annotated[Path | None, typer.Option(help="folder to write to instead of the run's, e.g. reports/summarization")] = None,
-    code: Annotated[bool, typer.Option("--code", help="show the code in the Markdown of a notebook, too, as a guide needs it")] = False,
+    to: Annotated[
+        Path | None, typer.Option(help="folder to write to instead of the run's, e.g. reports/summarization")
+    ] = None,
+    code: Annotated[
+        bool, typer.Option("--code", help="show the code in the Markdown of a notebook, too, as a guide needs it")
+    ] = False,
 ) -> None:
     "Render the report of a run, or of any executed notebook, as one HTML file and as Markdown; print a run's scores."
     _report(run, to, code)
@@ -293,10 +321,16 @@ def _print_scores(run: Any) -> None:
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="a run's name or folder, a checkpoint folder, or 'latest'")] = "latest",
-    data: Annotated[str | None, typer.Option(help="what to score it on; the run's own scored splits if not given")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="what to score it on; the run's own scored splits if not given")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="name of the evaluation's folder; one is made if not given")] = None,
-    param: Annotated[list[str], typer.Option("-p", "--param", help="NAME VALUE of nbs/evaluate.ipynb; repeatable")] = [],
-    to: Annotated[Path | None, typer.Option(help="folder to write the report to instead of the evaluation's own")] = None,
+    param: Annotated[
+        list[str], typer.Option("-p", "--param", help="NAME VALUE of nbs/evaluate.ipynb; repeatable")
+    ] = [],
+    to: Annotated[
+        Path | None, typer.Option(help="folder to write the report to instead of the evaluation's own")
+    ] = None,
 ) -> None:
     "Score a trained model, or any checkpoint, on any data."
     from korlab import runs
@@ -339,7 +373,8 @@ def tune(
 
     given = {
         "experiment": str(experiment), "space": str(space), "overlay": ",".join(map(str, overlay)) or None,
-        "values": shlex.join(param), "name": name, "trials": trials, "hours": hours, "objective": objective, "seed": seed,
+        "values": shlex.join(param), "name": name, "trials": trials, "hours": hours,
+        "objective": objective, "seed": seed,
     }
     _tune({key: value for key, value in given.items() if value is not None})
 
@@ -370,10 +405,16 @@ def _tune(given: dict[str, Any]) -> None:
 # %% ../nbs/core/13_cli.ipynb #08780fc5
 @app.command()
 def summarize(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="a run's name or folder, a checkpoint or an adapter; several are an ensemble")],
+    runs: Annotated[
+        list[str], typer.Argument(
+            metavar="RUN", help="a run's name or folder, a checkpoint or an adapter; several are an ensemble"
+        )
+    ],
     source: Annotated[str, typer.Argument(metavar="INPUT", help="dialogues: a file, a folder or a hub dataset id")],
     to: Annotated[Path, typer.Option(help="the CSV to write, e.g. out.csv")],
-    param: Annotated[list[str], typer.Option("-p", "--param", help="NAME VALUE, laid over the run's parameters; repeatable")] = [],
+    param: Annotated[
+        list[str], typer.Option("-p", "--param", help="NAME VALUE, laid over the run's parameters; repeatable")
+    ] = [],
 ) -> None:
     "Summarise a file of dialogues and write `fname,summary`."
     from korlab import registry
@@ -405,10 +446,16 @@ def _complain(items: list[str], what: str, most: int = 20) -> None:
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="runs, or one suite; 'latest' is the newest suite")] = ["latest"],
-    baseline: Annotated[str | None, typer.Option(help="the run the others are measured against; by default the first")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="the run the others are measured against; by default the first")
+    ] = None,
     split: Annotated[str, typer.Option(help="the scored split")] = "test",
-    mode: Annotated[str | None, typer.Option(help="the way of counting, e.g. char for ROUGE; by default the baseline's")] = None,
-    measure: Annotated[str | None, typer.Option(help="the score that is tested, e.g. rougeL or mrr@10; by default the study's first")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="the way of counting, e.g. char for ROUGE; by default the baseline's")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="the score that is tested, e.g. rougeL or mrr@10; by default the study's first")
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="folder to write to instead of the comparison's own")] = None,
     name: Annotated[str | None, typer.Option(help="name of the comparison and its report")] = None,
 ) -> None:
@@ -420,7 +467,9 @@ def compare(
     from korlab.runs import RunError
     from korlab.suite import execute_notebook
 
-    given = {"runs": ",".join(runs), "baseline": baseline, "split": split, "mode": mode, "measure": measure, "name": name}
+    given = {
+        "runs": ",".join(runs), "baseline": baseline, "split": split, "mode": mode, "measure": measure, "name": name
+    }
     try:
         found = comparing.open_comparison(given)
         typer.secho(verdicts.headline(found), bold=True)

@@ -73,7 +73,9 @@ def plan(
         return Plan(str(experiment), values, runs.run_folder(registry.configure(values)))
     except ParameterError as error:
         text = str(error)
-        return Plan(str(experiment), values, error=text if text.startswith(str(experiment)) else f"{experiment}: {text}")
+        return Plan(
+            str(experiment), values, error=text if text.startswith(str(experiment)) else f"{experiment}: {text}"
+        )
 
 # %% ../nbs/core/11a_suite.ipynb #0bf7eefa
 def check_plans(
@@ -156,7 +158,9 @@ def open_suite(
         fcntl.flock(suite.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         suite.close()
-        raise runs.RunError(f"{shown(folder)} is being run by process {suite.read()['pid']}: `korlab stop` ends it") from None
+        raise runs.RunError(
+            f"{shown(folder)} is being run by process {suite.read()['pid']}: `korlab stop` ends it"
+        ) from None
     write_json(folder / "summary.json", {
         "name": folder.name, "state": "running", "pid": os.getpid(), "process_started": psutil.Process().create_time(),
         "started": _now(), "ended": None, "experiments": [_entry(one) for one in plans],
@@ -188,7 +192,9 @@ def execute_notebook(
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        papermill.execute_notebook(root() / "nbs" / f"{name}.ipynb", out, parameters=values, progress_bar=False, **streams)
+        papermill.execute_notebook(
+            root() / "nbs" / f"{name}.ipynb", out, parameters=values, progress_bar=False, **streams
+        )
     except papermill.PapermillExecutionError as error:
         raise runs.RunError(f"{error.ename}: {error.evalue}") from None
 
@@ -197,12 +203,14 @@ def execute() -> None:
     "What the process of an experiment does: read a plan from standard input, execute it, render its report."
     import threading
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` starts what it runs with interrupts ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` starts what it runs with SIGINT ignored
     given = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     folder = Path(given["folder"])
     try:
-        execute_notebook("train", folder / "train.ipynb", given["values"], stdout_file=sys.stdout, stderr_file=sys.stderr)
+        execute_notebook(
+            "train", folder / "train.ipynb", given["values"], stdout_file=sys.stdout, stderr_file=sys.stderr
+        )
     except runs.RunError as error:
         sys.exit(str(error))
     render_run(runs.find_run(str(folder)))
@@ -345,7 +353,8 @@ def write_summary(
         table.writeheader()
         table.writerows(rows)
     short = [{"experiment": r["label"], "state": r["state"], "score": r.get("score") or "", "n": r.get("n") or "",
-              "seconds": r.get("seconds") or "", "memory (MiB)": r.get("peak_memory_mib") or "", "error": r["error"] or ""}
+              "seconds": r.get("seconds") or "", "memory (MiB)": r.get("peak_memory_mib") or "",
+              "error": r["error"] or ""}
              for r in rows]
     text = f"# Suite {found['name']}\n\n{found['state']}, {found['started']} to {found['ended']}\n\n"
     with atomic(suite.folder / "summary.md") as draft:
@@ -366,7 +375,9 @@ def find_suite(
     found = [folder for folder in every if name in (None, folder.name)]
     if not found:
         there = ", ".join(folder.name for folder in every) or "there is none yet"
-        raise runs.RunError(f"no suite {name or ''} in {shown(settings().runs / 'suites')} ({there})".replace("  ", " "))
+        raise runs.RunError(
+            f"no suite {name or ''} in {shown(settings().runs / 'suites')} ({there})".replace("  ", " ")
+        )
     return Suite(found[-1])
 
 
@@ -468,7 +479,9 @@ def stop_suite(
     try:
         process.wait(seconds)
     except psutil.TimeoutExpired:
-        raise runs.RunError(f"process {process.pid} of {shown(suite.folder)} is still ending after {seconds:.0f} s") from None
+        raise runs.RunError(
+            f"process {process.pid} of {shown(suite.folder)} is still ending after {seconds:.0f} s"
+        ) from None
     return True
 
 # %% ../nbs/core/11a_suite.ipynb #26d39b89

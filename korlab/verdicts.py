@@ -63,7 +63,8 @@ def members(
     return [
         {
             "run": entry.label + (" (기준 실행)" if entry is found.baseline else ""), "folder": f"`{entry.name}`",
-            "model": entry.run and entry.run.config.model, "size": entry.run and entry.run.config.size, "state": entry.state,
+            "model": entry.run and entry.run.config.model, "size": entry.run and entry.run.config.size,
+            "state": entry.state,
         }
         for entry in found.entries
     ]
@@ -103,7 +104,9 @@ def score_figure(
 
 
 def _dot(name: str, interval: Mapping[str, float]) -> dict[str, Any]:
-    return {"system": name, "value": 100 * interval["mean"], "low": 100 * interval["low"], "high": 100 * interval["high"]}
+    return {
+        "system": name, "value": 100 * interval["mean"], "low": 100 * interval["low"], "high": 100 * interval["high"]
+    }
 
 # %% ../nbs/core/11b_verdicts.ipynb #c0caf7aa
 def refusal(
@@ -303,7 +306,8 @@ def numbers(
     chosen, base = setting_of(found), found.baseline.run
     tests = {one.entry.name: one for one in against_baseline(found)}
     return {
-        "study": found.study, "split": chosen.split, "mode": chosen.mode, "measure": chosen.measure, "label": chosen.label,
+        "study": found.study, "split": chosen.split, "mode": chosen.mode, "measure": chosen.measure,
+        "label": chosen.label,
         "baseline": found.baseline.name, "correction": f"Holm, {sum(t.pair is not None for t in tests.values())} tests",
         "floors": found.own.floors(base, chosen.split, chosen.mode),
         "runs": [_record(found, entry, chosen, tests.get(entry.name)) for entry in found.entries],

@@ -425,3 +425,14 @@ def test_another_list_leaves_the_published_query_mask_in_force(base):
         size = len(encoder.tokenizer)
         loss = trainers.make_loss(config, encoder, np.ones(size, np.float32), np.arange(size) < 9)
         assert (loss.loss.query_mask is not None) == masked
+
+
+@pytest.mark.parametrize(("warmup", "best"), [(0.0, 5), (0.5, 10), (1.0, 15)])
+def test_no_checkpoint_is_the_best_while_the_regularisers_grow(base, tmp_path, monkeypatch, warmup, best):
+    """Dense vectors rank well early on; choosing them would undo what the rest of the training is for."""
+    monkeypatch.setattr(trainers.DevSearch, "__call__", lambda self, model, *_, steps=-1, **__: {"ndcg10": 1 / steps})
+    dev = Collection({"d": TRIPLES[0].positive}, {"q": TRIPLES[0].query}, {"q": {"d": 1}})
+    config = registry.configure(WANTED | {"regularizer_warmup": warmup, "keep_checkpoints": 3})
+    model = assemble(base, 48)
+    made = SparseTrainer(config, model, TRIPLES, dev, tmp_path, idf.count_df(TEXTS, model.tokenizer).penalties(), note=lambda text: None)
+    assert made.train()["best_model_checkpoint"] == f"checkpoint-{best}"

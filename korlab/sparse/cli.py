@@ -14,12 +14,18 @@ import typer
 from .. import cli
 
 # %% ../../nbs/sparse/25_cli.ipynb #73d74c58
-app = typer.Typer(name="sparse", no_args_is_help=True, help="Prepare, train, compare, export and search with sparse retrievers.")
+app = typer.Typer(
+    name="sparse", no_args_is_help=True, help="Prepare, train, compare, export and search with sparse retrievers."
+)
 _TOKENIZER = Annotated[str, typer.Option(help="folder or hub id of the model whose tokenizer counts")]
-_RUN = Annotated[str, typer.Argument(metavar="RUN", help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")]
+_RUN = Annotated[
+    str, typer.Argument(metavar="RUN", help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")
+]
 _EXPERIMENT = Annotated[Path, typer.Argument(help="an experiment file, e.g. params/sparse/ko.yaml")]
 _OVERLAY = Annotated[list[Path], typer.Option("-f", "--file", help="YAML laid over it; repeatable")]
-_MINI = Annotated[bool, typer.Option("--mini", help="with params/sparse/overlays/mini.yaml: a model from nothing, for two cores")]
+_MINI = Annotated[
+    bool, typer.Option("--mini", help="with params/sparse/overlays/mini.yaml: a model from nothing, for two cores")
+]
 
 
 def _refused(error: Exception) -> typer.Exit:
@@ -111,7 +117,10 @@ def _overlays(**asked: bool) -> list[Path]:
 def _judged(rows: list[dict[str, str]]) -> typer.Exit:
     "Print checks; exit code 1 when one failed."
     for row in rows:
-        typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg={"note": "yellow", "failed": "red"}.get(row["state"]))
+        typer.secho(
+            f"{row['state']:7}{row['check']:15}{row['found']}",
+            fg={"note": "yellow", "failed": "red"}.get(row["state"])
+        )
     return typer.Exit(int(any(row["state"] == "failed" for row in rows)))
 
 # %% ../../nbs/sparse/25_cli.ipynb #98aa0c6c
@@ -160,8 +169,12 @@ def _run_of(folder: Path):  # noqa: ANN202: the run an encoder belongs to; None 
 def export(
     run: _RUN,
     to: Annotated[Path, typer.Option(help="folder of the export")],
-    license: Annotated[str, typer.Option(help="of what is exported, as an SPDX id, e.g. cc-by-sa-4.0; the base model's may bind")],
-    silence: Annotated[bool, typer.Option("--silence", help="fold the stop-token mask into the decoder's bias")] = False,
+    license: Annotated[
+        str, typer.Option(help="of what is exported, as an SPDX id, e.g. cc-by-sa-4.0; the base model's may bind")
+    ],
+    silence: Annotated[
+        bool, typer.Option("--silence", help="fold the stop-token mask into the decoder's bias")
+    ] = False,
 ) -> None:
     "Write a trained encoder as files that sentence-transformers, transformers and OpenSearch read without our code."
     from korlab import registry
@@ -209,7 +222,11 @@ def upload(
     typer.secho(f"{what} ({'public' if public else 'private'})", bold=True)
 
 # %% ../../nbs/sparse/25_cli.ipynb #68babc91
-_ALIAS = Annotated[str | None, typer.Option("--opensearch", metavar="ALIAS", help="in the cluster of KORLAB_OPENSEARCH_URL, under this alias")]
+_ALIAS = Annotated[
+    str | None, typer.Option(
+        "--opensearch", metavar="ALIAS", help="in the cluster of KORLAB_OPENSEARCH_URL, under this alias"
+    )
+]
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
@@ -231,10 +248,18 @@ def _told(note: str) -> None:
 @app.command()
 def index(
     run: _RUN,
-    documents: Annotated[str, typer.Argument(help="'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line")],
+    documents: Annotated[
+        str, typer.Argument(
+            help="'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line"
+        )
+    ],
     to: Annotated[Path | None, typer.Option(help="folder of the index")] = None,
     opensearch: _ALIAS = None,
-    layout: Annotated[str | None, typer.Option(help="with --opensearch: rank_features (exact, the default) or sparse_vector (approximate, from 3.3)")] = None,
+    layout: Annotated[
+        str | None, typer.Option(
+            help="with --opensearch: rank_features (exact, the default) or sparse_vector (approximate, from 3.3)"
+        )
+    ] = None,
 ) -> None:
     "Encode passages and keep them as an index: in a folder, or in OpenSearch."
     from korlab.files import FileError
@@ -265,7 +290,8 @@ def _into_opensearch(run: str, documents: str, alias: str, layout: str) -> str:
     kind = opensearch.Layout(_one_of("--layout", layout, ("rank_features", "sparse_vector")))
     service, passages = opensearch.connect(), read_passages(documents, _told)
     done = opensearch.index_collection(service, load_encoder(run), passages, alias, kind)
-    return (f"{done.sent:,} passages sent, {done.present:,} were there, {done.empty:,} of those sent without any token: "
+    return (f"{done.sent:,} passages sent, {done.present:,} were there, "
+            f"{done.empty:,} of those sent without any token: "
             f"{alias} is {done.index}")
 
 # %% ../../nbs/sparse/25_cli.ipynb #173693cf
@@ -286,18 +312,25 @@ def _lines(hits: object, width: int, most: int = 8) -> list[str]:  # hits: korla
         tokens = [f"{'' if inside else '+'}{token} {share:.0%}" for token, share, inside in hit.tokens[:most]]
         if rest := hit.tokens[most:]:
             tokens.append(f"{len(rest)} more {sum(share for _, share, _ in rest):.0%}")
-        lines += [f"{rank:>4}  {hit.score:5.2f}  {hit.id}", *(" " * 6 + _cut(text, width - 6) for text in (hit.text, ", ".join(tokens)))]
+        lines += [
+            f"{rank:>4}  {hit.score:5.2f}  {hit.id}",
+            *(" " * 6 + _cut(text, width - 6) for text in (hit.text, ", ".join(tokens)))
+        ]
     return lines
 
 
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="what to look for")],
-    run: Annotated[str, typer.Option(help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")] = "latest",
+    run: Annotated[
+        str, typer.Option(help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")
+    ] = "latest",
     documents: Annotated[str | None, typer.Option(help="as for `index`; the embedded collection if not given")] = None,
     index: Annotated[Path | None, typer.Option(help="folder the index is kept in")] = None,
     opensearch: _ALIAS = None,
-    mode: Annotated[str | None, typer.Option(help="with --opensearch: sparse (the default), two_phase, or hybrid with BM25")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="with --opensearch: sparse (the default), two_phase, or hybrid with BM25")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="how many hits")] = 5,
 ) -> None:
     "Find passages, and say which tokens decided."
@@ -316,7 +349,9 @@ def search(
         else:
             _without_effect("without", mode=mode)
             given = {"documents": documents, "index": index and str(index)}
-            searcher = start({"run": run, "query": query, "k": k} | {name: value for name, value in given.items() if value})
+            searcher = start(
+                {"run": run, "query": query, "k": k} | {name: value for name, value in given.items() if value}
+            )
             for note in searcher.notes:
                 _told(note)
             hits = searcher()

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from korlab.verdicts import Setting
 
 # %% ../../nbs/sparse/24a_comparison.ipynb #02634d88
-PARTS: dict[str, str] = {"vocabulary": "vocabulary", "idf": "IDF", "stop_tokens": "stop tokens"}  # of model.json -> column
+PARTS: dict[str, str] = {
+    "vocabulary": "vocabulary", "idf": "IDF", "stop_tokens": "stop tokens"
+}  # of model.json -> column
 
 
 def titles(
@@ -47,7 +49,10 @@ def summary(
 ) -> dict[str, Any] | None:  # measure -> interval, and the signature; None where it was not counted
     "The scores of the encoder."
     result = _split(run, split)
-    return result["systems"][OURS] | {"signature": result["signature"]} if result and mode in modes(run, split) else None
+    return (
+        result["systems"][OURS] | {"signature": result["signature"]}
+        if result and mode in modes(run, split) else None
+    )
 
 
 def floors(
@@ -100,9 +105,15 @@ def targets(
     rows = []
     for entry in found.done:
         if result := _split(entry.run, found.asked.split):
-            sides = {side: goal_rows(measured, side, entry.run.config.stop_tokens == "hard") for side, measured in result["sparsity"].items()}
+            sides = {
+                side: goal_rows(measured, side, entry.run.config.stop_tokens == "hard")
+                for side, measured in result["sparsity"].items()
+            }
             for each in zip(*sides.values()):
-                said = {row["vectors"]: f"{row['value']:.3g} {_STATES[row['state']]}" if row["state"] else _STATES[None] for row in each}
+                said = {
+                    row["vectors"]: f"{row['value']:.3g} {_STATES[row['state']]}" if row["state"] else _STATES[None]
+                    for row in each
+                }
                 rows.append({"run": entry.label, "measure": each[0]["measure"], "goal": each[0]["goal"]} | said)
     return rows
 
@@ -111,10 +122,11 @@ def findings(
     found: "Comparison",  # any
 ) -> Markdown:  # a table for passages and one for queries
     "Sparsity of every run, side by side."
-    results = {entry.label: _split(entry.run, found.asked.split) for entry in found.done}
-    return Markdown("\n\n".join(
-        f"### {title}\n\n{sparsity_table({label: result['sparsity'][side] for label, result in results.items() if result})}"
-        for side, title in (("documents", "문서"), ("queries", "질문"))))
+    results = {entry.label: result for entry in found.done if (result := _split(entry.run, found.asked.split))}
+    tables = {title: sparsity_table({label: result["sparsity"][side] for label, result in results.items()})
+              for side, title in (("documents", "문서"), ("queries", "질문"))}
+    tables["FLOPS"] = pipe_table([{label: result["flops"] for label, result in results.items()}])
+    return Markdown("\n\n".join(f"### {title}\n\n{table}" for title, table in tables.items()))
 
 # %% ../../nbs/sparse/24a_comparison.ipynb #079c06e6
 def gallery(
@@ -137,10 +149,14 @@ def gallery(
 def _question(rows: Mapping[str, Mapping[str, Any]], why: str, measure: str, passages: Mapping[str, str]) -> str:
     first = next(iter(rows.values()))
     table = pipe_table([
-        {"run": label, MEASURES[measure]: 100 * row["scores"][OURS][measure], "first passage": passages.get(row["first"][OURS]),
+        {"run": label, MEASURES[measure]: 100 * row["scores"][OURS][measure],
+         "first passage": passages.get(row["first"][OURS]),
          "decisive tokens": in_words(row["decisive"]["first"])} for label, row in rows.items()
     ], literal=True)
-    return f"### {escape(first['text'])}\n\n{why}. 답: {escape(passages[first['relevant'][0]]) if first['relevant'] else '–'}\n\n{table}"
+    return (
+        f"### {escape(first['text'])}\n\n{why}. "
+        f"답: {escape(passages[first['relevant'][0]]) if first['relevant'] else '–'}\n\n{table}"
+    )
 
 # %% ../../nbs/sparse/24a_comparison.ipynb #94d16d26
 def record(
@@ -148,8 +164,10 @@ def record(
     chosen: "Setting",  # where
 ) -> dict[str, Any]:  # plain JSON
     "Scores, BM25's scores and sparsity of every split."
-    kept = ("n", "documents", "systems", "signature", "sparsity")
-    return {"splits": {name: {key: result[key] for key in kept} for name, result in run.read("metrics")["splits"].items()}}
+    kept = ("n", "documents", "systems", "signature", "sparsity", "flops")
+    return {
+        "splits": {name: {key: result[key] for key in kept} for name, result in run.read("metrics")["splits"].items()}
+    }
 
 
 ABOUT: dict[str, str] = {
@@ -164,7 +182,8 @@ ABOUT: dict[str, str] = {
     "costs": "공개된 시스템은 훈련 시간을 밝히지 않았다.",
     "parameters": "벡터의 길이는 어휘의 크기이다. IDF와 불용 토큰을 어떻게 썼는지 함께 적는다.",
     "findings": (
-        "훈련된 벡터가 얼마나 희소한지, 무게가 얼마나 조사와 어미에 가 있는지를 보인다. `dead share`는 어느 문서에서도 켜지지 않는 어휘의 몫이다."
+        "훈련된 벡터가 얼마나 희소한지, 무게가 얼마나 조사와 어미에 가 있는지를 보인다. `dead share`는 어느 문서에서도 "
+        "켜지지 않는 어휘의 몫이고, FLOPS는 질문 하나를 문서 하나와 견줄 때 드는 곱셈의 기댓값이다."
     ),
     "gallery": (
         "보기는 손으로 고르지 않았다. 점수가 가장 크게 갈린 질문 셋, 가장 낮은 점수가 가장 높은 질문 하나, 가장 높은 점수가 가장 낮은 "

@@ -74,7 +74,10 @@ def search_collection(
     for label, cut in BASELINES.items():
         hits = bm25_of(tuple(collection.corpus.items()), cut).search([*collection.queries.values()], max(KS))
         found[label] = dict(zip(ids, hits, strict=True))
-    judged = {label: evaluate(hits, collection.qrels, KS, documents=len(collection.corpus)) for label, hits in found.items()}
+    judged = {
+        label: evaluate(hits, collection.qrels, KS, documents=len(collection.corpus))
+        for label, hits in found.items()
+    }
     return Searched(collection, queries, documents, index, found, judged)
 
 # %% ../../nbs/sparse/23a_evaluation.ipynb #c1acc34d
@@ -151,7 +154,8 @@ def results(
         "systems": {label: one.summary() for label, one in judged.items()},
         "against": {label: compare_scores(ours, judged[label].scores["ndcg@10"]).to_dict() for label in BASELINES},
         "signature": judged[OURS].signature,
-        "sparsity": {side: measure_sparsity(vectors, stop) | {"own": own_share(vectors, [*texts.values()], loaded.tokenizer)}
+        "sparsity": {side: measure_sparsity(vectors, stop)
+                     | {"own": own_share(vectors, [*texts.values()], loaded.tokenizer)}
                      for side, (vectors, texts) in sides.items()},
         "flops": expected_flops(searched.queries, documents),
         "pruning": pruned(searched), "latency": latency(searched, loaded),
@@ -179,13 +183,16 @@ def ranking_rows(
 ) -> list[dict[str, Any]]:  # one row a query, in the order of the collection
     "Scores, first passages and decisive tokens of every query."
     c, rows = searched.collection, []
-    place = {query: i for i, query in enumerate(searched.judged[OURS].queries)}  # scores stand in the order of the judgements
+    place = {query: i for i, query in enumerate(searched.judged[OURS].queries)}  # scores stand in the judgements' order
     for i, (query, text) in enumerate(c.queries.items()):
         first = {label: next(iter(hits.get(query, {})), None) for label, hits in searched.found.items()}
         relevant = [doc for doc, grade in c.qrels[query].items() if grade > 0]
         rows.append({
             "query": query, "text": text, "relevant": relevant, "first": first,
-            "scores": {label: {m: float(one.scores[m][place[query]]) for m in MEASURES} for label, one in searched.judged.items()},
+            "scores": {
+                label: {m: float(one.scores[m][place[query]]) for m in MEASURES}
+                for label, one in searched.judged.items()
+            },
             "decisive": {"first": decisive(searched, loaded, i, first[OURS]),
                          "relevant": decisive(searched, loaded, i, relevant[0] if relevant else None)},
         })

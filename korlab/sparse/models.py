@@ -69,7 +69,7 @@ def _wordpiece(tokenizer: Tokenizer, texts: list[str], vocab_size: int) -> model
             letters[f"##{one}" if deep or i else one] += count
     names = dict.fromkeys([*_BERT.values(), *_by_count(letters)])
     for piece in _by_count(counts):
-        if len(names) >= vocab_size:
+        if len(names) >= max(vocab_size, len(letters) + vocab_size // 4):
             break
         names.setdefault(piece)
     return models.WordPiece({piece: i for i, piece in enumerate(names)}, unk_token="[UNK]")
@@ -77,7 +77,7 @@ def _wordpiece(tokenizer: Tokenizer, texts: list[str], vocab_size: int) -> model
 
 def train_tokenizer(
     texts: Iterable[str],  # text to learn pieces from
-    vocab_size: int,  # pieces, special tokens included
+    vocab_size: int,  # pieces, special tokens included; more where letters would leave no quarter of it to words
     family: str = "roberta",  # "roberta": WordPiece; "xlm-roberta": Unigram
 ) -> PreTrainedTokenizerFast:  # it frames every text
     "Train a small tokenizer of a family's kind."
@@ -87,8 +87,10 @@ def train_tokenizer(
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " ")])
     tokenizer.decoder = decoders.WordPiece() if wordpiece else decoders.Metaspace()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer() if wordpiece else pre_tokenizers.Sequence([
-        pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)])
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*names.values()], show_progress=False)
+        pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated"),
+        pre_tokenizers.Digits(individual_digits=True)])
+    room = len({letter for text in texts for letter in text}) + vocab_size // 4  # letters alone make no words
+    trainer = trainers.BpeTrainer(vocab_size=max(vocab_size, room), special_tokens=[*names.values()], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.model = _wordpiece(tokenizer, texts, vocab_size) if wordpiece else _unigram(tokenizer, texts)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -113,7 +115,8 @@ def mini(
     kind, net = _KINDS[family]
     config = kind(
         vocab_size=len(tokenizer), max_position_embeddings=max_length + tokenizer.pad_token_id + 1,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, **MINI,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        **MINI,
     )
     model = net(config)
     head = model.lm_head
@@ -144,7 +147,9 @@ def fit_vocabulary(
     "Cut the output layer to its tokenizer: many are padded, and a dimension that no token names cannot be searched."
     rows, size = transformer.model.get_output_embeddings().weight.shape[0], len(transformer.tokenizer)
     if rows < size:
-        raise CheckpointError(f"the checkpoint scores {rows:,} tokens but its tokenizer has {size:,}: they do not belong together")
+        raise CheckpointError(
+            f"the checkpoint scores {rows:,} tokens but its tokenizer has {size:,}: they do not belong together"
+        )
     if rows > size:
         transformer.model.resize_token_embeddings(size)
 
@@ -194,7 +199,10 @@ def build(
 ) -> Loaded:  # encoder, tokenizer, origin
     "Build the mini encoder or load the full one."
     if size == "mini":
-        source, origin = str(start_mini(entry.family, texts, folder, vocab_size, max_length)), f"mini {entry.family} built from its config"
+        source, origin = (
+            str(start_mini(entry.family, texts, folder, vocab_size, max_length)),
+            f"mini {entry.family} built from its config",
+        )
         tokenizer = AutoTokenizer.from_pretrained(source)
     else:
         source = checkpoint or entry.hub_id
@@ -213,8 +221,9 @@ def _check(source: str) -> None:
     except OSError as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"the checkpoint {source!r} could not be loaded ({first}). Three ways to get it: connect to the Hugging Face "
-            f"Hub (set HF_TOKEN if it is gated), download it once with `hf download {source}` so that the cache has it, "
+            f"the checkpoint {source!r} could not be loaded ({first}). Three ways to get it: connect to the "
+            f"Hugging Face Hub (set HF_TOKEN if it is gated), download it once with `hf download {source}` so that "
+            f"the cache has it, "
             f"or pass checkpoint=FOLDER with a local copy."
         ) from error
 
@@ -269,6 +278,10 @@ def encode(
     if not len(texts):
         raise ValueError("there is nothing to encode: give at least one text")
     how = model.encode_query if side == "query" else model.encode_document
-    found = how(list(texts), batch_size=batch_size, convert_to_sparse_tensor=True, save_to_cpu=True, show_progress_bar=progress)
+    found = how(
+        list(texts), batch_size=batch_size, convert_to_sparse_tensor=True, save_to_cpu=True, show_progress_bar=progress
+    )
     found = found.coalesce()
-    return csr_matrix((found.values().float().numpy(), found.indices().numpy()), shape=tuple(found.shape), dtype=np.float32)
+    return csr_matrix(
+        (found.values().float().numpy(), found.indices().numpy()), shape=tuple(found.shape), dtype=np.float32
+    )

@@ -46,15 +46,18 @@ def check_splits(
     asked = {bare(text) for text in dev.queries.values()} if dev else set()
     for name, collection in splits.collections.items():
         known = check_isolation(splits.triples, collection)
-        notes.append(f"{name}: {known} of {len(collection.queries)} questions have a passage that training asked for, too.")
+        notes.append(
+            f"{name}: {known} of {len(collection.queries)} questions have a passage that training asked for, too."
+        )
         shared = sum(bare(text) in asked for text in collection.queries.values())
         if name != "dev" and shared:
-            raise ParameterError(f"dev and {name} share {shared} of {len(collection.queries)} questions, so the checkpoint "
+            raise ParameterError(f"dev and {name} share {shared} of {len(collection.queries)} questions, "
+                                 f"so the checkpoint "
                                  f"would be chosen by what it is scored on: give dev_data questions of its own")
     return notes
 
 # %% ../../nbs/sparse/17b_splits.ipynb #52bb74db
-SHARES: dict[str, float] = {"train": 0.6, "dev": 0.1, "test": 0.3}  # of the questions of a collection that has one split
+SHARES: dict[str, float] = {"train": 0.6, "dev": 0.1, "test": 0.3}  # of the questions of a collection with one split
 
 
 def cut(
@@ -93,21 +96,29 @@ def judged_as(
 def _from_collection(config: RunParams) -> Splits:
     "Its own splits, and what it lacks cut from one of them."
     if useless := [name for name in ("kind_key", "hub_config") if getattr(config, name) is not None]:
-        raise ParameterError(f"{useless[0]}={getattr(config, useless[0])!r} would have no effect: {portable(config.data)!r} is a "
+        raise ParameterError(f"{useless[0]}={getattr(config, useless[0])!r} would have no effect: "
+                             f"{portable(config.data)!r} is a "
                              f"collection, and only rows of triples have it")
     judged = judged_as(config.data)
     if not judged:
-        raise ParameterError(f"data={portable(config.data)!r} judges none of {', '.join(SHARES)}: it needs qrels/<split>.tsv")
+        raise ParameterError(
+            f"data={portable(config.data)!r} judges none of {', '.join(SHARES)}: it needs qrels/<split>.tsv"
+        )
     found = {name: load_beir(config.data, there, config.data_policy) for name, there in judged.items()}
     sources, notes = [{"split": name} | one.report.to_dict() for name, one in found.items()], []
     if lacking := [name for name in SHARES if name not in found]:
         donor = "train" if "train" in found else max(found, key=lambda name: len(found[name].queries))
         parts = cut(found[donor], [name for name in SHARES if name in (donor, *lacking)])
         counts = ", ".join(f"{name} {len(one.queries)}" for name, one in parts.items())
-        notes.append(f"{portable(config.data)} judges {', '.join(judged)} only: {donor} was split by hash into {counts}.")
+        notes.append(
+            f"{portable(config.data)} judges {', '.join(judged)} only: {donor} was split by hash into {counts}."
+        )
         found |= parts
     train = found.pop("train")
-    triples = [Triple(train.queries[q], train.corpus[doc]) for q, grades in train.qrels.items() for doc, g in grades.items() if g > 0]
+    triples = [
+        Triple(train.queries[q], train.corpus[doc])
+        for q, grades in train.qrels.items() for doc, g in grades.items() if g > 0
+    ]
     return Splits(triples, {name: found[name] for name in ("dev", "test")}, sources, notes)
 
 # %% ../../nbs/sparse/17b_splits.ipynb #1a89d304
@@ -115,7 +126,10 @@ def _from_files(config: RunParams) -> Splits:
     "Rows to learn from, and a collection each for dev and test."
     find_parts(config.data)  # a path that does not exist is said before anything else
     if not (config.dev_data and config.test_data):
-        raise ParameterError(f"data={portable(config.data)!r} holds triples only: give dev_data and test_data, folders in BEIR's layout")
+        raise ParameterError(
+            f"data={portable(config.data)!r} holds triples only: give dev_data and test_data, "
+            f"folders in BEIR's layout"
+        )
     triples, report = load_triples(config.data, policy=config.data_policy, kind=config.kind_key or "difficulty",
                                    max_chars=config.max_chars, hub_config=config.hub_config)
     splits = Splits(triples, {}, [{"split": "train"} | report.to_dict()])
@@ -132,7 +146,10 @@ def split_for(
     "The split to read of a collection that is given for dev or test: the one of that name, or the only one."
     judged = judged_as(source)
     if name not in judged and len(judged) != 1:
-        raise ParameterError(f"{portable(source)!r}, given for {name}, judges no split {name!r} (splits found: {', '.join(judged) or 'none'})")
+        raise ParameterError(
+            f"{portable(source)!r}, given for {name}, judges no split {name!r} "
+            f"(splits found: {', '.join(judged) or 'none'})"
+        )
     return judged.get(name) or next(iter(judged.values()))
 
 # %% ../../nbs/sparse/17b_splits.ipynb #94666a97
@@ -140,7 +157,7 @@ def is_collection(
     data: str,  # the parameter
     alone: bool = True,  # neither dev_data nor test_data is given
 ) -> bool:  # False for triples
-    "Whether data names a collection in BEIR's layout: a folder with a corpus, or a dataset of the hub that stands alone."
+    "Whether data names a collection: a folder with a corpus, or a dataset of the hub that stands alone."
     return (Path(data) / "corpus.jsonl").is_file() or alone and not Path(data).exists() and is_hub_id(data)
 
 
@@ -175,7 +192,8 @@ def complete_negatives(
     if not short:
         return
     if scored := sum(bool(t.scores) for t in short):
-        raise ParameterError(f"negatives={wanted}: {scored} rows with teacher scores have fewer, and a mined one has no "
+        raise ParameterError(f"negatives={wanted}: {scored} rows with teacher scores have fewer, "
+                             f"and a mined one has no "
                              f"score: lower negatives, or leave the scores out and let a teacher score them")
     from korlab.sparse.mining import Rules, mine
 
@@ -184,8 +202,12 @@ def complete_negatives(
     found = iter(mined.triples)
     every = [t if len(t.negatives) >= wanted else next(found) for t in splits.triples]
     splits.triples = [t for t in every if len(t.negatives) >= wanted]
-    passed = ", ".join(f"{reason} {count:,}" for reason, count in mined.counts.items() if count and reason not in ("queries", "taken"))
-    splits.notes.append(f"{len(short)} triples had fewer than {wanted} negatives: {portable(miner) if miner else 'BM25'} found them, and "
+    passed = ", ".join(
+        f"{reason} {count:,}" for reason, count in mined.counts.items()
+        if count and reason not in ("queries", "taken")
+    )
+    splits.notes.append(f"{len(short)} triples had fewer than {wanted} negatives: "
+                        f"{portable(miner) if miner else 'BM25'} found them, and "
                         f"{len(every) - len(splits.triples)} triples for which it did not are left out ({passed}).")
 
 

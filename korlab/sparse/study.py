@@ -51,11 +51,14 @@ class Params(RunParams):
 
     vocab_size: int | None = setting(None, "pieces of the tokenizer trained on the spot", low=100, needs=ON_MINI)
     max_length: int | None = setting(None, "tokens read of a text; longer ones are cut and counted", low=8)
-    queries: Literal["encoder", "idf"] | None = setting(None, "encode queries, or look their tokens up in the IDF table")
+    queries: Literal["encoder", "idf"] | None = setting(
+        None, "encode queries, or look their tokens up in the IDF table"
+    )
     negatives: int | None = setting(None, "explicit negatives a query, besides those of its batch", low=0)
     miner: str | None = setting(None, "trained run that finds negatives rows lack; None takes BM25", needs=ON_OWN_DATA)
     kind_key: Literal["difficulty", "pair_type", "length_class"] | None = setting(
-        None, "key of a row that says of which kind it is, for the curriculum's shares; None takes difficulty", needs=ON_OWN_DATA
+        None, "key of a row that says of which kind it is, for the curriculum's shares; None takes difficulty",
+        needs=ON_OWN_DATA
     )
     hub_config: str | None = setting(None, "configuration of a hub dataset that has several", needs=ON_OWN_DATA)
     similarity: Literal["cos", "dot"] | None = setting(None, "how query and passage are compared in training")
@@ -74,8 +77,12 @@ class Params(RunParams):
     unseen: Literal["penalised", "published"] | None = setting(
         None, "tokens no training text has: dearest, or cheapest as published", needs=ON_IDF
     )
-    stop_tokens: Literal["none", "soft", "hard"] | None = setting(None, "particles and endings: as others, dearer, or silenced")
-    stop_list: Literal["safe", "published"] | None = setting(None, "whole stop words only, or every piece of them", needs=ON_STOP)
+    stop_tokens: Literal["none", "soft", "hard"] | None = setting(
+        None, "particles and endings: as others, dearer, or silenced"
+    )
+    stop_list: Literal["safe", "published"] | None = setting(
+        None, "whole stop words only, or every piece of them", needs=ON_STOP
+    )
     stop_table: str | None = setting(None, "folder of `korlab sparse stopwords`, in place of stop_list", needs=ON_STOP)
     stop_factor: float | None = setting(None, "how much dearer a stop token is", low=1, needs=ON_SOFT)
 
@@ -83,12 +90,17 @@ class Params(RunParams):
     kd: float | None = setting(None, "weight of distillation from a teacher's scores", low=0)
     distillation: Literal["margin_mse", "kl", "published"] | None = setting(None, "form of distillation", needs=ON_KD)
     kd_temperature: float | None = setting(None, "softens the teacher's scores", above=0, needs=ON_KD)
-    teacher: str | None = setting(None, "folder or hub id of what scores the triples; several, separated by commas, are an ensemble", needs=ON_KD)
+    teacher: str | None = setting(
+        None, "folder or hub id of what scores the triples; several, separated by commas, are an ensemble",
+        needs=ON_KD
+    )
     self_reconstruction: float | None = setting(None, "weight: a query holds its own tokens", low=0)
     positive_activation: float | None = setting(None, "weight: a query holds its passage's tokens", low=0)
     minimum_activation: float | None = setting(None, "weight: the strongest tokens are strong", low=0)
     triplet: float | None = setting(None, "weight of the triplet margin", low=0)
-    form: Literal["bounded", "published"] | None = setting(None, "extra terms corrected, or as published: stop tokens of queries hidden from InfoNCE")
+    form: Literal["bounded", "published"] | None = setting(
+        None, "extra terms corrected, or as published: stop tokens of queries hidden from InfoNCE"
+    )
     curriculum: Literal["none", "v25"] | None = setting(None, "phases of temperature, weights and learning rate")
     kd_warmup: float | None = setting(None, "epochs over which distillation grows", low=0, needs=ON_CURRICULUM)
     on_collapse: Literal["stop", "warn"] | None = setting(None, "when all vectors are empty or full")
@@ -110,13 +122,16 @@ def data(
     "Load the data of a run, mine what negatives it lacks, and record it in data.json."
     c = run.config
     if c.idf_table and c.regularizer != "idf" and c.queries != "idf":
-        raise ParameterError(f"idf_table={portable(c.idf_table)!r} would have no effect: neither regularizer nor queries is 'idf'")
+        raise ParameterError(
+            f"idf_table={portable(c.idf_table)!r} would have no effect: neither regularizer nor queries is 'idf'"
+        )
     with run.stage("data"):
         splits = load_splits(run.config)
         complete_negatives(splits, run.config.negatives, run.config.miner)
         counts = {"train": len(splits.triples)} | {name: len(c.queries) for name, c in splits.collections.items()}
         texts = {"train": "\n".join("\t".join((t.query, t.positive, *t.negatives)) for t in splits.triples)} | {
-            name: json.dumps([c.corpus, c.queries, c.qrels], ensure_ascii=False) for name, c in splits.collections.items()}
+            name: json.dumps([c.corpus, c.queries, c.qrels], ensure_ascii=False)
+            for name, c in splits.collections.items()}
         run.write("data", {
             "rows": counts, "documents": {name: len(c.corpus) for name, c in splits.collections.items()},
             "sha256": {name: text_hash(text) for name, text in texts.items()}, "notes": splits.notes,
@@ -143,7 +158,9 @@ def model(
             return models.load(run.path("model"))
         set_seed(c.seed)
         static = (lambda tokenizer: _idf(run, splits, tokenizer).query_weights()) if c.queries == "idf" else None
-        loaded = models.build(entry, c.size, splits.texts, run.path("base"), c.vocab_size, c.checkpoint, c.max_length, static)
+        loaded = models.build(
+            entry, c.size, splits.texts, run.path("base"), c.vocab_size, c.checkpoint, c.max_length, static
+        )
         _prepare(run, loaded, splits)
         _record_model(run, loaded, splits)
     return loaded
@@ -185,7 +202,10 @@ def _prepare(run: Run, loaded: "Loaded", splits: Splits) -> None:
     c, size = run.config, _size(loaded)
     stop = stop_mask_of(c, loaded.tokenizer, size)
     source = portable(c.stop_table) if c.stop_table else c.stop_list
-    loaded.facts |= {"stop_tokens": f"{c.stop_tokens}, {int(stop.sum()):,} of {size:,} ({source})" if c.stop_tokens != "none" else "none"}
+    loaded.facts |= {
+        "stop_tokens": f"{c.stop_tokens}, {int(stop.sum()):,} of {size:,} ({source})"
+        if c.stop_tokens != "none" else "none"
+    }
     if c.regularizer == "idf" or c.queries == "idf":
         table = _idf(run, splits, loaded.tokenizer)
         seen, source = int((table.df > 0).sum()), f" ({portable(c.idf_table)})" if c.idf_table else ""
@@ -198,7 +218,9 @@ def _record_model(run: Run, loaded: "Loaded", splits: Splits) -> None:
     from korlab.sparse.models import parameter_table
 
     lengths = _lengths(loaded, splits)
-    run.write("data", run.read("data") | {"lengths": {name: _length_facts(found, run.config.max_length) for name, found in lengths.items()}})
+    run.write("data", run.read("data") | {
+        "lengths": {name: _length_facts(found, run.config.max_length) for name, found in lengths.items()}
+    })
     write_json(run.path("lengths.json"), lengths)
     table = parameter_table(loaded.model)
     run.write("modules", table)
@@ -210,12 +232,21 @@ def _record_model(run: Run, loaded: "Loaded", splits: Splits) -> None:
 
 def _lengths(loaded: "Loaded", splits: Splits) -> dict[str, list[int]]:
     test = splits.collections["test"]
-    texts = {"train": [t.query for t in splits.triples], "test": [*test.queries.values()], "documents": [*test.corpus.values()]}
-    return {name: [len(ids) for ids in loaded.tokenizer(found, verbose=False).input_ids] for name, found in texts.items()}
+    texts = {
+        "train": [t.query for t in splits.triples], "test": [*test.queries.values()],
+        "documents": [*test.corpus.values()]
+    }
+    return {
+        name: [len(ids) for ids in loaded.tokenizer(found, verbose=False).input_ids]
+        for name, found in texts.items()
+    }
 
 
 def _length_facts(lengths: Sequence[int], limit: int) -> dict[str, Any]:
-    return {"n": len(lengths), "mean": round(float(np.mean(lengths)), 1), "max": max(lengths), "cut": sum(n > limit for n in lengths)}
+    return {
+        "n": len(lengths), "mean": round(float(np.mean(lengths)), 1), "max": max(lengths),
+        "cut": sum(n > limit for n in lengths)
+    }
 
 # %% ../../nbs/sparse/24_study.ipynb #0be1d16d
 def train(
@@ -254,7 +285,9 @@ def _scored(run: Run, triples: list[Triple]) -> list[Triple]:
     if not c.kd or all(t.scores for t in triples):
         return triples
     if not c.teacher:
-        raise ParameterError(f"kd={c.kd}: the triples have no teacher scores; set teacher to an encoder that gives them, or kd=0")
+        raise ParameterError(
+            f"kd={c.kd}: the triples have no teacher scores; set teacher to an encoder that gives them, or kd=0"
+        )
     from korlab.settings import settings
     from korlab.sparse.teacher import load_teacher, score_triples
 
@@ -276,7 +309,9 @@ def verify(
         checks.append(_row("model", True, f"{loaded.origin}, {size:,} dimensions"))
         stop, price = _stop_and_prices(run, loaded, splits)
         checks.append(_row("IDF", *_prices_in_words(run, price, _idf(run, splits, loaded.tokenizer).df)))
-        checks.append(_row("stop tokens", 0 < stop.sum() < size / 2, f"{int(stop.sum()):,} of {size:,}, {config.stop_tokens}"))
+        checks.append(
+            _row("stop tokens", 0 < stop.sum() < size / 2, f"{int(stop.sum()):,} of {size:,}, {config.stop_tokens}")
+        )
         checks += _first_batch(run, loaded, splits)
     return checks
 
@@ -291,7 +326,10 @@ def _prices_in_words(run: Run, price: np.ndarray | None, df: np.ndarray) -> tupl
         return True, f"every token costs the same (regularizer={run.config.regularizer})"
     found = f"{int((df > 0).sum()):,} tokens seen, prices {price.min():.3f} to {price.max():.3f}"
     if (df == 0).any():
-        found += f", of tokens never seen {price[df == 0].min():.3f} to {price[df == 0].max():.3f} (unseen={run.config.unseen})"
+        found += (
+            f", of tokens never seen {price[df == 0].min():.3f} to {price[df == 0].max():.3f} "
+            f"(unseen={run.config.unseen})"
+        )
     return bool(np.isfinite(price).all() and price.min() > 0 and np.ptp(price) > 0), found
 
 
@@ -305,26 +343,36 @@ def _first_batch(run: Run, loaded: "Loaded", splits: Splits) -> list[dict[str, s
     trainer = SparseTrainer(c, loaded.model, some, None, run.folder, penalties, stop, lambda text: None).trainer
     loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
     loss.backward()
-    reached = [name for name, weight in loaded.model.named_parameters() if weight.grad is not None and weight.grad.abs().sum() > 0]
+    reached = [
+        name for name, weight in loaded.model.named_parameters()
+        if weight.grad is not None and weight.grad.abs().sum() > 0
+    ]
     head = any("embeddings.word_embeddings" in name or "decoder" in name for name in reached)
     return [_row("loss", bool(np.isfinite(loss.item())), f"{loss.item():.4f} on the first batch"),
-            _row("gradient", head, f"reaches {len(reached)} of {len(list(loaded.model.named_parameters()))} weights, the head among them"
+            _row("gradient", head, f"reaches {len(reached)} of {len(list(loaded.model.named_parameters()))} weights, "
+                 f"the head among them"
                  if head else "does not reach the head")]
 
 # %% ../../nbs/sparse/24_study.ipynb #7ac5725f
 def quick_checks(
     run: Run,  # a finished short run, two epochs at least
-) -> list[dict[str, str]]:  # rows: check, state ("ok", "failed", or "note" for what only a whole training decides), found
+) -> list[dict[str, str]]:  # rows: check, state ("ok", "failed", or "note" for what only whole trainings decide), found
     "Whether a short training went the right way."
     logged = [row for row in read_jsonl(run.path("history.jsonl")) if "loss" in row]
     last = max(row["epoch"] for row in logged)
     first, second = ([row["loss"] for row in logged if half == (row["epoch"] > last / 2)] for half in (False, True))
     before, after = float(np.mean(first)), float(np.mean(second))
-    measured, spent = next(iter(run.read("metrics")["splits"].values()))["sparsity"]["documents"], run.read("train")["train_metrics"]
+    measured, spent = (
+        next(iter(run.read("metrics")["splits"].values()))["sparsity"]["documents"],
+        run.read("train")["train_metrics"],
+    )
     dims, ratio = measured["active"]["mean"], measured["semantic_ratio"]
     return [
         _row("loss", after < before, f"{before:.4f} in the first half, {after:.4f} in the second"),
-        _row("vectors", 1 <= dims <= 0.8 * measured["vocabulary"], f"{dims:,.0f} of {measured['vocabulary']:,} dimensions active"),
+        _row(
+            "vectors", 1 <= dims <= 0.8 * measured["vocabulary"],
+            f"{dims:,.0f} of {measured['vocabulary']:,} dimensions active"
+        ),
         _ratio_row(ratio),
         _row("memory", True, f"{spent['peak_memory_mib']:,.0f} MiB at most, {spent['seconds']:.0f} s"),
     ]
@@ -332,9 +380,15 @@ def quick_checks(
 
 def _ratio_row(ratio: float | None) -> dict[str, str]:
     "The semantic ratio of the passages; the regulariser that lifts it has hardly begun in a short training."
-    row = _row("semantic ratio", True, "stop tokens are silent" if ratio is None else f"{ratio:.2f}, on vectors as the model gives them")
+    row = _row(
+        "semantic ratio", True,
+        "stop tokens are silent" if ratio is None else f"{ratio:.2f}, on vectors as the model gives them"
+    )
     if ratio is not None and ratio <= 1:
-        row |= {"state": "note", "found": f"{row['found']}: stop tokens weigh more than content so far; look again after the training"}
+        row |= {
+            "state": "note",
+            "found": f"{row['found']}: stop tokens weigh more than content so far; look again after the training"
+        }
     return row
 
 # %% ../../nbs/sparse/24_study.ipynb #ac84a119
@@ -385,10 +439,15 @@ def _to_be_scored(run: Run) -> Splits:
     try:
         triples = load_splits(home.config).triples
     except (DataError, OSError) as error:
-        splits.notes.append(f"The training data could not be loaded again, so nobody checked whether it holds these questions ({error}).")
+        splits.notes.append(
+            f"The training data could not be loaded again, so nobody checked whether it holds these "
+            f"questions ({error})."
+        )
         return splits
     known = check_isolation(triples, splits.collections["test"])
-    splits.notes.append(f"Training held none of these questions; {known} of them have a passage that it asked for, too.")
+    splits.notes.append(
+        f"Training held none of these questions; {known} of them have a passage that it asked for, too."
+    )
     return splits
 
 
@@ -410,7 +469,9 @@ def evaluate_on(
                            "sources": splits.sources, "sha256": {}, "lengths": None,
                            "documents": {n: len(s.corpus) for n, s in splits.collections.items()}})
         results = {name: _score(run, name, splits.collections[name], loaded) for name in splits.scored}
-        run.write("metrics", {"model": c.model, "size": c.size, "data": portable(c.data), "seed": c.seed, "splits": results})
+        run.write("metrics", {
+            "model": c.model, "size": c.size, "data": portable(c.data), "seed": c.seed, "splits": results
+        })
     return run.read("metrics")
 
 # %% ../../nbs/sparse/24_study.ipynb #2e7d5ef7
@@ -429,7 +490,8 @@ def table_rows(
 ) -> list[dict[str, Any]]:  # one row a split and system
     "The same from a file of numbers, as a README quotes it."
     return [
-        {"split": name, "system": metrics["model"] if label == OURS else label, "n": result["n"], "documents": result["documents"]}
+        {"split": name, "system": metrics["model"] if label == OURS else label,
+         "n": result["n"], "documents": result["documents"]}
         | {MEASURES[measure]: points(table[measure]) for measure in SHOWN}
         for name, result in metrics["splits"].items() for label, table in result["systems"].items()
     ]
@@ -442,7 +504,10 @@ def overview(
     name, result = next(iter(run.read("metrics")["splits"].items()))
     table = result["systems"][OURS]
     numbers = {measure: round(100 * table[measure]["mean"], 2) for measure in MEASURES}
-    return {"score": f"nDCG@10 {points(table['ndcg@10'])}", "n": result["n"], "split": name, "documents": result["documents"]} | numbers
+    return {
+        "score": f"nDCG@10 {points(table['ndcg@10'])}", "n": result["n"],
+        "split": name, "documents": result["documents"]
+    } | numbers
 
 
 def headline(
@@ -468,11 +533,18 @@ def findings(
 
     first = next(iter(run.read("metrics")["splits"].values()))
     tables = {
-        "얼마나 희소한가": sparsity_table(first["sparsity"]),
-        "공개된 목표": pipe_table([row for side, found in first["sparsity"].items() for row in goal_rows(found, side, run.config.stop_tokens == "hard")]),
+        "얼마나 희소한가": (
+            f"{sparsity_table(first['sparsity'])}\n\n"
+            f"FLOPS(질문 하나를 문서 하나와 견줄 때 드는 곱셈의 기댓값): {first['flops']:.2f}"
+        ),
+        "공개된 목표": pipe_table([
+            row for side, found in first["sparsity"].items()
+            for row in goal_rows(found, side, run.config.stop_tokens == "hard")
+        ]),
         "가지치기의 비용": pipe_table([_pruning_row(row) for row in first["pruning"]]),
         "질문 하나의 시간": pipe_table([
-            {"system": run.config.model if label == OURS else label, "n": time["n"], "p50 ms": time["p50"], "p95 ms": time["p95"]}
+            {"system": run.config.model if label == OURS else label, "n": time["n"],
+             "p50 ms": time["p50"], "p95 ms": time["p95"]}
             for label, time in first["latency"].items()
         ]),
     }
@@ -483,7 +555,8 @@ def _pruning_row(row: Mapping[str, Any]) -> dict[str, Any]:
     lost = signed({"mean": row["difference"], "low": row["low"], "high": row["high"]})
     same = row["overlap@10"]
     return {"rule": row["rule"], "active tokens": row["tokens"], "weights kept": f"{100 * row['kept']:.0f} %",
-            "same top 10": None if same is None else f"{100 * same:.0f} %", "nDCG@10": 100 * row["nDCG@10"], "difference": lost}
+            "same top 10": None if same is None else f"{100 * same:.0f} %",
+            "nDCG@10": 100 * row["nDCG@10"], "difference": lost}
 
 
 def gallery(
@@ -507,9 +580,13 @@ def _lead(row: Mapping[str, Any]) -> float:
 
 def _beside(run: Run, row: Mapping[str, Any], passages: Mapping[str, str]) -> Markdown:
     "The right passage and the first one of both systems."
-    lines = [{"": "답", "nDCG@10": None, "passage": passages[row["relevant"][0]], "decisive tokens": in_words(row["decisive"]["relevant"])}]
+    lines = [{
+        "": "답", "nDCG@10": None, "passage": passages[row["relevant"][0]],
+        "decisive tokens": in_words(row["decisive"]["relevant"])
+    }]
     for label, tokens in ((OURS, row["decisive"]["first"]), (LEXICAL, [])):
-        lines.append({"": run.config.model if label == OURS else label, "nDCG@10": 100 * row["scores"][label]["ndcg@10"],
+        lines.append({"": run.config.model if label == OURS else label,
+                      "nDCG@10": 100 * row["scores"][label]["ndcg@10"],
                       "passage": passages.get(row["first"][label]), "decisive tokens": in_words(tokens)})
     return pipe_table(lines, literal=True)
 
@@ -526,7 +603,8 @@ def data_rows(
 ) -> list[dict[str, Any]]:  # one row a split
     "How much of everything there is."
     found = run.read("data")
-    return [{"split": name, "questions": n, "documents": found["documents"].get(name), "sha256": found["sha256"].get(name, "")[:8]}
+    return [{"split": name, "questions": n, "documents": found["documents"].get(name),
+             "sha256": found["sha256"].get(name, "")[:8]}
             for name, n in found["rows"].items()]
 
 def modules(
@@ -557,7 +635,10 @@ def distribution(
 ) -> "Figure":  # nDCG@10 of each question, a row a split
     "How the scores of single questions are spread."
     names = list(run.read("metrics")["splits"])
-    found = {n: [100 * row["scores"][OURS]["ndcg@10"] for row in read_jsonl(run.path("rankings", f"{n}.jsonl"))] for n in names}
+    found = {
+        n: [100 * row["scores"][OURS]["ndcg@10"] for row in read_jsonl(run.path("rankings", f"{n}.jsonl"))]
+        for n in names
+    }
     return plots.score_distribution(found, title="질문 하나하나의 점수", label="nDCG@10")
 
 
@@ -573,7 +654,8 @@ ABOUT: dict[str, str] = {  # what the entry notebooks say of this study, by sect
     "findings": (
         "벡터가 얼마나 희소한지, 그 무게가 얼마나 조사와 어미에 가 있는지를 보인다. 가린 벡터로 재면 `semantic ratio`는 언제나 끝없이 "
         "좋아 보이므로 모델이 낸 그대로 재고, 불용 토큰은 훈련에 무엇을 썼든 같은 `safe` 목록으로 정하며, 모델이 불용 토큰을 아예 내지 "
-        "않으면(`stop_tokens: hard`) –로 적는다. 공개된 목표 셋은 희소 벡터에서는 거의 저절로 이루어진다: 활성 차원이 적으면 평균 활성도 작다. 그러므로 점수와 함께 읽는다. 가지치기는 훈련된 "
+        "않으면(`stop_tokens: hard`) –로 적는다. 공개된 목표 셋은 희소 벡터에서는 거의 저절로 이루어진다: 활성 차원이 적으면 평균 활성도 작다. "
+        "그러므로 점수와 함께 읽는다. 가지치기는 훈련된 "
         "문서 벡터에서 토큰을 덜어 내고 다시 찾은 것이다."
     ),
     "gallery": (

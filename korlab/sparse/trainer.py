@@ -29,7 +29,8 @@ from .index import as_run, build_index
 from .losses import IdfFlops, RankingTerms, SparseLoss
 from .models import encode
 from korlab.sparse.schedules import (
-    V25_PHASES, ActiveDims, CollapseWatch, Curriculum, Hints, Phase, PhaseSampler, RegularizerWarmup, memory_hint, stretched,
+    V25_PHASES, ActiveDims, CollapseWatch, Curriculum, Hints, Phase, PhaseSampler, RegularizerWarmup,
+    memory_hint, stretched,
 )
 from .sparsity import active_dims
 
@@ -66,7 +67,9 @@ class DevSearch(BaseEvaluator):
     collection: Collection  # what is searched
     batch_size: int = 32  # texts a forward pass
 
-    def __call__(self, model: SparseEncoder, output_path: Any = None, epoch: float = -1, steps: int = -1) -> dict[str, float]:
+    def __call__(
+        self, model: SparseEncoder, output_path: Any = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
         "nDCG, MRR, recall and hit rate at 10, and mean active dimensions."
         c = self.collection
         queries, documents = (encode(model, [*part.values()], side, self.batch_size)
@@ -124,6 +127,11 @@ class SparseLabTrainer(training.LabTrainer, SparseEncoderTrainer):
     "SparseEncoderTrainer with the lab's checkpoints and batches."
 
     batches: Callable[[int], PhaseSampler]  # rows a batch -> the sampler of training batches
+    unripe: float = 0.0  # share of the updates in which no checkpoint is the best: regularisers still grow, vectors are dense
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        ripe = self.state.global_step >= self.unripe * self.state.max_steps
+        return ripe and super()._determine_best_metric(metrics, trial)
 
     def get_batch_sampler(self, dataset: Dataset, batch_size: int, *_: Any, **__: Any) -> PhaseSampler:
         "The lab's batches; there is no other data set to sample, because dev is searched and not batched."
@@ -158,6 +166,7 @@ class SparseTrainer:
             callbacks=[*self._schedules(stop), *training.watchers(config, self.folder, bool(dev)), *callbacks],
         )
         self.trainer.batches = self._sampler
+        self.trainer.unripe = min(config.regularizer_delay + config.regularizer_warmup, 1.0)
         for printer in (PrinterCallback, ProgressCallback):
             self.trainer.remove_callback(printer)
 
@@ -193,7 +202,10 @@ class SparseTrainer:
             found.append(Curriculum(self.loss, self.phases, c.kd_warmup or 0.0))
         if c.active_dims:
             found.append(ActiveDims.watching(self.loss, c.active_dims))
-        return [*found, CollapseWatch(self.loss, action=c.on_collapse, note=self.note), Hints(self.loss, stop, note=self.note)]
+        return [
+            *found, CollapseWatch(self.loss, action=c.on_collapse, note=self.note),
+            Hints(self.loss, stop, note=self.note)
+        ]
 
     def train(
         self,
