@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CompareParams', 'Entry', 'entry_of', 'choose_entries', 'Comparison', 'open_comparison', 'differing',
-           'parameter_tables', 'cautions', 'data_hash']
+           'parameter_tables', 'cautions', 'split_of', 'data_hash']
 
 # %% ../nbs/core/11_comparing.ipynb #00456673
 import hashlib
@@ -227,6 +227,14 @@ def cautions(
             told = "; ".join(f"{value} ({_some(labels)})" for value, labels in groups.items())
             said.append(f"{what} 서로 다르다: {told}")
     return said
+
+
+def split_of(
+    run: Run,  # an evaluated run
+    split: str,  # any
+) -> dict[str, Any]:  # as the study wrote it; empty where the split was not scored
+    "What metrics.json holds of one split."
+    return run.read("metrics")["splits"].get(split, {})
 
 
 def data_hash(

@@ -51,3 +51,14 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
             outcome = papermill(folder / "train.ipynb", *flags(model="kobart", name="quickstart"), runs=runs)
             assert outcome.code == 0, outcome.text[-3000:]
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small jobs, one core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -28,6 +28,8 @@ from korlab.sparse.schedules import Collapsed, Hints
 from korlab.sparse.trainer import SparseTrainer, encode
 from korlab.training import damage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PLACES = ["서울", "부산", "제주", "대구", "광주", "대전", "인천", "울산", "전주", "강릉"]
 KINDS = {  # kind of row -> what is asked, where the answer looks, what it says
     "single": ("날씨", "하늘", "비가 오고 바람이 분다"), "multi": ("맛집", "식당", "국밥을 싸게 판다"),
@@ -46,15 +48,6 @@ WANTED = {
     "logging_steps": 1, "scheduler": "linear", "similarity": "cos", "temperature": 0.07, "document_weight": 0.01, "tracking": "none", "precision": "fp32",
 }
 TAUGHT = {"kd": 1.0, "distillation": "kl", "kd_temperature": 2.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small jobs, one core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -33,18 +33,11 @@ from korlab.sparse.schedules import (
 )
 from korlab.sparse.teacher import Teacher, TeacherError, encoder_teacher, load_teacher, score_pairs, score_triples
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = [a + b for a in "가나다라마바사아자차" for b in "강단물불산섬숲집책길별꽃눈비들"]  # 150 words of two syllables
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 V = len(SPECIALS) + len(WORDS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small jobs, one core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

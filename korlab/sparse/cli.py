@@ -28,13 +28,12 @@ _MINI = Annotated[
 ]
 
 
-def _refused(error: Exception) -> typer.Exit:
+def _refused(error: object) -> typer.Exit:
     from korlab.settings import shown
 
     if isinstance(error, OSError) and error.filename and error.strerror:
         error = f"{shown(error.filename)}: {error.strerror}"  # its own words name this machine's folders
-    typer.secho(f"korlab: {error}", fg="red", err=True)
-    return typer.Exit(1)
+    return cli.failed(error)
 
 
 def _tokenizer(source: str):  # noqa: ANN202: a Hugging Face tokenizer

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import verdicts
+from ..comparing import split_of
 from ..files import read_json, read_jsonl
 from ..runs import Run
 from .evaluation import MEASURES, OURS, in_words
@@ -39,7 +40,7 @@ def modes(
     split: str,  # one it scored
 ) -> list[str]:  # one
     "How many passages were searched."
-    return [f"{_split(run, split)['documents']:,} documents"]
+    return [f"{split_of(run, split)['documents']:,} documents"]
 
 
 def summary(
@@ -48,7 +49,7 @@ def summary(
     mode: str,  # any
 ) -> dict[str, Any] | None:  # measure -> interval, and the signature; None where it was not counted
     "The scores of the encoder."
-    result = _split(run, split)
+    result = split_of(run, split)
     return (
         result["systems"][OURS] | {"signature": result["signature"]}
         if result and mode in modes(run, split) else None
@@ -61,11 +62,7 @@ def floors(
     mode: str,  # any
 ) -> dict[str, dict[str, Any]]:  # name -> as `summary`
     "The scores of both BM25 on the same passages."
-    return {name: found for name, found in _split(run, split).get("systems", {}).items() if name != OURS}
-
-
-def _split(run: Run, split: str) -> dict[str, Any]:
-    return run.read("metrics")["splits"].get(split, {})
+    return {name: found for name, found in split_of(run, split).get("systems", {}).items() if name != OURS}
 
 
 def describe(
@@ -73,7 +70,7 @@ def describe(
     split: str,  # one it scored
 ) -> dict[str, Any]:  # one column
     "What a passage costs in the index."
-    return {"active dims": round(_split(run, split)["sparsity"]["documents"]["active"]["mean"])}
+    return {"active dims": round(split_of(run, split)["sparsity"]["documents"]["active"]["mean"])}
 
 
 def planned(
@@ -104,7 +101,7 @@ def targets(
     "The published goals, on the queries and passages of the split in question."
     rows = []
     for entry in found.done:
-        if result := _split(entry.run, found.asked.split):
+        if result := split_of(entry.run, found.asked.split):
             sides = {
                 side: goal_rows(measured, side, entry.run.config.stop_tokens == "hard")
                 for side, measured in result["sparsity"].items()
@@ -122,7 +119,7 @@ def findings(
     found: "Comparison",  # any
 ) -> Markdown:  # a table for passages and one for queries
     "Sparsity of every run, side by side."
-    results = {entry.label: result for entry in found.done if (result := _split(entry.run, found.asked.split))}
+    results = {entry.label: result for entry in found.done if (result := split_of(entry.run, found.asked.split))}
     tables = {title: sparsity_table({label: result["sparsity"][side] for label, result in results.items()})
               for side, title in (("documents", "문서"), ("queries", "질문"))}
     tables["FLOPS"] = pipe_table([{label: result["flops"] for label, result in results.items()}])

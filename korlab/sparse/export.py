@@ -282,18 +282,6 @@ def parts(
     return documents, table.weight.detach().float().cpu().numpy()
 
 # %% ../../nbs/sparse/21_export.ipynb #fbfe0362
-def _routed(documents: "SparseEncoder", weights: np.ndarray) -> "SparseEncoder":
-    "A document encoder and (V,) query weights as one model."
-    import torch
-    from sentence_transformers import SparseEncoder
-    from sentence_transformers.base.modules import Router
-    from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
-
-    table = SparseStaticEmbedding(documents.tokenizer, weight=torch.from_numpy(weights.copy()), frozen=True)
-    router = Router.for_query_document(query_modules=[table], document_modules=list(documents.children()))
-    return SparseEncoder(modules=[router], device=str(documents.device))
-
-
 def _encoder_to_root(folder: Path) -> None:
     "Move the encoder of a saved router up, and write its new place down."
     routes = read_json(folder / "router_config.json")
@@ -358,6 +346,8 @@ def export(
     """
     from sentence_transformers import SparseEncoder
 
+    from korlab.sparse.models import routed
+
     if folder.exists() and not (folder / "export.json").is_file():
         raise ExportError(f"{shown(folder)} exists and is no export: choose another folder")
     documents, weights = parts(SparseEncoder(str(model), device="cpu") if isinstance(model, Path) else model)
@@ -377,7 +367,7 @@ def export(
             silent = np.zeros(len(weights), bool) if stop is None else stop
             weights = np.where(silent, 0.0, weights).astype(np.float32)
             write_query_weights(draft / "idf.json", weights, plain.tokenizer)
-            whole = _routed(plain, weights)
+            whole = routed(plain.children(), plain.tokenizer, weights, str(plain.device))
         whole.save_pretrained(str(draft), create_model_card=False)
         if weights is not None:
             _encoder_to_root(draft)

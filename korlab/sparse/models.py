@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MINI', 'EMBEDDING_STD', 'START_BIAS', 'train_tokenizer', 'mini', 'CheckpointError', 'Loaded', 'fit_vocabulary',
-           'assemble', 'start_mini', 'build', 'load', 'transformer_of', 'vocabulary', 'parameter_table', 'encode']
+           'routed', 'assemble', 'start_mini', 'build', 'load', 'transformer_of', 'vocabulary', 'parameter_table',
+           'encode']
 
 # %% ../../nbs/sparse/22_models.ipynb #aefbd938
 import math
@@ -154,6 +155,18 @@ def fit_vocabulary(
         transformer.model.resize_token_embeddings(size)
 
 
+def routed(
+    documents: Sequence[nn.Module],  # what encodes documents
+    tokenizer: Any,  # theirs
+    weights: np.ndarray,  # (V,) static weights of query tokens
+    device: str = "cpu",  # as torch names it
+) -> SparseEncoder:  # documents are encoded, queries looked up
+    "Put a document encoder and a query table together."
+    table = SparseStaticEmbedding(tokenizer, weight=torch.from_numpy(weights.copy()), frozen=True)
+    router = Router.for_query_document(query_modules=[table], document_modules=list(documents))
+    return SparseEncoder(modules=[router], device=device)
+
+
 def assemble(
     folder: Path | str,  # a masked language model with its tokenizer: a folder or hub id
     max_length: int,  # tokens read of a text
@@ -162,12 +175,10 @@ def assemble(
     "Put encoder, pooling and, for inference-free search, the query table together."
     transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=max_length)
     fit_vocabulary(transformer)
-    pooling = SpladePooling()
+    modules = [transformer, SpladePooling()]
     if query_weights is None:
-        return fuse(SparseEncoder(modules=[transformer, pooling], device="cpu"))
-    table = SparseStaticEmbedding(transformer.tokenizer, weight=torch.from_numpy(query_weights.copy()), frozen=True)
-    router = Router.for_query_document(query_modules=[table], document_modules=[transformer, pooling])
-    return fuse(SparseEncoder(modules=[router], device="cpu"))
+        return fuse(SparseEncoder(modules=modules, device="cpu"))
+    return fuse(routed(modules, transformer.tokenizer, query_weights))
 
 
 def start_mini(

@@ -308,11 +308,12 @@ def verify(
         size = _size(loaded)
         checks.append(_row("model", True, f"{loaded.origin}, {size:,} dimensions"))
         stop, price = _stop_and_prices(run, loaded, splits)
-        checks.append(_row("IDF", *_prices_in_words(run, price, _idf(run, splits, loaded.tokenizer).df)))
+        df = None if price is None else _idf(run, splits, loaded.tokenizer).df
+        checks.append(_row("IDF", *_prices_in_words(config, price, df)))
         checks.append(
             _row("stop tokens", 0 < stop.sum() < size / 2, f"{int(stop.sum()):,} of {size:,}, {config.stop_tokens}")
         )
-        checks += _first_batch(run, loaded, splits)
+        checks += _first_batch(run, loaded, splits, stop, price)
     return checks
 
 
@@ -320,27 +321,28 @@ def _row(check: str, good: bool, found: str) -> dict[str, str]:
     return {"check": check, "state": "ok" if good else "failed", "found": found}
 
 
-def _prices_in_words(run: Run, price: np.ndarray | None, df: np.ndarray) -> tuple[bool, str]:
-    "Whether the prices can be used, and what they are."
+def _prices_in_words(config: RunParams, price: np.ndarray | None, df: np.ndarray | None) -> tuple[bool, str]:
+    "Whether the prices can be used, and what they are; both None where every token costs the same."
     if price is None:
-        return True, f"every token costs the same (regularizer={run.config.regularizer})"
+        return True, f"every token costs the same (regularizer={config.regularizer})"
     found = f"{int((df > 0).sum()):,} tokens seen, prices {price.min():.3f} to {price.max():.3f}"
     if (df == 0).any():
         found += (
             f", of tokens never seen {price[df == 0].min():.3f} to {price[df == 0].max():.3f} "
-            f"(unseen={run.config.unseen})"
+            f"(unseen={config.unseen})"
         )
     return bool(np.isfinite(price).all() and price.min() > 0 and np.ptp(price) > 0), found
 
 
-def _first_batch(run: Run, loaded: "Loaded", splits: Splits) -> list[dict[str, str]]:
+def _first_batch(
+    run: Run, loaded: "Loaded", splits: Splits, stop: np.ndarray, price: np.ndarray | None
+) -> list[dict[str, str]]:
     "Loss and gradient of one batch, by the same prices and mask as the training's."
     from korlab.sparse.trainer import SparseTrainer
 
     c = replace(run.config, tracking="none")
-    stop, penalties = _stop_and_prices(run, loaded, splits)
     some = _scored(run, splits.triples[: 8 * c.batch_size])  # a teacher would take an hour over all of them
-    trainer = SparseTrainer(c, loaded.model, some, None, run.folder, penalties, stop, lambda text: None).trainer
+    trainer = SparseTrainer(c, loaded.model, some, None, run.folder, price, stop, lambda text: None).trainer
     loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
     loss.backward()
     reached = [
@@ -581,7 +583,7 @@ def _lead(row: Mapping[str, Any]) -> float:
 def _beside(run: Run, row: Mapping[str, Any], passages: Mapping[str, str]) -> Markdown:
     "The right passage and the first one of both systems."
     lines = [{
-        "": "답", "nDCG@10": None, "passage": passages[row["relevant"][0]],
+        "": "답", "nDCG@10": None, "passage": passages[row["relevant"][0]] if row["relevant"] else None,
         "decisive tokens": in_words(row["decisive"]["relevant"])
     }]
     for label, tokens in ((OURS, row["decisive"]["first"]), (LEXICAL, [])):

@@ -56,7 +56,8 @@ def sample(
     qrels = {query: collection.qrels[query] for query in asked}
     needed = {doc for grades in qrels.values() for doc in grades}
     rest = sorted((doc for doc in collection.corpus if doc not in needed), key=text_hash)[:others]
-    corpus = {doc: text for doc, text in collection.corpus.items() if doc in needed or doc in set(rest)}
+    kept = needed.union(rest)
+    corpus = {doc: text for doc, text in collection.corpus.items() if doc in kept}
     return Collection(corpus, {query: collection.queries[query] for query in asked}, qrels)
 
 

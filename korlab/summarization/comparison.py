@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import report, verdicts
+from ..comparing import split_of
 from ..files import read_jsonl
 from ..runs import Run
 from ..settings import settings
@@ -43,7 +44,7 @@ def modes(
     split: str,  # one it scored
 ) -> list[str]:  # the run's main mode first
     "The ways its summaries were counted."
-    counted, main = _split(run, split)["rouge"], run.config.rouge_mode
+    counted, main = split_of(run, split)["rouge"], run.config.rouge_mode
     return sorted(counted, key=lambda mode: mode != main)
 
 
@@ -53,7 +54,7 @@ def summary(
     mode: str,  # any
 ) -> dict[str, Any] | None:  # measure -> interval, and the signature; None where it was not counted
     "The scores of a run."
-    return _split(run, split).get("rouge", {}).get(mode)
+    return split_of(run, split).get("rouge", {}).get(mode)
 
 
 def floors(
@@ -62,12 +63,8 @@ def floors(
     mode: str,  # any
 ) -> dict[str, dict[str, Any]]:  # name -> as `summary`
     "The scores that are had without a model."
-    stored = _split(run, split).get("baselines", {})
+    stored = split_of(run, split).get("baselines", {})
     return {name: stored[name]["rouge"][mode] for name in FLOORS if mode in stored.get(name, {}).get("rouge", {})}
-
-
-def _split(run: Run, split: str) -> dict[str, Any]:
-    return run.read("metrics")["splits"].get(split, {})
 
 
 def describe(
@@ -144,7 +141,7 @@ def findings(
     found: "Comparison",  # any
 ) -> Markdown:  # one row a finished run
     "How many summaries of each run are exact, wrong only in their speakers, or otherwise wrong."
-    results = {entry.label: _split(entry.run, found.asked.split) for entry in found.done}
+    results = {entry.label: split_of(entry.run, found.asked.split) for entry in found.done}
     return pipe_table([{"run": label} | result["errors"] for label, result in results.items() if result])
 
 # %% ../../nbs/summarization/22_comparison.ipynb #e07c8dc6
