@@ -14,8 +14,8 @@ from conftest import TINY
 from safetensors import safe_open
 from transformers import set_seed
 
-from korlab import registry, runs
-from korlab.params import ParameterError
+from korlab.experiment import registry, runs
+from korlab.experiment.params import ParameterError
 from korlab.summarization import adapters, models, study
 from korlab.summarization.data import embedded, encode
 from korlab.summarization.models import PLACEHOLDERS, Loaded

@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from korlab import registry
+from korlab.experiment import registry
 from korlab.summarization.beam import fastest_search, shared_cross_attention, supported
 from korlab.summarization.data import embedded, encode, encoder
 from korlab.summarization.generation import summarize

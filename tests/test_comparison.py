@@ -15,12 +15,13 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from korlab import comparing, params, registry, verdicts
-from korlab.files import read_json, read_jsonl, write_json, write_jsonl
+from korlab.workbench import comparing, verdicts
+from korlab.experiment import params, registry
+from korlab.core.files import read_json, read_jsonl, write_json, write_jsonl
 from korlab.metrics import stats
 from korlab.metrics.rouge import rouge
-from korlab.params import ParameterError
-from korlab.runs import RunError, find_run
+from korlab.experiment.params import ParameterError
+from korlab.experiment.runs import RunError, find_run
 from korlab.summarization import comparison
 
 REFERENCE = "#Person1#은 #Person2#에게 내일 오후에 우산을 빌려준다."

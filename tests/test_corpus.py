@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from korlab import corpus
-from korlab.corpus import DataError, Dialogue, check_overlap, load_dialogues, save_dialogues, text_hash
+from korlab.core import corpus
+from korlab.core.corpus import DataError, Dialogue, check_overlap, load_dialogues, save_dialogues, text_hash
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HEAD = "fname,dialogue,summary\n"
@@ -571,7 +571,7 @@ def test_hub_failure_is_one_sentence(hub):
 
 def test_import_stays_light():
     heavy = "{'torch', 'datasets', 'pyarrow', 'pandas', 'numpy', 'kiwipiepy'}"
-    code = f"import sys, korlab.corpus; print({heavy} & set(sys.modules))"
+    code = f"import sys, korlab.core.corpus; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"set()"
 
 

@@ -3,8 +3,8 @@
 import pytest
 from conftest import ROOT, papermill
 
-from korlab.files import read_json
-from korlab.params import load_layers
+from korlab.core.files import read_json
+from korlab.experiment.params import load_layers
 from korlab.summarization.data import embedded
 from korlab.summarization.models import train_tokenizer
 
@@ -53,7 +53,7 @@ def test_five_updates_of_kobart_s_shape(recipe, checkpoint, tmp_path):
 
 
 def small_data(folder):
-    from korlab import corpus
+    from korlab.core import corpus
 
     corpus.save_dialogues(embedded().rows["train"][:60], folder / "rows.csv")
     return folder / "rows.csv"

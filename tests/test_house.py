@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from korlab import registry, report
+from korlab.experiment import registry
+from korlab.report import report
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 ENTRY = {"index", "train", "evaluate", "summarize", "compare", "tune", "search", "reproduce"}
@@ -97,9 +98,9 @@ def test_entry_notebooks_hold_no_logic():
             if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
                 tree = ast.parse(cell["source"])
                 assert not any(isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.For, ast.If, ast.While)) for n in ast.walk(tree))
-                assert len(tree.body) <= 3
+                assert len([n for n in tree.body if not isinstance(n, (ast.Import, ast.ImportFrom))]) <= 3
 
 
 @pytest.mark.parametrize("index, out", report.READMES.items())
 def test_a_readme_says_what_its_notebook_says(index, out):
-    assert report.readme_is_fresh(ROOT / "nbs" / index, ROOT / out), 'run: python -c "from korlab.report import render_readmes; render_readmes()"'
+    assert report.readme_is_fresh(ROOT / "nbs" / index, ROOT / out), 'run: python -c "from korlab.report.report import render_readmes; render_readmes()"'

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from typer.testing import CliRunner
 
-from korlab import corpus, runs
-from korlab.cli import app
-from korlab.corpus import Dialogue
-from korlab.files import FileError, read_json, read_jsonl
+from korlab.core import corpus
+from korlab.experiment import runs
+from korlab.cli.main import app
+from korlab.core.corpus import Dialogue
+from korlab.core.files import FileError, read_json, read_jsonl
 from korlab.metrics.rouge import tokenise
-from korlab.params import ParameterError
+from korlab.experiment.params import ParameterError
 from korlab.summarization import inference, models, study
 from korlab.summarization.data import MARKERS, embedded, encoder
 from korlab.summarization.generation import decode

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from conftest import ROOT, TINY, flags, papermill
 
-from korlab import corpus, files
+from korlab.core import corpus, files
 from korlab.summarization.data import embedded
 
 
@@ -177,7 +177,7 @@ def test_a_dialogue_in_two_splits_stops(tmp_path):
 def test_korlab_is_light():
     """Neither `import korlab` nor `korlab --help` loads a heavy library."""
     check = "import sys, {}; heavy = {{'torch', 'transformers', 'datasets', 'peft', 'matplotlib'}} & set(sys.modules); assert not heavy, heavy"
-    for module in ("korlab", "korlab.cli", "korlab.registry"):
+    for module in ("korlab", "korlab.cli.main", "korlab.experiment.registry"):
         subprocess.run([sys.executable, "-c", check.format(module)], check=True, cwd=ROOT)
     done = subprocess.run([str(Path(sys.executable).with_name("korlab")), "--help"], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("run", "report", "models", "doctor"))

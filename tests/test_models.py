@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as kinds
 from transformers import AutoTokenizer, T5Config, set_seed
 
-from korlab import registry
-from korlab.params import ParameterError
+from korlab.experiment import registry
+from korlab.experiment.params import ParameterError
 from korlab.summarization import models
 from korlab.summarization.data import embedded, encode
 from korlab.summarization.generation import decode

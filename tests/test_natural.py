@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from korlab.summarization.natural import THEMES, natural
-from korlab.text import PLACEHOLDER, attach, coda
+from korlab.core.text import PLACEHOLDER, attach, coda
 
 DIALOGUES = natural()
 PRIVATE = {"Address", "CarNumber", "CardNumber", "DateOfBirth", "Email", "PassportNumber", "PhoneNumber", "SSN"}

@@ -11,7 +11,8 @@ import nbformat
 import pytest
 from conftest import ROOT, TINY, flags, papermill
 
-from korlab import comparing, params, registry, tuning
+from korlab.workbench import comparing, tuning
+from korlab.experiment import params, registry
 from korlab.sparse import search
 
 STUDIES = [registry.study(name) for name in registry.STUDIES]
@@ -33,7 +34,7 @@ def cell(notebook: str, tag: str = "parameters") -> str:
 
 @pytest.mark.parametrize("notebook", ENTRY)
 def test_the_parameters_cell_says_what_the_dataclasses_say(notebook):
-    assert cell(notebook) == params.cell_source(*ENTRY[notebook]), "paste the output of korlab.params.cell_source"
+    assert cell(notebook) == params.cell_source(*ENTRY[notebook]), "paste the output of korlab.experiment.params.cell_source"
 
 
 @pytest.mark.parametrize("notebook", [*ENTRY, "summarize"])
@@ -144,7 +145,7 @@ def test_settings_are_all_read():
     from configparser import ConfigParser
     from dataclasses import fields
 
-    from korlab.settings import Settings
+    from korlab.core.settings import Settings
 
     parser = ConfigParser()
     parser.read(ROOT / "settings.ini")

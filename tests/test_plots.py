@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from korlab import plots
+from korlab.core import plots
 
 
 def history(n=40):
@@ -88,7 +88,7 @@ def test_a_machine_without_hangul_fonts_hears_what_to_install(monkeypatch):
 
 
 def test_importing_is_light_and_the_font_package_is_never_imported():
-    code = ("import sys, korlab.plots as p; assert 'matplotlib' not in sys.modules, 'heavy import'\n"
+    code = ("import sys, korlab.core.plots as p; assert 'matplotlib' not in sys.modules, 'heavy import'\n"
             "p.learning_curves([dict(step=1, loss=1.0)])\n"
             "print([name for name in sys.modules if name.startswith(('koreanize', 'matplotlib.pyplot'))])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

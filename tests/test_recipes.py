@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 from conftest import ROOT
 
-from korlab import params, registry
+from korlab.experiment import params, registry
 from korlab.summarization import models
 from korlab.summarization.adapters import resolve_targets
 from korlab.summarization.data import embedded

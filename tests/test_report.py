@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from korlab import files, report, tables
-from korlab.settings import root
+from korlab.core import files, tables
+from korlab.report import report
+from korlab.core.settings import root
 
 SECRET = "s3cr3t<&>\"'tok en"
 PIXEL = base64.b64encode(base64.b64decode(
@@ -177,7 +178,7 @@ def test_empty_boxes_stop_a_report_but_not_that_of_a_failed_run(rendered):
 
 RUN = """
 import os, sys
-from korlab import plots
+from korlab.core import plots
 from tqdm.auto import tqdm
 for _ in tqdm(range(3), file=sys.stdout): pass
 print("token", os.environ["HF_TOKEN"], os.getcwd())
@@ -358,7 +359,7 @@ def test_the_readme_follows_its_notebook(tmp_path):
 
 def test_importing_is_light():
     heavy = ["nbconvert", "nbformat", "bs4", "matplotlib", "kiwipiepy", "torch"]
-    code = f"import sys, korlab.report; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, korlab.report.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

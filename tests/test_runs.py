@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT, TINY, flags, papermill
 from safetensors.torch import load_file
 
-from korlab import files, training
+from korlab.core import files
+from korlab.experiment import training
 
 PLAN = TINY | {"max_steps": 24, "eval_steps": 8, "batch_size": 4, "keep_checkpoints": 3}
 

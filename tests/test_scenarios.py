@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import pytest
 
-from korlab.corpus import text_hash
+from korlab.core.corpus import text_hash
 from korlab.summarization.scenarios import ROLES, SCENARIOS, SMALL_TALK, fill, generate, scenario, slots_of, tell
-from korlab.text import PLACEHOLDER
+from korlab.core.text import PLACEHOLDER
 
 PRIVATE = {"#PhoneNumber#", "#Address#", "#Email#", "#DateOfBirth#", "#CardNumber#", "#CarNumber#", "#SSN#", "#PassportNumber#"}
 PEOPLE = {"#Person1#", "#Person2#", "#Person3#"}

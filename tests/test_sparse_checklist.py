@@ -14,10 +14,10 @@ from torch import nn
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
-from korlab import registry
-from korlab.files import read_json, read_jsonl
-from korlab.params import ParameterError, load_yaml
-from korlab.runs import Run
+from korlab.experiment import registry
+from korlab.core.files import read_json, read_jsonl
+from korlab.experiment.params import ParameterError, load_yaml
+from korlab.experiment.runs import Run
 from korlab.sparse import cli, idf, stopwords, study
 from korlab.sparse import trainer as trainers
 from korlab.sparse.data import Collection, Triple, save_beir
@@ -26,7 +26,7 @@ from korlab.sparse.losses import RankingTerms, SparseLoss
 from korlab.sparse.models import assemble, mini, train_tokenizer
 from korlab.sparse.schedules import Collapsed, Hints
 from korlab.sparse.trainer import SparseTrainer, encode
-from korlab.training import damage
+from korlab.experiment.training import damage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

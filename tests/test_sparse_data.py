@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from korlab.corpus import DataError
+from korlab.core.corpus import DataError
 from korlab.metrics.retrieval import compare, evaluate
 from korlab.sparse import data
 from korlab.sparse import sparsity as S

@@ -30,9 +30,9 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from korlab import registry
-from korlab.files import read_json
-from korlab.runs import Run
+from korlab.experiment import registry
+from korlab.core.files import read_json
+from korlab.experiment.runs import Run
 from korlab.sparse import cli
 from korlab.sparse import export as ex
 from korlab.sparse.head import fuse
@@ -327,7 +327,7 @@ def test_an_upload_is_private_and_never_lands_in_a_public_repository_by_mistake(
     done = ex.export(encoder(tmp_path / "base"), tmp_path / "out", CARD)
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "calls", [])
-    monkeypatch.setattr("korlab.tracking.load_secrets", list)
+    monkeypatch.setattr("korlab.experiment.tracking.load_secrets", list)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ex.ExportError, match="HF_TOKEN is not set"):
         ex.upload(done.folder, "somebody/sparse-ko")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from korlab.files import FileError
+from korlab.core.files import FileError
 from korlab.sparse import idf, stopwords
 from korlab.sparse.data import Collection, Triple, load_beir
 from korlab.sparse.idf import IdfTable, PreparedError, count_df, documents, load_idf, prepare_idf, save_idf

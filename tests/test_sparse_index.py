@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
-from korlab import params
+from korlab.experiment import params
 from korlab.metrics.retrieval import evaluate
 from korlab.sparse import cli, search
 from korlab.sparse import index as ix
@@ -418,7 +418,7 @@ def test_what_cannot_be_searched_is_one_sentence(encoder_folder, tmp_path):
 def test_the_parameters_cell_says_what_the_dataclass_says():
     cells = nbformat.read(ROOT / "nbs" / "search.ipynb", as_version=4).cells
     source, = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    assert source == params.cell_source(search.SearchParams), "paste the output of korlab.params.cell_source"
+    assert source == params.cell_source(search.SearchParams), "paste the output of korlab.experiment.params.cell_source"
 
 
 def test_the_notebook_searches_a_file(encoder_folder, tmp_path):

@@ -22,7 +22,7 @@ from transformers import (
     AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast,
 )
 
-from korlab.params import ParameterError
+from korlab.experiment.params import ParameterError
 from korlab.sparse.data import Triple
 from korlab.sparse.losses import (
     TERMS, IdfFlops, RankingTerms, SparseLoss, positive_activation, self_reconstruction, v25_loss,

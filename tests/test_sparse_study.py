@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT, flags, papermill
 from typer.testing import CliRunner
 
-from korlab import params, registry
-from korlab.files import read_json, read_jsonl, write_jsonl
-from korlab.runs import find_run
+from korlab.experiment import params, registry
+from korlab.core.files import read_json, read_jsonl, write_jsonl
+from korlab.experiment.runs import find_run
 from korlab.sparse import cli, study
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.idf import PreparedError

@@ -13,8 +13,9 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from korlab import corpus, suite
-from korlab.files import read_json
+from korlab.core import corpus
+from korlab.workbench import suite
+from korlab.core.files import read_json
 from korlab.summarization.data import embedded
 
 KORLAB = str(Path(sys.executable).with_name("korlab"))

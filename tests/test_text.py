@@ -1,4 +1,4 @@
-"""korlab.text: what its notebook cannot say by example: all syllables, all numbers, forked processes."""
+"""korlab.core.text: what its notebook cannot say by example: all syllables, all numbers, forked processes."""
 
 import multiprocessing
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from korlab import text as T
+from korlab.core import text as T
 
 SYLLABLES = [chr(code) for code in range(0xAC00, 0xD7A4)]
 WORDS = ["학교", "물", "먹었다", "좋아", "갔다.", "'서울'", "(주)", "ㅋㅋ", "AI", "3.5%", "😀"]
@@ -148,6 +148,6 @@ def test_a_forked_child_does_not_hang():
 
 def test_import_is_light():
     heavy = {"kiwipiepy", "rapidfuzz", "torch", "pandas"}
-    code = f"import sys, korlab.text, korlab.metrics.rouge; print({heavy} & set(sys.modules))"
+    code = f"import sys, korlab.core.text, korlab.metrics.rouge; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

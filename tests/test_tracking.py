@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from conftest import ROOT, TINY, flags, papermill
 
-from korlab import registry, tracking
-from korlab.params import ParameterError
+from korlab.experiment import registry, tracking
+from korlab.experiment.params import ParameterError
 
 SECRET = "korlab-secret-5f1e0c"
 FAST = TINY | {"max_steps": 2, "eval_steps": 2, "train_rows": 40, "eval_rows": 2}

@@ -8,12 +8,13 @@ import torch
 from conftest import TINY
 from transformers import EvalPrediction
 
-from korlab import files, registry
+from korlab.core import files
+from korlab.experiment import registry
 from korlab.summarization.data import embedded, encode
 from korlab.summarization.generation import summarize
 from korlab.summarization.models import mini_bart, train_tokenizer
 from korlab.summarization.trainer import ModelTrainer, Seq2SeqLabTrainer, create_trainer
-from korlab.training import total_updates
+from korlab.experiment.training import total_updates
 
 
 @pytest.fixture(scope="module")

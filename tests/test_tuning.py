@@ -16,7 +16,9 @@ import optuna
 import pytest
 from conftest import ROOT, TINY
 
-from korlab import corpus, files, params, registry, runs, tuning
+from korlab.core import corpus, files
+from korlab.experiment import params, registry, runs
+from korlab.workbench import tuning
 from korlab.summarization.data import embedded
 
 SPACES = ROOT / "params" / "summarization" / "search"
@@ -193,7 +195,8 @@ def test_more_trials_later_are_the_trials_of_a_longer_search(lab):
 
 KILLED_IN_TRIAL_1 = """
 import os, signal
-from korlab import training, tuning
+from korlab.experiment import training
+from korlab.workbench import tuning
 seal = training.write_manifest
 def seal_and_die(folder):
     seal(folder)

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from korlab.corpus import (
+from korlab.core.corpus import (
     DataError,
     DataReport,
     FileFault,
@@ -40,8 +40,8 @@ from korlab.corpus import (
     text_fault,
     text_hash,
 )
-from ..files import sha256, write, write_jsonl
-from ..text import normalize
+from ..core.files import sha256, write, write_jsonl
+from ..core.text import normalize
 
 # %% ../../nbs/sparse/11_data.ipynb #f33e583e
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ..corpus import text_hash
+from ..core.corpus import text_hash
 from .data import Collection, Triple, bare
-from ..text import attach, normalize
+from ..core.text import attach, normalize
 
 # %% ../../nbs/sparse/10_scenarios.ipynb #31ad9997
 _SLOT = re.compile(r"\{(\w+)(?::([^{}]+))?\}")

@@ -14,8 +14,8 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..corpus import Dialogue, text_hash
-from ..text import PLACEHOLDER, attach, normalize
+from ..core.corpus import Dialogue, text_hash
+from ..core.text import PLACEHOLDER, attach, normalize
 
 # %% ../../nbs/summarization/10_scenarios.ipynb #00bfb3e5
 class _Template(string.Formatter):
