@@ -17,7 +17,8 @@ from typing import Any
 from dotenv import load_dotenv
 
 from ..core.files import read_json, write_json
-from .params import ParameterError, RunParams
+from .config import Config
+from .params import ParameterError
 from ..core.settings import root
 
 # %% ../../nbs/experiment/04_tracking.ipynb #0560c408
@@ -33,19 +34,19 @@ def load_secrets(
 
 # %% ../../nbs/experiment/04_tracking.ipynb #cf640e0e
 def check(
-    config: RunParams,  # tracking and tracking_*
+    config: Config,  # tracking and tracking_*
 ) -> None:
     "Raise a `ParameterError` when the chosen service cannot be used."
     packages = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
-    package = packages.get(config.tracking)
+    package = packages.get(config.tracker.tracking)
     if package and importlib.util.find_spec(package) is None:
-        raise ParameterError(f"tracking={config.tracking!r}: {package} is not installed; pip install 'korlab[tracking]'")
-    if config.tracking == "wandb" and not config.tracking_offline and not _wandb_login():
+        raise ParameterError(f"tracking={config.tracker.tracking!r}: {package} is not installed; pip install 'korlab[tracking]'")
+    if config.tracker.tracking == "wandb" and not config.tracker.tracking_offline and not _wandb_login():
         raise ParameterError(
             "tracking='wandb': no login was found; put WANDB_API_KEY into the environment or .env, run `wandb login`, "
             "or set tracking_offline=true"
         )
-    if config.tracking == "mlflow" and not config.tracking_offline and not os.environ.get("MLFLOW_TRACKING_URI"):
+    if config.tracker.tracking == "mlflow" and not config.tracker.tracking_offline and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ParameterError(
             "tracking='mlflow': MLFLOW_TRACKING_URI says nowhere to write to; set it in the environment or .env, "
             "or set tracking_offline=true"
@@ -72,42 +73,42 @@ def run_name(
 
 # %% ../../nbs/experiment/04_tracking.ipynb #78c4e41b
 def environment(
-    config: RunParams,  # tracking and tracking_*
+    config: Config,  # tracking and tracking_*
     folder: Path,  # the run's
 ) -> dict[str, str]:  # environment variables for the service's integration
     "What the integrations of transformers are told."
-    project, tags = config.tracking_project or "korlab", [t.strip() for t in (config.tracking_tags or "").split(",") if t.strip()]
-    if config.tracking == "wandb":
+    project, tags = config.tracker.tracking_project or "korlab", [t.strip() for t in (config.tracker.tracking_tags or "").split(",") if t.strip()]
+    if config.tracker.tracking == "wandb":
         said = {
-            "WANDB_PROJECT": project, "WANDB_ENTITY": config.tracking_entity, "WANDB_TAGS": ",".join(tags),
-            "WANDB_MODE": "offline" if config.tracking_offline else "online", "WANDB_DIR": str(folder),
+            "WANDB_PROJECT": project, "WANDB_ENTITY": config.tracker.tracking_entity, "WANDB_TAGS": ",".join(tags),
+            "WANDB_MODE": "offline" if config.tracker.tracking_offline else "online", "WANDB_DIR": str(folder),
             "WANDB_RUN_ID": run_name(folder), "WANDB_RESUME": "allow", "WANDB_SILENT": "true",
         }
     else:
         said = {
             "MLFLOW_EXPERIMENT_NAME": project, "MLFLOW_TAGS": json.dumps({tag: "true" for tag in tags}, ensure_ascii=False),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder.resolve()}/mlflow.db" if config.tracking_offline else None,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder.resolve()}/mlflow.db" if config.tracker.tracking_offline else None,
             "MLFLOW_RUN_ID": read_json(folder / "tracking.json").get("mlflow_run"),
         }
     return {name: value for name, value in said.items() if value}
 
 
 def callbacks(
-    config: RunParams,  # tracking and tracking_*
+    config: Config,  # tracking and tracking_*
     folder: Path,  # the run's
 ) -> list[Any]:  # TrainerCallback objects, none for tracking='none'
     "The Trainer's own integration for the chosen service."
     from transformers import integrations
 
-    if config.tracking == "tensorboard":
+    if config.tracker.tracking == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
         return [integrations.TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]
-    if config.tracking == "none":
+    if config.tracker.tracking == "none":
         return []
     run_name(folder)
     os.environ.update(environment(config, folder))
-    return [integrations.WandbCallback() if config.tracking == "wandb" else _mlflow_callback(folder)]
+    return [integrations.WandbCallback() if config.tracker.tracking == "wandb" else _mlflow_callback(folder)]
 
 
 def _mlflow_callback(folder: Path) -> Any:
@@ -125,14 +126,14 @@ def _mlflow_callback(folder: Path) -> Any:
 
 # %% ../../nbs/experiment/04_tracking.ipynb #3371e047
 def finish(
-    config: RunParams,  # tracking
+    config: Config,  # tracking
 ) -> None:
     "Close the service's record of the run that has just ended."
-    if config.tracking == "wandb":
+    if config.tracker.tracking == "wandb":
         import wandb
 
         wandb.finish()
-    elif config.tracking == "mlflow":
+    elif config.tracker.tracking == "mlflow":
         import mlflow
 
         mlflow.end_run()
