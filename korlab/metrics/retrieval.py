@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import __version__
-from .stats import Comparison, bootstrap_table, compare_scores
+from .stats import Paired, bootstrap_table, compare_scores
 
 # %% ../../nbs/metrics/02_retrieval.ipynb #5177b1ba
 TIES = ("trec", "average", "pessimistic")
@@ -190,7 +190,7 @@ def compare(
     resamples: int = 1000,  # bootstrap resamples
     flips: int = 10_000,  # sign assignments of the permutation test
     seed: int = 42,  # seed of both
-) -> dict[str, Comparison]:  # measure -> means, difference with interval, p-value
+) -> dict[str, Paired]:  # measure -> means, difference with interval, p-value
     "Paired comparison of two systems in every measure both have."
     if a.signature != b.signature:
         raise ValueError(f"these scores were made differently and cannot be compared: {a.signature} and {b.signature}")

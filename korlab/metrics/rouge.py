@@ -22,7 +22,7 @@ import numpy as np
 
 from .. import __version__
 from ..core.files import write
-from .stats import Comparison, bootstrap_table, compare_scores
+from .stats import Paired, bootstrap_table, compare_scores
 from ..core.text import PLACEHOLDER, has_hangul, kiwi_version, morphemes, morphemes_batch, normalize
 
 # %% ../../nbs/metrics/01_rouge.ipynb #3222f749
@@ -450,7 +450,7 @@ def compare(
     resamples: int = 1000,  # bootstrap resamples
     flips: int = 10_000,  # sign assignments of the permutation test
     seed: int = 42,  # seed of both
-) -> dict[str, Comparison]:  # measure -> means, difference with interval, p-value
+) -> dict[str, Paired]:  # measure -> means, difference with interval, p-value
     "Paired comparison of two systems in every measure both have."
     if a.signature != b.signature:
         raise ValueError(f"these scores were made differently and cannot be compared: {a.signature} and {b.signature}")

@@ -16,7 +16,7 @@ from ..core import plots
 from ..experiment import registry
 from .comparing import Comparison, Entry, data_hash
 from ..core.files import read_jsonl, write_json
-from ..metrics.stats import Comparison as Pair
+from ..metrics.stats import Paired
 from ..metrics.stats import compare_scores, holm
 from ..experiment.params import ParameterError
 from ..experiment.runs import Run
@@ -133,7 +133,7 @@ class Versus:
     "One run against the baseline."
 
     entry: Entry  # the run
-    pair: Pair | None  # means, difference and p; None where refused
+    pair: Paired | None  # means, difference and p; None where refused
     corrected: float | None  # p after Holm's correction
     refused: str | None  # why there is no test
 
