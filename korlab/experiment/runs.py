@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RunError', 'RunBusyError', 'run_name', 'run_folder', 'differences', 'Run', 'locked', 'record_config',
-           'replace_parameters', 'open_run', 'set_aside', 'is_run', 'reopen', 'find_run']
+           'replace_parameters', 'open_run', 'record_data', 'set_aside', 'is_run', 'reopen', 'find_run']
 
 # %% ../../nbs/experiment/06_runs.ipynb #112a5cb6
 import fcntl
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -247,6 +247,20 @@ def open_run(
     record_config(run, run.entry.recipes[config.run.size], replaced)
     _record_place(run)
     return run
+
+# %% ../../nbs/experiment/06_runs.ipynb #f6d11458
+def record_data(
+    run: Run,  # open
+    rows: Mapping[str, int],  # split -> how many
+    sha256: Mapping[str, str],  # split -> hash of its rows
+    notes: Sequence[str] = (),  # decisions a reader should know of
+    sources: Sequence[Mapping[str, Any]] = (),  # a data report a source that was read, each with its `split`
+    **more: Any,  # what else the study says of its data
+) -> None:
+    "Write data.json; what an earlier process added to it stays."
+    before = run.read("data") if run.has("data") else {}
+    record = {"rows": dict(rows), "sha256": dict(sha256), "notes": list(notes), "sources": list(sources)}
+    run.write("data", before | record | more)
 
 # %% ../../nbs/experiment/06_runs.ipynb #1f61697e
 def set_aside(
