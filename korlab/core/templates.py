@@ -6,7 +6,7 @@
 __all__ = ['SLOT', 'TemplateError', 'located', 'slots_of', 'fill', 'faults', 'listed', 'Line', 'Notation', 'read_script',
            'embedded_rows', 'embedded_each']
 
-# %% ../../nbs/core/08_templates.ipynb #08b55c52
+# %% ../../nbs/core/08_templates.ipynb #f1da6cbc
 import inspect
 import json
 import re
@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 from .errors import LabError
 from .text import attach, normalize
 
-# %% ../../nbs/core/08_templates.ipynb #224e0ec3
+# %% ../../nbs/core/08_templates.ipynb #d7d8f0f9
 class TemplateError(LabError):
     "A template, a script or an embedded file that breaks a rule; the message says where and which."
 
-# %% ../../nbs/core/08_templates.ipynb #d268715b
+# %% ../../nbs/core/08_templates.ipynb #7f11ebe3
 @contextmanager
 def located(
     place: str,  # e.g. "script 'walk'" or "towns.jsonl, line 3"
@@ -34,7 +34,7 @@ def located(
     except TemplateError as error:
         raise TemplateError(f"{place}: {error}") from None
 
-# %% ../../nbs/core/08_templates.ipynb #ff69f43b
+# %% ../../nbs/core/08_templates.ipynb #2d6a451b
 SLOT = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
 
 
@@ -44,7 +44,7 @@ def slots_of(
     "Slots of a template."
     return {slot for slot, _ in SLOT.findall(template)}
 
-# %% ../../nbs/core/08_templates.ipynb #6ef30d18
+# %% ../../nbs/core/08_templates.ipynb #f1d4712c
 def fill(
     template: str,  # e.g. "{A:은/는} {place:으로/로} 간다."
     values: Mapping[str, str],  # what each slot stands for
@@ -53,7 +53,8 @@ def fill(
     try:
         text = SLOT.sub(lambda slot: attach(values[slot[1]], slot[2]) if slot[2] else values[slot[1]], template)
     except KeyError as slot:
-        raise TemplateError(f"unknown slot {{{slot.args[0]}}} in {template!r}; the slots are {', '.join(values)}") from None
+        known = ", ".join(values)
+        raise TemplateError(f"unknown slot {{{slot.args[0]}}} in {template!r}; the slots are {known}") from None
     except ValueError as error:
         raise TemplateError(f"{template!r}: {error}") from None
     if "{" in text or "}" in text:
@@ -61,7 +62,7 @@ def fill(
                             "as in {name} or {name:은/는}")
     return text
 
-# %% ../../nbs/core/08_templates.ipynb #b4f1da4e
+# %% ../../nbs/core/08_templates.ipynb #b3d4fca4
 def faults(
     templates: Iterable[str],  # the templates
     values: Mapping[str, str],  # one value for every slot they may use
@@ -75,16 +76,18 @@ def faults(
             found.append(str(error))
     return found
 
-# %% ../../nbs/core/08_templates.ipynb #fa1643df
+# %% ../../nbs/core/08_templates.ipynb #84fc9a3e
 def listed(
     values: str | Sequence[str],  # "a, b, c", or one value a line, or the values themselves
 ) -> list[str]:  # the values in normal form
     "Read a list of values; blank lines and the blanks around a value do not count."
     if isinstance(values, str):
         values = values.splitlines() if "\n" in values else values.split(", ")
-    return [normalize(value.strip()) for value in values if value.strip()]
+    if not (found := [normalize(value.strip()) for value in values if value.strip()]):
+        raise TemplateError("a slot needs at least one value")
+    return found
 
-# %% ../../nbs/core/08_templates.ipynb #406b57e9
+# %% ../../nbs/core/08_templates.ipynb #81141683
 @dataclass(frozen=True, slots=True)
 class Line:
     "A line of a script."
@@ -101,7 +104,7 @@ class Line:
         "What follows the mark."
         return self.source.partition(" ")[2]
 
-# %% ../../nbs/core/08_templates.ipynb #3895eff4
+# %% ../../nbs/core/08_templates.ipynb #6a7c5b8e
 @dataclass(frozen=True, slots=True)
 class Notation:
     "How a script is written."
@@ -113,7 +116,7 @@ class Notation:
         "The error that shows a line which follows no rule."
         return TemplateError(f"line {line.number}: {line.source!r} is out of place: {self.rule}")
 
-# %% ../../nbs/core/08_templates.ipynb #b036302a
+# %% ../../nbs/core/08_templates.ipynb #db4e8550
 def read_script(
     script: str | Sequence[str],  # text, or its lines
     notation: Notation,  # how it is written
@@ -130,7 +133,7 @@ def read_script(
             raise notation.misplaced(line)
     return sections
 
-# %% ../../nbs/core/08_templates.ipynb #232f3957
+# %% ../../nbs/core/08_templates.ipynb #18fb0da5
 def embedded_rows(
     package: str,  # whose folder `data` holds the file, e.g. "korlab.summarization"
     name: str,  # file name
@@ -147,7 +150,7 @@ def embedded_rows(
             raise TemplateError(f"data/{name}, line {number} is not a JSON object: {error}") from None
     return rows
 
-# %% ../../nbs/core/08_templates.ipynb #2356b0ca
+# %% ../../nbs/core/08_templates.ipynb #33b76911
 _Made = TypeVar("_Made")
 
 
