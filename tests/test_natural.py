@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
-from korlab.summarization.natural import natural, themes
 from korlab.core.text import PLACEHOLDER, attach, coda
+from korlab.summarization.natural import natural, themes
 
 DIALOGUES = natural()
 PRIVATE = {"Address", "CarNumber", "CardNumber", "DateOfBirth", "Email", "PassportNumber", "PhoneNumber", "SSN"}

@@ -17,7 +17,17 @@ from itertools import product
 
 from ..core.corpus import text_hash
 from korlab.core.templates import (
-    SLOT, Line, Notation, TemplateError, embedded_each, faults, fill, listed, located, read_script, slots_of,
+    SLOT,
+    Line,
+    Notation,
+    TemplateError,
+    embedded_each,
+    faults,
+    fill,
+    listed,
+    located,
+    read_script,
+    slots_of,
 )
 from .data import Collection, Triple, bare
 
@@ -29,14 +39,14 @@ class Value:
     asked: tuple[str, ...]  # In questions of train, dev and test
     hard: tuple[str, ...]  # In questions of the hard split
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #99a63516
+# %% ../../nbs/sparse/10_scenarios.ipynb #8d1e9929
 def _words(
     part: str,  # alternatives with `|` between them, perhaps none
 ) -> tuple[str, ...]:  # the alternatives
     "Split alternatives."
     return tuple(word.strip() for word in part.split("|") if word.strip())
 
-
+# %% ../../nbs/sparse/10_scenarios.ipynb #6154efc2
 def _values(
     notation: str | Sequence[str],  # "a, b, c", or one value a line: said | said = asked | asked * hard
 ) -> tuple[Value, ...]:  # the values
@@ -68,6 +78,8 @@ _FRAMES = {
     "돼": "돼?|되나?|될까?",
     "궁금": "궁금합니다|알고 싶습니다|알려 주세요",
 }
+
+# %% ../../nbs/sparse/10_scenarios.ipynb #8d3a753e
 _FRAME, _GROUP = re.compile(r"<([^<>]+)>"), re.compile(r"\(([^()]*)\)")
 
 
@@ -94,7 +106,7 @@ class Wording:
     kind: str  # Value of `KINDS`
     home: str  # The only split that asks in this way: train, dev, test or hard
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #d4140784
+# %% ../../nbs/sparse/10_scenarios.ipynb #90e3b2d2
 @dataclass(frozen=True, slots=True)
 class Topic:
     "One thing that people ask about."
@@ -107,7 +119,7 @@ class Topic:
         "Slots that every question names: together they say which passages answer it."
         return sorted(slots_of(self.wordings[0].text))
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #e5cff89f
+# %% ../../nbs/sparse/10_scenarios.ipynb #dab24bac
 @dataclass(frozen=True, slots=True)
 class Theme:
     "Topics that share their slots."
@@ -124,7 +136,8 @@ def _homes(
     share: float = 0.3,  # held out of training at most; one in three of those for dev
 ) -> dict[str, str]:  # way to ask -> train, dev or test
     "Hold out ways of asking whose words training keeps, in the order of their hashes: the same on every machine."
-    left, held = Counter(word for text in texts for word in set(text.split())), []
+    left = Counter(word for text in texts for word in set(text.split()))
+    held: list[str] = []
     for text in sorted(texts, key=text_hash):
         words = set(text.split())
         if len(held) < share * len(texts) and all(left[word] > 1 for word in words):
@@ -141,12 +154,14 @@ def _topic(
     lines: Sequence[Line],  # the lines of its section
 ) -> Topic:  # the topic
     "Spell out the lines of a topic and give each way of asking its home."
-    texts = {mark: [text for line in lines if line.mark == mark for text in alternatives(line.text)] for mark in ("=", *KINDS)}
+    texts: dict[str, list[str]] = {mark: [] for mark in ("=", *KINDS)}
+    for line in lines:
+        texts[line.mark] += alternatives(line.text)
     homes = _homes([text for mark in KINDS if mark != "*" for text in texts[mark]])
     asks = [Wording(text, kind, homes.get(text, "hard")) for mark, kind in KINDS.items() for text in texts[mark]]
     return Topic(name, tuple(texts["="]), tuple(asks))
 
-
+# %% ../../nbs/sparse/10_scenarios.ipynb #8ed622ce
 def _topics(
     script: str | Sequence[str],  # topics, in the notation above
     name: str,  # name of the theme
@@ -159,7 +174,7 @@ def _faults(
     topic: Topic,  # topic to proof-read
     slots: Mapping[str, tuple[Value, ...]],  # slots of its theme
 ) -> Iterator[str]:  # what is wrong with it, in words
-    "Find templates that do not fill in, questions that name other slots than the first, passages that leave them out, and empty parts."
+    "Find empty parts, templates that do not fill in, questions with other slots, and passages that leave slots out."
     if not topic.passages or not {"train", "hard"} <= {wording.home for wording in topic.wordings}:
         yield "needs a passage (=), questions, and a hard question (*)"
         return
@@ -188,7 +203,7 @@ _SLOTS = {
     "week": "넷, 다섯, 여섯, 일곱",
 }
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #6564fe23
+# %% ../../nbs/sparse/10_scenarios.ipynb #a6b5c19b
 def theme(
     name: str,  # key
     title: str,  # Korean title
@@ -206,17 +221,19 @@ def theme(
         found = [f"topic {topic.name!r}: {fault}" for topic in topics for fault in _faults(topic, known)]
         used = set().union(*(slots_of(text) for topic in topics for text in topic.passages))
         found += [f"no passage uses {{{slot}}}" for slot in own if slot not in used]
+        twice = [topic for topic, times in Counter(topic.name for topic in topics).items() if times > 1]
+        found += [f"topic {topic!r} is written twice" for topic in twice]
         if found:
             raise TemplateError("; ".join(found))
     return Theme(name, title, {slot: words for slot, words in known.items() if slot in used}, topics, size, twins)
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #a1a4bc42
+# %% ../../nbs/sparse/10_scenarios.ipynb #a575ebed
 @cache
 def _embedded_themes() -> tuple[Theme, ...]:  # in the order of the file
     "Read the embedded themes once."
     return embedded_each("korlab.sparse", "themes.jsonl", theme)
 
-
+# %% ../../nbs/sparse/10_scenarios.ipynb #30a100a3
 def themes() -> dict[str, Theme]:  # the themes by their names
     "The themes that the collection is written from."
     return {about.name: about for about in _embedded_themes()}
@@ -244,7 +261,7 @@ def _home(
     "Assign a key to a split by its hash, the same on every machine and under every seed."
     return {0: "dev", 1: "test", 2: "test"}.get(int(text_hash(" ".join(key)), 16) % 10, "train")
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #6ce5c547
+# %% ../../nbs/sparse/10_scenarios.ipynb #51fb18f8
 def _tell(
     about: Theme,  # theme of the topic
     topic: Topic,  # what to tell
@@ -256,7 +273,7 @@ def _tell(
     words |= {slot: rng.choice(value.said) for slot, value in zip(topic.asked, values)}
     return fill(rng.choice(topic.passages), words)
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #4a713b94
+# %% ../../nbs/sparse/10_scenarios.ipynb #61b6c3d8
 def write_passages(
     about: Theme,  # theme to write about
     seed: int = 42,  # the same seed gives the same passages
@@ -293,7 +310,7 @@ def _slip(
     moved = _VOWELS.index(_SLIPS[_VOWELS[vowel[place]]]) - vowel[place]
     return template[:place] + chr(ord(template[place]) + 28 * moved) + template[place + 1 :]
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #02b77d04
+# %% ../../nbs/sparse/10_scenarios.ipynb #239fb7fe
 def _squeeze(
     template: str,  # a way to ask, slots open
     rng: random.Random,  # source of chance
@@ -307,7 +324,7 @@ def _squeeze(
 _SPACING, _TYPO = 0.08, 0.04  # shares of questions with missing blanks, with a slip
 _WEIGHTS = {"synonym": 3, "colloquial": 3, "keyword": 2, "ending": 5, "hard": 1}  # chances of the kinds a topic has
 
-
+# %% ../../nbs/sparse/10_scenarios.ipynb #e328de33
 def _ask(
     passage: Passage,  # what the question is about
     home: str,  # whose ways of asking: train, dev, test or hard
@@ -336,7 +353,7 @@ class Embedded:
     hard: Collection  # Questions on the passages of test in words that training never used
     kinds: dict[str, str]  # Question id (`test-0001`) -> kind, of dev, test and hard
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #22e3c066
+# %% ../../nbs/sparse/10_scenarios.ipynb #83cb287b
 def _similar(
     passage: Passage,  # the answer
     passages: Sequence[Passage],  # where to look
@@ -346,7 +363,7 @@ def _similar(
     others = [other for other in rng.sample(passages, min(len(passages), 9)) if other.key != passage.key][:8]
     return max(others, key=lambda other: len(set(other.key) & set(passage.key))).text
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #c474b4fe
+# %% ../../nbs/sparse/10_scenarios.ipynb #146d0e03
 def _questions(
     passages: Sequence[Passage],  # what to ask for, each in turn
     home: str,  # whose ways of asking
@@ -354,7 +371,8 @@ def _questions(
     rng: random.Random,  # source of chance
 ) -> Iterator[tuple[Passage, str, str]]:  # passage, question, kind
     "Ask for passages in turns, never the same question twice; `ValueError` when nothing new can be asked."
-    order, asked, tries = rng.sample(passages, len(passages)), set(), 0
+    order, tries = rng.sample(passages, len(passages)), 0
+    asked: set[str] = set()
     while len(asked) < size:
         if tries == 20 * size + 1000:
             raise ValueError(f"{home} has no more than {len(asked)} questions to ask: ask for fewer")
@@ -381,7 +399,7 @@ def _triples(
                     _similar(passage, places[passage.theme, rng.choice(passage.key[1:])], rng)), kind=kind)
             for passage, question, kind in _questions(passages, "train", size, rng)]
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #a5bc6a99
+# %% ../../nbs/sparse/10_scenarios.ipynb #e00e544b
 def _collection(
     passages: Sequence[Passage],  # the corpus
     home: str,  # dev, test or hard
@@ -395,11 +413,12 @@ def _collection(
     about = [passage for passage in passages if passage.home == ("test" if home == "hard" else home)]
     found = list(_questions(about, home, size, random.Random(f"{seed}-{home}")))
     asked = {f"{home}-{n:04d}": one for n, one in enumerate(found, 1)}
-    part = Collection({passage.id: passage.text for passage in passages}, {key: text for key, (_, text, _) in asked.items()},
+    part = Collection({passage.id: passage.text for passage in passages},
+                      {key: text for key, (_, text, _) in asked.items()},
                       {key: dict(same[passage.key]) for key, (passage, _, _) in asked.items()})
     return part, {key: kind for key, (_, _, kind) in asked.items()}
 
-# %% ../../nbs/sparse/10_scenarios.ipynb #d4e9d635
+# %% ../../nbs/sparse/10_scenarios.ipynb #3476d550
 def embedded(
     seed: int = 42,  # the same seed gives the same collection on every machine
     train: int = 7000,  # questions of each split
@@ -414,6 +433,7 @@ def embedded(
     """
     passages = [passage for about in themes().values() for passage in write_passages(about, seed)]
     triples = _triples([p for p in passages if p.home == "train"], train, random.Random(f"{seed}-train"))
-    parts = {home: _collection(passages, home, size, seed) for home, size in {"dev": dev, "test": test, "hard": hard}.items()}
+    sizes = {"dev": dev, "test": test, "hard": hard}
+    parts = {home: _collection(passages, home, size, seed) for home, size in sizes.items()}
     kinds = {key: kind for _, asked in parts.values() for key, kind in asked.items()}
     return Embedded(triples, **{home: part for home, (part, _) in parts.items()}, kinds=kinds)

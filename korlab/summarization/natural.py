@@ -11,7 +11,7 @@ from functools import cache
 from ..core.corpus import Dialogue
 from ..core.templates import embedded_each
 
-# %% ../../nbs/summarization/11_natural.ipynb #9bff3374
+# %% ../../nbs/summarization/11_natural.ipynb #ff2bd1dc
 def _dialogue(
     fname: str,  # e.g. `natural-042`
     topic: str,  # its theme
@@ -22,7 +22,7 @@ def _dialogue(
     "Make a dialogue of a line of the file."
     return Dialogue(fname, dialogue, (summary1, summary2), topic)
 
-# %% ../../nbs/summarization/11_natural.ipynb #f76e2d16
+# %% ../../nbs/summarization/11_natural.ipynb #896756fe
 @cache
 def _embedded() -> tuple[Dialogue, ...]:  # in the order of the file
     "Read the file once."
@@ -33,7 +33,7 @@ def natural() -> list[Dialogue]:  # every dialogue of every theme, two reference
     "The hand-written dialogues, in the order of their file names."
     return list(_embedded())
 
-# %% ../../nbs/summarization/11_natural.ipynb #219bc594
+# %% ../../nbs/summarization/11_natural.ipynb #8ba12936
 def themes() -> dict[str, list[Dialogue]]:  # the dialogues of each theme, in the order of the file
     "The hand-written dialogues by theme."
     found: dict[str, list[Dialogue]] = {}

@@ -13,7 +13,16 @@ from functools import cache
 
 from ..core.corpus import Dialogue, text_hash
 from korlab.core.templates import (
-    Line, Notation, TemplateError, embedded_each, faults, fill, listed, located, read_script, slots_of,
+    Line,
+    Notation,
+    TemplateError,
+    embedded_each,
+    faults,
+    fill,
+    listed,
+    located,
+    read_script,
+    slots_of,
 )
 from ..core.text import PLACEHOLDER
 
@@ -25,7 +34,7 @@ class Turn:
     usual: tuple[str, ...] = ()  # Phrasings for train, dev and test
     hard: tuple[str, ...] = ()  # Phrasings for the hard split only
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #3882756e
+# %% ../../nbs/summarization/10_scenarios.ipynb #f9855c75
 @dataclass(frozen=True, slots=True)
 class Scene:
     "Turns in order and the summary they lead to."
@@ -38,7 +47,7 @@ class Scene:
         "What has phrasings: every turn but small talk, and the summary."
         return [turn for turn in (*self.turns, self.summary) if turn and turn.role != "~"]
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #6bbd82a6
+# %% ../../nbs/summarization/10_scenarios.ipynb #66277de1
 @dataclass(frozen=True, slots=True)
 class Scenario:
     "An everyday situation: scenes that share their slots."
@@ -53,7 +62,7 @@ _NOTATION = Notation(
     rf"(?:{'|'.join(_REGISTERS)})(?: \w+)?", ("A:", "B:", "C:", "=>", "|", "*", "~"),
     "scenes begin with [반말] or [존댓말], their lines with A: B: C: => | * or ~")
 
-
+# %% ../../nbs/summarization/10_scenarios.ipynb #f4808c2c
 def _read_line(
     turns: list[Turn],  # turns read so far; the last one may be extended
     line: Line,  # the next line of the scene
@@ -69,7 +78,7 @@ def _read_line(
     else:
         turns[-1] = replace(turns[-1], hard=turns[-1].hard + texts)
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #0d0790c2
+# %% ../../nbs/summarization/10_scenarios.ipynb #61c20d8d
 def _scenes(
     script: str | Sequence[str],  # scenes, in the notation above
 ) -> tuple[Scene, ...]:  # the scenes, each with its summary apart
@@ -83,7 +92,7 @@ def _scenes(
         scenes.append(Scene(register, tuple(turn for turn in turns if turn.role != "=>"), summary))
     return tuple(scenes)
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #0fb63110
+# %% ../../nbs/summarization/10_scenarios.ipynb #456f197a
 def _misphrased(
     turn: Turn,  # turn or summary to proof-read
     values: Mapping[str, str],  # one value for every slot, and the people
@@ -101,7 +110,7 @@ def _facts(
     "What a phrasing tells apart from words."
     return slots_of(template) | set(PLACEHOLDER.findall(template))
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #4dc2e59a
+# %% ../../nbs/summarization/10_scenarios.ipynb #c45990dc
 def _told(
     turns: Sequence[Turn],  # the turns of a scene
 ) -> set[str]:  # facts and people that no telling leaves out
@@ -119,8 +128,9 @@ def _mistold(
         return [f"a scene in {scene.register} does not end with a turn: ~ stands before the turn it delays"]
     if scene.summary is None:
         return [f"a scene in {scene.register} has no summary (=>)"] if scene.register in _REGISTERS else []
+    told = _told(scene.turns)
     return [f"{template!r} tells {fact}, which some phrasing of the dialogue leaves out"
-            for template in scene.summary.usual + scene.summary.hard for fact in sorted(_facts(template) - _told(scene.turns))]
+            for template in scene.summary.usual + scene.summary.hard for fact in sorted(_facts(template) - told)]
 
 # %% ../../nbs/summarization/10_scenarios.ipynb #24e24da6
 _SLOTS = {
@@ -139,7 +149,7 @@ _SLOTS = {
               "감기에 걸려서, 다리를 다쳐서",
 }
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #c4261a99
+# %% ../../nbs/summarization/10_scenarios.ipynb #e9cdace9
 ROLES = ("A", "B", "C")
 
 
@@ -152,7 +162,7 @@ def _proofread(
     found = [fault for scene in scenes for turn in scene.worded for fault in _misphrased(turn, first)]
     return found or [fault for scene in scenes for fault in _mistold(scene)]
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #92c596d7
+# %% ../../nbs/summarization/10_scenarios.ipynb #79dcd1d8
 def scenario(
     name: str,  # short key
     title: str,  # Korean title
@@ -170,7 +180,7 @@ def scenario(
             raise TemplateError("; ".join(found))
     return Scenario(name, title, {slot: lists[slot] for slot in lists if slot in used}, scenes)
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #d371f154
+# %% ../../nbs/summarization/10_scenarios.ipynb #78f4da19
 @cache
 def _embedded() -> dict[str, Scenario]:  # small talk and the plays by their names
     "Read the embedded scenarios once."
@@ -181,7 +191,7 @@ def plays() -> dict[str, Scenario]:  # the twenty plays by their names, in readi
     "The plays that the corpus tells."
     return {name: play for name, play in _embedded().items() if name != "small_talk"}
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #36b391b6
+# %% ../../nbs/summarization/10_scenarios.ipynb #75bd4359
 def small_talk() -> Scenario:  # greetings and chatter in both registers
     "What people say before they come to the point."
     return _embedded()["small_talk"]
@@ -199,7 +209,7 @@ def _cast(
     numbers = rng.sample(range(1, len(roles) + 1), len(roles))
     return {role: f"#Person{number}#" for role, number in zip(roles, numbers)}
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #5121e1a2
+# %% ../../nbs/summarization/10_scenarios.ipynb #365f4e2b
 def _draw(
     play: Scenario,  # scenario whose slots are wanted
     rng: random.Random,  # source of chance
@@ -207,7 +217,7 @@ def _draw(
     "Choose values."
     return {slot: rng.choice(choices) for slot, choices in play.slots.items()}
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #7b50f497
+# %% ../../nbs/summarization/10_scenarios.ipynb #121a29cf
 def _chat(
     scene: Scene,  # the scene that is interrupted
     spot: int,  # index of the `~` among its turns
@@ -224,7 +234,7 @@ def _chat(
     said = [fill(rng.choice(turn.hard if hard else turn.usual), values) for turn in chat.turns]
     return list(zip((scene.turns[spot + 1].role, partner), said))
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #30aff958
+# %% ../../nbs/summarization/10_scenarios.ipynb #5938b8f5
 def tell(
     play: Scenario,  # scenario to draw values from
     scene: Scene,  # one of its scenes
@@ -232,19 +242,21 @@ def tell(
     hard: bool = False,  # use the phrasings of the hard split, and no others
 ) -> tuple[str, str]:  # dialogue and summary
     "Tell a scene once. The wording of the summary goes with the phrasing of the scene's first turn."
+    if scene.summary is None:
+        raise ValueError(f"a scene of {play.name!r} in {scene.register} has no summary: tell a scene that has one")
     values = _cast(scene, rng) | _draw(play, rng)
-    said, wording = [], None
+    said: list[tuple[str, str]] = []
+    choices: list[int] = []
     for spot, turn in enumerate(scene.turns):
         if turn.role == "~":
             said += _chat(scene, spot, rng, hard)
             continue
         phrasings = turn.hard if hard else turn.usual
-        choice = rng.randrange(len(phrasings))
-        wording = choice if wording is None else wording
-        said.append((turn.role, fill(phrasings[choice], values)))
+        choices.append(rng.randrange(len(phrasings)))
+        said.append((turn.role, fill(phrasings[choices[-1]], values)))
     wordings = scene.summary.hard if hard else scene.summary.usual
     dialogue = "\n".join(f"{values[role]}: {words}" for role, words in said)
-    return dialogue, fill(wordings[wording % len(wordings)], values)
+    return dialogue, fill(wordings[choices[0] % len(wordings)], values)
 
 # %% ../../nbs/summarization/10_scenarios.ipynb #822eacf2
 def sample(
@@ -285,7 +297,7 @@ def _new(
     raise ValueError(f"scenario {play.name!r} has nothing new to tell for {split} after {_TRIES} attempts: "
                      "ask for fewer dialogues or give its slots more values")
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #0048ff40
+# %% ../../nbs/summarization/10_scenarios.ipynb #ac8c73dd
 def _split(
     split: str,  # train, dev, test or hard
     size: int,  # how many dialogues
@@ -304,7 +316,7 @@ def _split(
         found.append(Dialogue(f"{split}-{index + 1:04d}", dialogue, (summary,), play.name))
     return found
 
-# %% ../../nbs/summarization/10_scenarios.ipynb #8029bef6
+# %% ../../nbs/summarization/10_scenarios.ipynb #8857394c
 def generate(
     seed: int = 42,  # the same seed gives the same corpus on every machine
     train: int = 4000,  # dialogues in each split
