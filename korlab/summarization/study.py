@@ -22,7 +22,7 @@ from ..core.files import read_json, read_jsonl, write_json, write_jsonl
 from ..experiment.params import EvaluationParams as SharedEvaluationParams
 from ..experiment.params import Needs, RunParams, setting
 from ..experiment.runs import Run
-from ..report.report import side_by_side
+from .cards import side_by_side
 from ..core.settings import portable, settings
 from .inference import Summarizer, load_model, read_predictions, write_predictions
 from .inference import summarize_file as summarize_file  # the verb of `korlab summarize`
