@@ -179,11 +179,12 @@ def test_empty_boxes_stop_a_report_but_not_that_of_a_failed_run(rendered):
 
 RUN = """
 import os, sys
-from korlab.core import plots
+from korlab.core import charts
 from tqdm.auto import tqdm
 for _ in tqdm(range(3), file=sys.stdout): pass
 print("token", os.environ["HF_TOKEN"], os.getcwd())
-figure = plots.learning_curves([dict(step=1, loss=2.0, eval_rouge1=30.0), dict(step=2, loss=1.0, eval_rouge1=50.0)])
+history = [dict(step=1, loss=2.0, eval_rouge1=30.0), dict(step=2, loss=1.0, eval_rouge1=50.0)]
+figure = charts.learning_curves(history, metrics={"eval_rouge1": "ROUGE-1"})
 figure
 """
 
