@@ -31,7 +31,7 @@ from ..core.errors import LabError
 from ..core.files import atomic, read_json, write_json
 from ..core.yamls import read_yaml
 from ..experiment.params import ParameterError
-from ..report.report import render_run
+from ..report.render import render_run
 from ..core.settings import root, settings, shown
 from ..core.tables import pipe_table
 
