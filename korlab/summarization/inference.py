@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from korlab.summarization.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/summarization/50_inference.ipynb #5402e72a
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def load_summarizer(
     from korlab.summarization.data import check_markers
     from korlab.summarization.generation import generation_config
     from korlab.summarization.models import check_length, check_precision
-    from korlab.experiment.training import choose_device, choose_precision
+    from korlab.experiment.computing import choose_device, choose_precision
 
     folder, config = runs.find_model({"run": run} | given)
     loaded = load_model(folder)
