@@ -123,6 +123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'korlab/core/errors.py')},
             'korlab.core.files': { 'korlab.core.files.FileError': ('core/files.html#fileerror', 'korlab/core/files.py'),
                                    'korlab.core.files.atomic': ('core/files.html#atomic', 'korlab/core/files.py'),
+                                   'korlab.core.files.opening': ('core/files.html#opening', 'korlab/core/files.py'),
                                    'korlab.core.files.read_json': ('core/files.html#read_json', 'korlab/core/files.py'),
                                    'korlab.core.files.read_jsonl': ('core/files.html#read_jsonl', 'korlab/core/files.py'),
                                    'korlab.core.files.sha256': ('core/files.html#sha256', 'korlab/core/files.py'),
