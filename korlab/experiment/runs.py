@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 from ..core.errors import LabError
 from . import registry, tracking
-from ..core.files import read_json, write_json
+from ..core.files import opening, read_json, write_json
 from .params import RunParams, checked, explain
 from ..core.settings import portable, root, settings, shown
 
@@ -227,7 +227,8 @@ def open_run(
     config = registry.configure(given)
     tracking.check(config)
     recipe, folder = registry.model(config.model).recipes[config.size], run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     own = type(config).__dataclass_fields__
     set_by_hand = {k: v for k, v in given.items() if k in own and v not in (None, own[k].default)}
     run = Run(folder, config, set_by_hand, locked(folder))
@@ -334,7 +335,8 @@ def open_evaluation(
     config, recorded = _evaluation_config(request, home, overrides)
     parent = home.folder if home else settings().runs / registry.model(config.model).study / checkpoint.name
     folder = parent / "evaluations" / (request.name or _evaluation_name(checkpoint, request, overrides))
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, config, {"run": portable(request.run)} | overrides, locked(folder))
     run.path("computing.json").unlink(missing_ok=True)  # an evaluation starts anew, so it chooses anew
     run.write("config", {
