@@ -5,7 +5,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'korlab.cli.main.Commands.main': ('cli/main.html#commands.main', 'korlab/cli/main.py'),
                                  'korlab.cli.main._add_aliases': ('cli/main.html#_add_aliases', 'korlab/cli/main.py'),
                                  'korlab.cli.main._studies': ('cli/main.html#_studies', 'korlab/cli/main.py'),
-                                 'korlab.cli.main.assemble': ('cli/main.html#assemble', 'korlab/cli/main.py'),
+                                 'korlab.cli.main.command_line': ('cli/main.html#command_line', 'korlab/cli/main.py'),
                                  'korlab.cli.main.main': ('cli/main.html#main', 'korlab/cli/main.py')},
             'korlab.core.corpus': { 'korlab.core.corpus.Columns': ('core/corpus.html#columns', 'korlab/core/corpus.py'),
                                     'korlab.core.corpus.DataError': ('core/corpus.html#dataerror', 'korlab/core/corpus.py'),
