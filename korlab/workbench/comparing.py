@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..experiment.studies import Study, check_name
-from ..core.files import read_json
+from ..core.files import opening, read_json
 from ..experiment.params import ParameterError, checked, setting, unknown_name
 from ..experiment.runs import Run, RunError, find_run
 from ..core.settings import portable, settings, shown
@@ -167,7 +167,8 @@ def open_comparison(
     names = next(entry.run for entry in entries if entry.run).study.comparison.titles([entry.name for entry in entries])
     entries = tuple(Entry(e.name, e.state, e.error, e.run, names[e.name]) for e in entries)
     folder = settings().runs / "comparisons" / (asked.name or _own_name(asked))
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return Comparison(folder, entries, _baseline(entries, asked.baseline), asked)
 
 # %% ../../nbs/workbench/01_comparing.ipynb #72d43079

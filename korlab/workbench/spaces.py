@@ -50,7 +50,10 @@ def words(
     text: str,  # e.g. "epochs=0.5 data=rows.csv"
 ) -> dict[str, str | None]:  # name -> text, which the parameter's type decides how to read
     "Read `name=value` words as a shell would; the value `None` unsets."
-    pairs = [word.partition("=") for word in shlex.split(text)]
+    try:
+        pairs = [word.partition("=") for word in shlex.split(text)]
+    except ValueError as error:
+        raise ParameterError(f"values: {text!r} is not written as for a shell ({error})") from None
     if bad := [name for name, sep, _ in pairs if not sep]:
         raise ParameterError(f"values: {bad[0]!r} is no name=value")
     return {name: None if value == "None" else value for name, _, value in pairs}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import yaml
 
-from ..core.files import FileError, atomic, read_json, write, write_json
+from ..core.files import FileError, atomic, opening, read_json, write, write_json
 from ..core.settings import portable, settings, shown
 from ..experiment import results, studies
 from ..experiment.config import Config
@@ -199,7 +199,8 @@ def open_search(
     folder = settings().runs / home / (request.name or _search_name(request))
     if (folder / "config.json").exists():
         raise RunError(f"{shown(folder)} is a run: choose another name for the search")
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     lock = locked(folder)
     try:
         seed = settings().seed if request.seed is None else request.seed
