@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..core.errors import LabError
-from ..experiment import registry
+from ..experiment import studies
 from ..workbench.commands import register
 from ..workbench.terminal import complain, papermill_style
 
@@ -36,10 +36,9 @@ class Commands(TyperGroup):
 # %% ../../nbs/cli/00_main.ipynb #b801d8ed
 def _studies() -> Iterator[tuple[str, ModuleType]]:
     "The name and the module `cli` of every study that has one."
-    for name, module in registry.STUDIES.items():
-        package = module.rpartition(".")[0]
-        if importlib.util.find_spec(f"{package}.cli"):
-            yield name, importlib.import_module(f"{package}.cli")
+    for name in studies.names():
+        if importlib.util.find_spec(f"korlab.{name}.cli"):
+            yield name, importlib.import_module(f"korlab.{name}.cli")
 
 # %% ../../nbs/cli/00_main.ipynb #95da1a07
 def _add_aliases(app: typer.Typer, study: str, module: ModuleType, owners: dict[str, str]) -> None:
@@ -58,9 +57,9 @@ def command_line() -> typer.Typer:  # the whole command line
         help="A notebook-first laboratory for Korean NLP.",
     )
     register(app)
-    studies = dict(_studies())
-    owners = {command.name: "korlab" for command in app.registered_commands} | {name: name for name in studies}
-    for name, module in studies.items():
+    modules = dict(_studies())
+    owners = {command.name: "korlab" for command in app.registered_commands} | {name: name for name in modules}
+    for name, module in modules.items():
         app.add_typer(module.app, name=name)
         _add_aliases(app, name, module, owners)
     return app

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import Sampler
 
-from .params import RunParams
+from .config import Config
 
 # %% ../../nbs/experiment/13_batches.ipynb #5d2f1fef
 def _padded_batches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
@@ -72,23 +72,23 @@ def padding_share(
 # %% ../../nbs/experiment/13_batches.ipynb #79fda695
 def count_batches(
     rows: int,  # training rows
-    config: RunParams,  # batch_size, seed
+    config: Config,  # batch_size, seed
     lengths: Sequence[int] | None = None,  # tokens of each row, where batches are cut by token budget
 ) -> int:  # batches an epoch
     "How many batches an epoch has."
     if lengths is not None:
-        return len(TokenBudgetSampler(lengths, config.batch_size, config.seed))
-    return -(-rows // config.batch_size)
+        return len(TokenBudgetSampler(lengths, config.training.batch_size, config.computing.seed))
+    return -(-rows // config.training.batch_size)
 
 # %% ../../nbs/experiment/13_batches.ipynb #53c76c27
 def total_updates(
-    config: RunParams,  # epochs, max_steps, accumulation
+    config: Config,  # epochs, max_steps, accumulation
     batches: int,  # batches an epoch
 ) -> int:  # updates of the whole run
     "How many optimiser updates a run makes."
-    if config.max_steps:
-        return config.max_steps
-    return max(1, math.ceil(config.epochs * -(-batches // config.accumulation)))
+    if config.training.max_steps:
+        return config.training.max_steps
+    return max(1, math.ceil(config.training.epochs * -(-batches // config.training.accumulation)))
 
 # %% ../../nbs/experiment/13_batches.ipynb #aa3c84ca
 def updates_between_evaluations(

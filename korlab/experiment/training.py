@@ -43,44 +43,45 @@ from korlab.experiment.batches import (
 )
 from .checkpoints import checkpoint_at, draft_of, newest_whole_checkpoint, publish, seal_and_rotate
 from .computing import peak_memory_mib, settle
-from .params import ParameterError, RunParams
+from .config import Config
+from .params import ParameterError
 
 # %% ../../nbs/experiment/14_training.ipynb #99e98ce4
-def _workplace(config: RunParams, folder: Path, place: Mapping[str, str]) -> dict[str, Any]:
+def _workplace(config: Config, folder: Path, place: Mapping[str, str]) -> dict[str, Any]:
     c, device, kind = config, place["device"], place["precision"]
     return dict(
-        output_dir=str(folder / "checkpoints"), seed=c.seed, use_cpu=device == "cpu", bf16=kind == "bf16",
-        fp16=kind == "fp16", dataloader_num_workers=c.workers, dataloader_pin_memory=device == "cuda",
-        run_name=None if c.tracking == "none" else tracking.run_name(folder),
+        output_dir=str(folder / "checkpoints"), seed=c.computing.seed, use_cpu=device == "cpu", bf16=kind == "bf16",
+        fp16=kind == "fp16", dataloader_num_workers=c.training.workers, dataloader_pin_memory=device == "cuda",
+        run_name=None if c.tracker.tracking == "none" else tracking.run_name(folder),
     )
 
 # %% ../../nbs/experiment/14_training.ipynb #6805700b
-def _learning(config: RunParams, updates: int) -> dict[str, Any]:
+def _learning(config: Config, updates: int) -> dict[str, Any]:
     c = config
     return dict(
-        max_steps=updates, learning_rate=c.learning_rate, lr_scheduler_type=c.scheduler, warmup_steps=c.warmup or 0,
-        weight_decay=c.weight_decay, adam_beta2=c.adam_beta2, max_grad_norm=c.max_grad_norm,
-        per_device_train_batch_size=c.batch_size, gradient_accumulation_steps=c.accumulation,
-        activation_checkpointing=c.gradient_checkpointing,
+        max_steps=updates, learning_rate=c.training.learning_rate, lr_scheduler_type=c.training.scheduler, warmup_steps=c.training.warmup or 0,
+        weight_decay=c.training.weight_decay, adam_beta2=c.training.adam_beta2, max_grad_norm=c.training.max_grad_norm,
+        per_device_train_batch_size=c.training.batch_size, gradient_accumulation_steps=c.training.accumulation,
+        activation_checkpointing=c.training.gradient_checkpointing,
     )
 
 # %% ../../nbs/experiment/14_training.ipynb #89b15302
 Better = Literal["higher", "lower"]
 
 
-def _watching(config: RunParams, every: int, best_by: str | None, better: Better) -> dict[str, Any]:
+def _watching(config: Config, every: int, best_by: str | None, better: Better) -> dict[str, Any]:
     c = config
     return dict(
-        eval_strategy="steps" if best_by else "no", eval_steps=every, per_device_eval_batch_size=c.eval_batch_size,
-        save_strategy="steps", save_steps=every, save_total_limit=c.keep_checkpoints,
-        logging_strategy="steps", logging_steps=c.logging_steps or max(1, min(every // 5, 50)),
+        eval_strategy="steps" if best_by else "no", eval_steps=every, per_device_eval_batch_size=c.training.eval_batch_size,
+        save_strategy="steps", save_steps=every, save_total_limit=c.training.keep_checkpoints,
+        logging_strategy="steps", logging_steps=c.training.logging_steps or max(1, min(every // 5, 50)),
         load_best_model_at_end=bool(best_by), metric_for_best_model=best_by,
         greater_is_better=better == "higher" if best_by else None,
     )
 
 # %% ../../nbs/experiment/14_training.ipynb #543b255a
 def arguments(
-    config: RunParams,  # effective parameters
+    config: Config,  # effective parameters
     folder: Path,  # the run's
     place: Mapping[str, str],  # from `computing`: device and precision
     batches: int,  # batches an epoch
@@ -89,7 +90,7 @@ def arguments(
 ) -> dict[str, Any]:  # for TrainingArguments and its subclasses
     "What the run's parameters mean to a transformers Trainer."
     updates = total_updates(config, batches)
-    every = updates_between_evaluations(config.eval_steps, updates)
+    every = updates_between_evaluations(config.training.eval_steps, updates)
     quiet = dict(report_to="none", disable_tqdm=True, restore_callback_states_from_checkpoint=True)
     watching = _watching(config, every, best_by, better)
     return _workplace(config, folder, place) | _learning(config, updates) | watching | quiet
@@ -224,18 +225,18 @@ class Progress(TrainerCallback):
 
 # %% ../../nbs/experiment/14_training.ipynb #0dfbf71a
 def watchers(
-    config: RunParams,  # patience, threshold, tracking
+    config: Config,  # patience, threshold, tracking
     folder: Path,  # the run's
     dev: bool,  # whether there are dev rows to lose patience over
 ) -> list[TrainerCallback]:
     "The callbacks of every run."
     found = [LastStep(), Progress(folder / "progress.json"), Clock(), History(folder / "history.jsonl")]
-    if config.patience and dev:
-        found.append(EarlyStoppingCallback(config.patience, config.threshold))
+    if config.training.patience and dev:
+        found.append(EarlyStoppingCallback(config.training.patience, config.training.threshold))
     return [*found, *tracking.callbacks(config, folder)]
 
 # %% ../../nbs/experiment/14_training.ipynb #e31afbba
-def _train_metrics(trainer: Trainer, config: RunParams, place: Mapping[str, str]) -> dict[str, Any]:
+def _train_metrics(trainer: Trainer, config: Config, place: Mapping[str, str]) -> dict[str, Any]:
     state = trainer.state
     clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -243,13 +244,13 @@ def _train_metrics(trainer: Trainer, config: RunParams, place: Mapping[str, str]
         "updates": state.global_step, "epochs": round(state.epoch, 3), "loss": losses[-1] if losses else None,
         "cpu_seconds": round(clock.cpu_seconds, 2), "seconds": round(clock.seconds, 2),
         "peak_memory_mib": round(clock.memory_mib), "device": place["device"], "precision": place["precision"],
-        "batch_size": config.batch_size, "accumulation": config.accumulation,
+        "batch_size": config.training.batch_size, "accumulation": config.training.accumulation,
     }
 
 
 def outcome(
     trainer: Trainer,  # it has trained
-    config: RunParams,  # the parameters in force at the end
+    config: Config,  # the parameters in force at the end
     place: Mapping[str, str],  # from `computing`
 ) -> dict[str, Any]:  # train_metrics, eval_metrics of the best checkpoint, best_model_checkpoint
     "What a training leaves for train.json."
@@ -271,7 +272,7 @@ class _Seams:
     better: Better = "lower"  # which of two such scores wins
     indivisible: str | None = None  # why a smaller batch would train something else; None lets a full memory halve it
 
-    config: RunParams
+    config: Config
     model: Any
     trainer: Any
     train_dataset: Sequence[Any]  # training rows; the study sets them before it calls the constructor
@@ -324,7 +325,7 @@ class _Ready(_Endings):
     "A training with its place, its seed and its Trainer."
     def __init__(
         self,
-        config: RunParams,  # effective parameters
+        config: Config,  # effective parameters
         model: Any,  # trained in place
         folder: Path | str = "out",  # where checkpoints, history and the final model go
         note: Callable[[str], None] = print,  # told what a reader of the run should know
@@ -337,13 +338,13 @@ class _Ready(_Endings):
         self._batch_file = self.folder / "batch.json"
         if self._batch_file.exists():
             self._take(read_json(self._batch_file))
-        self.place = settle(self.folder / "computing.json", config.device, config.precision, config.threads, note)
+        self.place = settle(self.folder / "computing.json", config.computing.device, config.computing.precision, config.computing.threads, note)
         self.prepare()
-        set_seed(config.seed)
+        set_seed(config.computing.seed)
         self.trainer = self.make_trainer()
 
     def _take(self, smaller: dict[str, int]) -> None:
-        self.config = replace(self.config, **smaller)
+        self.config = self.config.but(**smaller)
         if self.on_smaller:
             self.on_smaller(smaller)
 
@@ -397,17 +398,17 @@ class _Halving(_Ready):
         c = self.config
         if self.indivisible:
             raise MemoryFull(f"{self.advice(reason)} (nothing was halved: {self.indivisible})")
-        if (smaller := smaller_batches(c.batch_size, c.accumulation, c.eval_batch_size)) is None:
+        if (smaller := smaller_batches(c.training.batch_size, c.training.accumulation, c.training.eval_batch_size)) is None:
             raise MemoryFull(self.advice(reason))
         self.note("Out of memory: batch {} × {} becomes {batch_size} × {accumulation}, evaluation {} becomes "
-                  "{eval_batch_size} ({}).".format(c.batch_size, c.accumulation, c.eval_batch_size, reason, **smaller))
+                  "{eval_batch_size} ({}).".format(c.training.batch_size, c.training.accumulation, c.training.eval_batch_size, reason, **smaller))
         write_json(self._batch_file, smaller)
         self._take(smaller)
         self.trainer = None
         clear_device_cache(garbage_collection=True)
         _lay_back(self.trainable(), self._start_file)
         self.model.zero_grad(set_to_none=True)
-        set_seed(c.seed)
+        set_seed(c.computing.seed)
         self.trainer = self.make_trainer()
 
 # %% ../../nbs/experiment/14_training.ipynb #de8c40b1

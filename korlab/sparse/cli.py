@@ -101,11 +101,11 @@ def stopwords(tokenizer: _TOKENIZER, to: _LIST, mode: _STOP_MODE = "safe", sourc
 @app.command()
 def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
     "Six checks before a long training, without training; exit code 1 when one fails."
-    from korlab.experiment import registry
+    from korlab.experiment import studies
     from korlab.sparse.study import verify as checks
     from korlab.workbench.suite import layers
 
-    raise _judged(checks(registry.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))))
+    raise _judged(checks(studies.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))))
 
 
 def _overlays(**asked: bool) -> list[Path]:
@@ -181,11 +181,11 @@ def _card(folder: Path, home: "Run | None", license: str, silenced: bool) -> "Ca
 
 def _stop_mask(folder: Path, home: "Run | None") -> "np.ndarray":
     "The stop tokens the run was trained with, or those of its study for an encoder from elsewhere."
-    from korlab.experiment import registry
+    from korlab.experiment import studies
     from korlab.sparse.models import load, vocabulary
     from korlab.sparse.study import stop_mask_of
 
-    loaded, config = load(folder), home.config if home else registry.configure({"model": "sparse-ko"})
+    loaded, config = load(folder), home.config if home else studies.configure({"model": "sparse-ko"})
     return stop_mask_of(config, loaded.tokenizer, vocabulary(loaded.model))
 
 # %% ../../nbs/sparse/64_cli.ipynb #7258a6b1

@@ -35,7 +35,7 @@ from transformers import (
 from ..core.settings import shown
 from ..experiment.checkpoints import damage, draft_of, publish
 from ..experiment.models import CheckpointError, Loaded, loading, origin_of
-from ..experiment.registry import Model
+from ..experiment.studies import Model
 from .head import check_mlm_head, fuse, open_encoder
 
 # %% ../../nbs/sparse/21_models.ipynb #712dd477
