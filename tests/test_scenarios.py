@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from korlab.core.corpus import text_hash
+from korlab.core.text import text_hash
 from korlab.core.templates import TemplateError, fill, slots_of
 from korlab.core.text import PLACEHOLDER
 from korlab.summarization.scenarios import ROLES, generate, plays, scenario, small_talk, tell

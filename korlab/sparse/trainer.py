@@ -20,7 +20,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sparse_encoder import SparseEncoderTrainingArguments
 from transformers import TrainerCallback
 
-from ..core.corpus import text_hash
+from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
 from ..metrics.retrieval import evaluate
