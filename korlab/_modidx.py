@@ -852,6 +852,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'korlab.report.pages.scores': ('report/pages.html#scores', 'korlab/report/pages.py'),
                                      'korlab.report.pages.sections': ('report/pages.html#sections', 'korlab/report/pages.py'),
                                      'korlab.report.pages.show': ('report/pages.html#show', 'korlab/report/pages.py'),
+                                     'korlab.report.pages.show_all': ('report/pages.html#show_all', 'korlab/report/pages.py'),
                                      'korlab.report.pages.sources': ('report/pages.html#sources', 'korlab/report/pages.py')},
             'korlab.report.render': { 'korlab.report.render.Rendered': ('report/render.html#rendered', 'korlab/report/render.py'),
                                       'korlab.report.render._first_heading': ( 'report/render.html#_first_heading',
