@@ -41,12 +41,12 @@ from korlab.experiment.batches import (
     total_updates,
     updates_between_evaluations,
 )
-from .checkpoints import checkpoint_at, draft_of, newest_whole_checkpoint, publish, seal_and_rotate
+from .checkpoints import checkpoint_at, draft_of, ended, newest_whole_checkpoint, publish, seal_and_rotate
 from .computing import peak_memory_mib, settle
 from .config import Config
 from .params import ParameterError
 
-# %% ../../nbs/experiment/14_training.ipynb #99e98ce4
+# %% ../../nbs/experiment/14_training.ipynb #3fdb7339
 def _workplace(config: Config, folder: Path, place: Mapping[str, str]) -> dict[str, Any]:
     c, device, kind = config, place["device"], place["precision"]
     return dict(
@@ -55,7 +55,7 @@ def _workplace(config: Config, folder: Path, place: Mapping[str, str]) -> dict[s
         run_name=None if c.tracker.tracking == "none" else tracking.run_name(folder),
     )
 
-# %% ../../nbs/experiment/14_training.ipynb #6805700b
+# %% ../../nbs/experiment/14_training.ipynb #f2a83289
 def _learning(config: Config, updates: int) -> dict[str, Any]:
     c = config
     return dict(
@@ -65,7 +65,7 @@ def _learning(config: Config, updates: int) -> dict[str, Any]:
         activation_checkpointing=c.training.gradient_checkpointing,
     )
 
-# %% ../../nbs/experiment/14_training.ipynb #89b15302
+# %% ../../nbs/experiment/14_training.ipynb #7eebeda5
 Better = Literal["higher", "lower"]
 
 
@@ -95,7 +95,7 @@ def arguments(
     watching = _watching(config, every, best_by, better)
     return _workplace(config, folder, place) | _learning(config, updates) | watching | quiet
 
-# %% ../../nbs/experiment/14_training.ipynb #aeee941f
+# %% ../../nbs/experiment/14_training.ipynb #32c7cde4
 def _loader_by_tokens(trainer: Any) -> DataLoader:
     "The loader of a `LabTrainer` whose `batch_lengths` are set."
     args = trainer.args
@@ -123,6 +123,12 @@ class LabTrainer(Trainer):
         newest = checkpoint_at(Path(self._get_output_dir(trial=trial)), self.state.global_step)
         seal_and_rotate(newest, keep, self.state.best_model_checkpoint)
 
+    def _run_epoch(self, *, resume_from_checkpoint: str | None, **given: Any) -> None:
+        if resume_from_checkpoint and ended(Path(resume_from_checkpoint), self.state.max_steps):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **given)
+
     def get_train_dataloader(self) -> DataLoader:
         "The Trainer's loader, or one that cuts batches by token budget when `batch_lengths` is set."
         return super().get_train_dataloader() if self.batch_lengths is None else _loader_by_tokens(self)
@@ -139,7 +145,7 @@ class History(TrainerCallback):
         if state.max_steps:
             write_jsonl(self.path, state.log_history)
 
-# %% ../../nbs/experiment/14_training.ipynb #8f4a2d29
+# %% ../../nbs/experiment/14_training.ipynb #7bc48893
 class LastStep(TrainerCallback):
     "Evaluate and save after the last update even when it is no multiple of eval_steps."
 
@@ -149,7 +155,7 @@ class LastStep(TrainerCallback):
             control.should_save = control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
 
-# %% ../../nbs/experiment/14_training.ipynb #3be72289
+# %% ../../nbs/experiment/14_training.ipynb #00101a21
 class Clock(TrainerCallback, ExportableState):
     "Count processor and wall seconds and peak memory of training; checkpoints keep them, and a resumed run goes on."
 
@@ -179,7 +185,7 @@ class Clock(TrainerCallback, ExportableState):
             self._mark = cpu, wall
             self.memory_mib = max(self.memory_mib, peak_memory_mib())
 
-# %% ../../nbs/experiment/14_training.ipynb #5e233eef
+# %% ../../nbs/experiment/14_training.ipynb #1e9acfac
 def _standing(state: TrainerState, began: tuple[float, int]) -> dict[str, Any]:
     "Where a training is, and the seconds it still takes at the speed it had since it began: (time, step)."
     seconds, steps = time.time() - began[0], state.global_step - began[1]
@@ -235,7 +241,7 @@ def watchers(
         found.append(EarlyStoppingCallback(config.training.patience, config.training.threshold))
     return [*found, *tracking.callbacks(config, folder)]
 
-# %% ../../nbs/experiment/14_training.ipynb #e31afbba
+# %% ../../nbs/experiment/14_training.ipynb #6637b61c
 def _train_metrics(trainer: Trainer, config: Config, place: Mapping[str, str]) -> dict[str, Any]:
     state = trainer.state
     clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
@@ -262,7 +268,7 @@ def outcome(
         "best_model_checkpoint": Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None,
     }
 
-# %% ../../nbs/experiment/14_training.ipynb #725bbd4c
+# %% ../../nbs/experiment/14_training.ipynb #e6356001
 class _Seams:
     "What a study gives to its training."
 
@@ -296,7 +302,7 @@ class _Seams:
         "What moves during the training; called before the watchers."
         return []
 
-# %% ../../nbs/experiment/14_training.ipynb #ab73a4d6
+# %% ../../nbs/experiment/14_training.ipynb #273dbd8e
 class _Endings(_Seams):
     "What a study gives to the end of its training."
 
@@ -312,7 +318,7 @@ class _Endings(_Seams):
         "What to change when memory is full and nothing can be halved; `reason` is how the machine said it."
         return f"out of memory even with batches of one row ({reason}): set gradient_checkpointing=true"
 
-# %% ../../nbs/experiment/14_training.ipynb #399c9874
+# %% ../../nbs/experiment/14_training.ipynb #1968c508
 def _furnished(trainer: Any, lengths: Sequence[int] | None) -> Any:
     "A Trainer with its rows' lengths and without its printers."
     trainer.batch_lengths = lengths
@@ -320,7 +326,7 @@ def _furnished(trainer: Any, lengths: Sequence[int] | None) -> Any:
         trainer.remove_callback(printer)
     return trainer
 
-# %% ../../nbs/experiment/14_training.ipynb #2760b8d2
+# %% ../../nbs/experiment/14_training.ipynb #cc601cc6
 class _Ready(_Endings):
     "A training with its place, its seed and its Trainer."
     def __init__(
@@ -357,7 +363,7 @@ class _Ready(_Endings):
         args = self.arguments_class(**shared, **self.own_arguments())
         return _furnished(self.trainer_class(model=self.model, args=args, callbacks=calls, **self.parts()), lengths)
 
-# %% ../../nbs/experiment/14_training.ipynb #bacaca6b
+# %% ../../nbs/experiment/14_training.ipynb #dd5747c2
 def _keep(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
@@ -368,7 +374,7 @@ def _lay_back(weights: Mapping[str, torch.Tensor], file: Path) -> None:
         for name, value in load_file(file).items():
             weights[name].copy_(value)
 
-# %% ../../nbs/experiment/14_training.ipynb #f6ae1e9b
+# %% ../../nbs/experiment/14_training.ipynb #acd49666
 def _full_memory(
     work: Callable[[], Any],  # may not fit
 ) -> str | None:  # how the machine said that memory is full; None when the work was done
@@ -381,7 +387,7 @@ def _full_memory(
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None
 
-# %% ../../nbs/experiment/14_training.ipynb #0d0126d2
+# %% ../../nbs/experiment/14_training.ipynb #5664b94b
 class MemoryFull(LabError):
     "A training that does not fit; the message says what to change."
 
@@ -411,7 +417,7 @@ class _Halving(_Ready):
         set_seed(c.computing.seed)
         self.trainer = self.make_trainer()
 
-# %% ../../nbs/experiment/14_training.ipynb #de8c40b1
+# %% ../../nbs/experiment/14_training.ipynb #3837b8b1
 class Training(_Halving):
     "Train a study's model, keep the best checkpoint, and save it whole; a kill in between changes nothing."
 
