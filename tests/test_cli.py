@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
 from korlab.core.errors import LabError
-from korlab.experiment import registry
+from korlab.experiment import studies
 from korlab.workbench import suite
 
 KORLAB = [str(Path(sys.executable).with_name("korlab"))]
@@ -70,7 +70,7 @@ def test_a_mistyped_command_stays_a_usage_error(tmp_path):
 
 @pytest.mark.parametrize("words, sentence", [
     (["sparse", "index", "RUN", "embedded"], "--to FOLDER or --opensearch ALIAS"),
-    (["sparse", "idf", "x", "--tokenizer", "y", "--to", "z", "--kind", "tf"], "choose one of bm25, standard"),
+    (["sparse", "index", "RUN", "embedded", "--to", "x", "--layout", "dense"], "would have no effect without --opensearch"),
     (["sparse", "search", " "], "the query is empty"),
     (["report", "nobody"], "no run 'nobody'"),
     (["report", "none.ipynb"], "there is no notebook none.ipynb"),
@@ -88,7 +88,7 @@ def test_what_a_person_mistypes_is_one_sentence(words, sentence, tmp_path):
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     yaml = tmp_path / "one.yaml"
-    yaml.write_text(f"model: {next(iter(registry.MODELS))}\n")
+    yaml.write_text(f"model: {next(iter(studies.models()))}\n")
     said = one_sentence(korlab("run", yaml, runs=tmp_path / "file" / "runs"))
     assert said.endswith(": Not a directory") and str(tmp_path) not in said
 

@@ -45,7 +45,7 @@ def _add_aliases(app: typer.Typer, study: str, module: ModuleType, owners: dict[
     "Give a study's aliases to the command line; `owners` says who has which name."
     for alias, command in getattr(module, "ALIASES", {}).items():
         if alias in owners:
-            raise ValueError(f"the command {alias!r} of {study} belongs to {owners[alias]}: give the alias another name")
+            raise ValueError(f"the command {alias!r} of {study} belongs to {owners[alias]}: name the alias otherwise")
         owners[alias] = study
         app.command(alias, rich_help_panel="Short for a command of a study")(command)
 

@@ -22,7 +22,7 @@ from .settings import portable, shown
 class FileError(LabError):
     "A file or folder that is missing, damaged or refused by the system; the message names it."
 
-
+# %% ../../nbs/core/02_files.ipynb #aa637575
 @contextmanager
 def opening(
     path: Path | str,  # what somebody named: read, written or made inside the `with`

@@ -118,7 +118,7 @@ def _print_outcomes(entries: Sequence[Mapping[str, Any]]) -> None:
     for one in done:
         typer.echo(f"report: {where(one.path('report.html'))}")
 
-
+# %% ../../nbs/workbench/09_commands.ipynb #2858b0f0
 def _print_scores(run: "Run") -> None:
     from korlab.experiment import results
 
@@ -158,7 +158,7 @@ def logs(suite: _SUITE = None, experiment: _EXPERIMENT = None, lines: _LINES = 2
     for line in tail(_log(found, experiment), lines, going=lambda: follow and driver(found) is not None):
         typer.echo(line)
 
-
+# %% ../../nbs/workbench/09_commands.ipynb #46c2305c
 def _log(suite: "Suite", label: str | None) -> Path:
     "The log of the experiment with this label, or of the one that wrote last."
     labels = [entry["label"] for entry in suite.read()["experiments"]]
@@ -210,7 +210,7 @@ _CODE = Annotated[
 def report(run: _REPORTED = "latest", to: _REPORT_TO = None, code: _CODE = False) -> None:
     "Render the report of a run, or of any executed notebook, as one HTML file and as Markdown; print a run's scores."
     from korlab.experiment.runs import find_run
-    from korlab.report.report import render, render_run
+    from korlab.report.render import render, render_run
 
     if run.endswith(".ipynb"):
         rendered = render(run, to or Path(run).parent, code=code)
@@ -237,8 +237,8 @@ def evaluate(
     to: _EVALUATION_TO = None,
 ) -> None:
     "Score a trained model, or any checkpoint, on any data."
-    from korlab.experiment.runs import open_evaluation
-    from korlab.report.report import render
+    from korlab.experiment.evaluations import open_evaluation
+    from korlab.report.render import render
     from korlab.workbench.suite import execute_notebook
 
     given = _given(**{"run": run, "data": data, "name": name} | values_of(param))
@@ -251,7 +251,7 @@ def evaluate(
     rendered = render(out, to or opened.folder, opened.folder.name if to else "report", title=opened.title)
     typer.secho(f"report: {where(rendered.html)}", bold=True)
 
-
+# %% ../../nbs/workbench/09_commands.ipynb #ba5ca8ab
 def _given(**values: Any) -> dict[str, Any]:
     "What a person gave; what they left out keeps the notebook's own value."
     return {name: value for name, value in values.items() if value is not None}
@@ -278,9 +278,9 @@ def tune(
         values=shlex.join(param), name=name, trials=trials, hours=hours, objective=objective, seed=seed,
     ))
 
-
+# %% ../../nbs/workbench/09_commands.ipynb #9fa8b2c1
 def _search(given: dict[str, Any]) -> None:
-    from korlab.report.report import render
+    from korlab.report.render import render
     from korlab.workbench import tuning
     from korlab.workbench.suite import execute_notebook
 
@@ -301,7 +301,7 @@ _BASELINE = Annotated[
     str | None, typer.Option(help="the run the others are measured against; by default the first")
 ]
 _SPLIT = Annotated[str, typer.Option(help="the scored split")]
-_MODE = Annotated[str | None, typer.Option(help="the way of counting, where there are several; the baseline's by default")]
+_MODE = Annotated[str | None, typer.Option(help="the way of counting, of several; by default the baseline's")]
 _MEASURE = Annotated[str | None, typer.Option(help="the score that is tested; by default the study's first")]
 _COMPARISON_TO = Annotated[Path | None, typer.Option(help="folder to write to instead of the comparison's own")]
 _COMPARISON = Annotated[str | None, typer.Option(help="name of the comparison and its report")]
@@ -313,7 +313,7 @@ def compare(
 ) -> None:
     "Compare runs: scores, paired tests against a baseline, cost, curves and examples in one report."
     from korlab.core.files import read_json, write_json
-    from korlab.report.report import render
+    from korlab.report.render import render
     from korlab.workbench import comparing, verdicts
     from korlab.workbench.suite import execute_notebook
 

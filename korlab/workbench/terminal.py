@@ -28,7 +28,7 @@ def complain(
     "Say on standard error what went wrong."
     typer.secho(f"korlab: {message}", fg="red", err=True)
 
-
+# %% ../../nbs/workbench/08_terminal.ipynb #66c4c32e
 def remark(
     message: object,  # one sentence
 ) -> None:
@@ -105,17 +105,6 @@ def print_table(
 
 # %% ../../nbs/workbench/08_terminal.ipynb #248dda40
 @contextmanager
-def live(
-    suite: "Suite",  # that runs inside the `with`
-) -> Iterator[Callable[[], None]]:  # shows it once more
-    "Show a suite while it runs."
-    from rich.console import Console
-
-    with _redrawn(suite) if Console().is_terminal else _announced(suite) as show:
-        yield show
-
-
-@contextmanager
 def _redrawn(suite: "Suite") -> Iterator[Callable[[], None]]:
     from rich.live import Live
 
@@ -125,7 +114,7 @@ def _redrawn(suite: "Suite") -> Iterator[Callable[[], None]]:
         yield lambda: view.update(grid(progress(suite)))
         view.update(grid(progress(suite)))
 
-
+# %% ../../nbs/workbench/08_terminal.ipynb #b2d36cb0
 @contextmanager
 def _announced(suite: "Suite") -> Iterator[Callable[[], None]]:
     from korlab.workbench.suite import progress
@@ -139,3 +128,14 @@ def _announced(suite: "Suite") -> Iterator[Callable[[], None]]:
                 typer.echo(": ".join(step))
 
     yield show
+
+# %% ../../nbs/workbench/08_terminal.ipynb #6f73a328
+@contextmanager
+def live(
+    suite: "Suite",  # that runs inside the `with`
+) -> Iterator[Callable[[], None]]:  # shows it once more
+    "Show a suite while it runs."
+    from rich.console import Console
+
+    with _redrawn(suite) if Console().is_terminal else _announced(suite) as show:
+        yield show
