@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from korlab.core.corpus import text_hash
+from korlab.core.text import text_hash
 from korlab.summarization.scenarios import ROLES, SCENARIOS, SMALL_TALK, fill, generate, scenario, slots_of, tell
 from korlab.core.text import PLACEHOLDER
 

@@ -16,7 +16,8 @@ import optuna
 import pytest
 from conftest import ROOT, TINY
 
-from korlab.core import corpus, files
+from korlab.core import files
+from korlab.summarization.dialogues import save_dialogues
 from korlab.experiment import params, registry, runs
 from korlab.workbench import tuning
 from korlab.summarization.data import embedded
@@ -212,7 +213,7 @@ def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(lab):
 
     import korlab.summarization.trainer  # noqa: F401  (a warning at import would keep a trial's frame in pytest's log)
 
-    corpus.save_dialogues(embedded().rows["train"][:70], lab / "rows.csv")
+    save_dialogues(embedded().rows["train"][:70], lab / "rows.csv")
     values = TINY | {"eval_steps": 2, "tracking": "none", "rouge_mode": "char", "data": lab / "rows.csv"}
     words = " ".join(f"{k}={v}" for k, v in values.items())
     given = {"name": "killed", "space": str(lab / "space.yaml"), "trials": 2, "values": words}

@@ -334,7 +334,7 @@ def evaluate(
 ) -> None:
     "Score a trained model, or any checkpoint, on any data."
     from korlab.experiment import runs
-    from korlab.core.corpus import DataError
+    from korlab.core.accounts import DataError
     from korlab.core.files import FileError
     from korlab.experiment.params import ParameterError
     from korlab.report.render import ReportError, render
@@ -418,7 +418,7 @@ def summarize(
 ) -> None:
     "Summarise a file of dialogues and write `fname,summary`."
     from korlab.experiment import registry
-    from korlab.core.corpus import DataError
+    from korlab.core.accounts import DataError
     from korlab.core.files import FileError
     from korlab.experiment.params import ParameterError
     from korlab.experiment.runs import RunError

@@ -55,7 +55,7 @@ def idf(
     recompute: Annotated[bool, typer.Option("--recompute", help="count even if the folder holds a table")] = False,
 ) -> None:
     "Count in how many texts each token occurs."
-    from korlab.core.corpus import DataError
+    from korlab.core.accounts import DataError
     from korlab.core.files import FileError
     from korlab.sparse.idf import prepare_idf
 
@@ -74,7 +74,7 @@ def stopwords(
     source: Annotated[str | None, typer.Option(help="a corpus in which Kiwi looks for more, as for `idf`")] = None,
 ) -> None:
     "Find the stop tokens of a tokenizer: particles, endings, function words, punctuation."
-    from korlab.core.corpus import DataError
+    from korlab.core.accounts import DataError
     from korlab.core.files import FileError
     from korlab.sparse.stopwords import prepare_stopwords
 
@@ -94,7 +94,7 @@ def verify(
     "Six checks before a long training, without training; exit code 1 when one fails."
     from korlab.experiment import registry
     from korlab.core.files import FileError
-    from korlab.core.corpus import DataError
+    from korlab.core.accounts import DataError
     from korlab.experiment.params import ParameterError
     from korlab.sparse.study import verify as checks
     from korlab.workbench.suite import layers

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ..core.corpus import text_hash
+from ..core.text import text_hash
 from .data import Collection, Triple, bare
 from ..core.text import attach, normalize
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.corpus import find_parts, is_hub_id, text_hash
+from ..core.sources import find_parts, is_hub_id
+from ..core.text import text_hash
 from ..experiment.params import ParameterError, RunParams
 from ..core.settings import portable
 from .data import Collection, Triple, bare, check_isolation, judged_splits, load_beir, load_triples

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..core import charts
 from ..experiment import registry
-from ..core.corpus import DataError, text_hash
+from ..core.accounts import DataError
+from ..core.text import text_hash
 from ..core.files import read_json, read_jsonl, write_json, write_jsonl
 from ..experiment.params import EvaluationParams as SharedEvaluationParams
 from ..experiment.params import ON_OWN_DATA, Needs, ParameterError, RunParams, setting

@@ -21,7 +21,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..experiment import tracking, training
-from ..core.corpus import text_hash
+from ..core.text import text_hash
 from ..metrics.retrieval import evaluate
 from ..experiment.params import RunParams
 from .data import Collection, Triple, bare

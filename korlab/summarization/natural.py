@@ -7,7 +7,7 @@ __all__ = ['FAMILY', 'WORK', 'SCHOOL', 'HEALTH', 'TRAVEL', 'SHOPPING', 'NEIGHBOU
            'HOLIDAYS', 'ODD', 'LONG', 'THEMES', 'natural']
 
 # %% ../../nbs/summarization/11_natural.ipynb #d9f314b7
-from ..core.corpus import Dialogue
+from .dialogues import Dialogue
 
 # %% ../../nbs/summarization/11_natural.ipynb #9c79f7ea
 FAMILY = (

@@ -14,7 +14,8 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..core.corpus import Dialogue, text_hash
+from .dialogues import Dialogue
+from ..core.text import text_hash
 from ..core.text import PLACEHOLDER, attach, normalize
 
 # %% ../../nbs/summarization/10_scenarios.ipynb #00bfb3e5

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core import charts
 from ..experiment import registry
-from ..core.corpus import Dialogue, load_dialogues, text_hash
+from .dialogues import Dialogue, load_dialogues
+from ..core.text import text_hash
 from ..core.files import read_json, read_jsonl, write_json, write_jsonl
 from ..experiment.params import EvaluationParams as SharedEvaluationParams
 from ..experiment.params import Needs, RunParams, setting
