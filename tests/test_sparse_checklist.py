@@ -18,6 +18,7 @@ from korlab.experiment import registry
 from korlab.core.files import read_json, read_jsonl
 from korlab.experiment.params import ParameterError, load_yaml
 from korlab.experiment.runs import Run
+from korlab.experiment.training import MemoryFull
 from korlab.sparse import cli, idf, stopwords, study
 from korlab.sparse import trainer as trainers
 from korlab.sparse.data import Collection, Triple, save_beir
@@ -26,7 +27,7 @@ from korlab.sparse.losses import RankingTerms, SparseLoss
 from korlab.sparse.models import assemble, mini, train_tokenizer
 from korlab.sparse.schedules import Collapsed, Hints
 from korlab.sparse.trainer import SparseTrainer, encode
-from korlab.experiment.training import damage
+from korlab.experiment.checkpoints import damage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -268,7 +269,7 @@ def test_a_full_memory_says_what_to_change(base, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(made.trainer, "train", full)
-    with pytest.raises(RuntimeError, match="memory is full: try batch_size=4 with accumulation=2 .*max_length below 48"):
+    with pytest.raises(MemoryFull, match="memory is full: try batch_size=4 with accumulation=2 .*max_length below 48"):
         made.train()
 
 

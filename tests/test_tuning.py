@@ -196,14 +196,14 @@ def test_more_trials_later_are_the_trials_of_a_longer_search(lab):
 
 KILLED_IN_TRIAL_1 = """
 import os, signal
-from korlab.experiment import training
+from korlab.experiment import checkpoints
 from korlab.workbench import tuning
-seal = training.write_manifest
+seal = checkpoints.write_manifest
 def seal_and_die(folder):
     seal(folder)
     if "trial-001" in str(folder) and folder.name == "checkpoint-4":
         os.kill(os.getpid(), signal.SIGKILL)
-training.write_manifest = seal_and_die
+checkpoints.write_manifest = seal_and_die
 tuning.optimize(tuning.open_search({given!r}))
 """
 

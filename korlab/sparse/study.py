@@ -35,7 +35,7 @@ from ..core.tables import Markdown, escape, pipe_table, points, signed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from korlab.sparse.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/sparse/60_study.ipynb #3ebfa2dc
 ON_MINI = Needs("size", "'mini'", lambda size: size == "mini")
@@ -461,7 +461,7 @@ def evaluate_on(
 ) -> dict[str, Any]:  # what metrics.json holds
     "Score a checkpoint on a collection in BEIR's layout, or on the run's own splits."
     from korlab.sparse import models
-    from korlab.experiment.training import computing
+    from korlab.experiment.computing import computing
 
     c = run.config
     with run.stage("evaluate"):

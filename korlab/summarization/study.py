@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from korlab.summarization.data import Splits
-    from korlab.summarization.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/summarization/60_study.ipynb #9fac7295
 ON_BEAMS = Needs("num_beams", "greater than 1", lambda beams: bool(beams) and beams > 1)
@@ -172,7 +172,7 @@ def _record_model(run: Run, loaded: "Loaded", splits: "Splits") -> None:
 
 
 def _computing(run: Run) -> dict[str, str]:
-    from korlab.experiment.training import computing
+    from korlab.experiment.computing import computing
 
     return computing(run.path("computing.json"), run.config.device, run.config.precision)
 
