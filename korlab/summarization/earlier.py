@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_results', 'read_items']
 
-# %% ../../nbs/summarization/43_earlier.ipynb #82162aba
+# %% ../../nbs/summarization/43_earlier.ipynb #ba38354d
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,12 +16,12 @@ from ..experiment.runs import Run
 from ..metrics.measures import Interval
 from .parameters import Params
 
-# %% ../../nbs/summarization/43_earlier.ipynb #901423b9
+# %% ../../nbs/summarization/43_earlier.ipynb #ac6e7501
 def _scored(
     result: Mapping[str, Any],  # n and rouge, as they were
     system: str,  # whose they are
     split: str,  # e.g. "test"
-    main: str,  # the run's own way of counting
+    main: str | None,  # the run's own way of counting
     baseline: bool = False,  # whether the system needs no training
 ) -> Iterator[Scored]:  # one a way of counting
     "Type the scores of one system."
@@ -29,20 +29,20 @@ def _scored(
         measures = {name: Interval(**ends) for name, ends in values.items() if isinstance(ends, Mapping)}
         yield Scored(system, split, mode, result["n"], measures, values["signature"], baseline)
 
-# %% ../../nbs/summarization/43_earlier.ipynb #31afb2d3
+# %% ../../nbs/summarization/43_earlier.ipynb #ffa3bc60
 def _facts(result: Mapping[str, Any], system: str) -> dict[str, Any]:
     "Mistakes by system, and the sums of scores."
     errors = {name: one["errors"] for name, one in result.get("baselines", {}).items() if "errors" in one}
     sums = {mode: values["rouge_sum"] for mode, values in result["rouge"].items() if "rouge_sum" in values}
     return {"errors": {system: result["errors"]} | errors, "rouge_sum": sums}
 
-# %% ../../nbs/summarization/43_earlier.ipynb #35202327
+# %% ../../nbs/summarization/43_earlier.ipynb #a0e83251
 def read_results(
     run: Run[Params],  # evaluated
     record: Mapping[str, Any],  # metrics.json as it was
 ) -> Results:  # typed
     "Read the scores of an old run."
-    main, model = run.config.own.rouge_mode or "morph", run.entry.name
+    main, model = run.config.own.rouge_mode, run.entry.name
     scored: list[Scored] = []
     for split, result in record["splits"].items():
         scored += _scored(result, model, split, main)
@@ -51,7 +51,7 @@ def read_results(
     about = {key: value for key, value in record.items() if key != "splits"}
     return Results(about, tuple(scored), {split: _facts(one, model) for split, one in record["splits"].items()})
 
-# %% ../../nbs/summarization/43_earlier.ipynb #fd33d2b2
+# %% ../../nbs/summarization/43_earlier.ipynb #04d1be45
 def read_items(
     run: Run[Params],  # evaluated
     split: str,  # one it scored
@@ -65,5 +65,5 @@ def read_items(
     from korlab.metrics.rouge import rouge
 
     predictions, references = [row["prediction"] for row in rows], [row["references"] for row in rows]
-    found = rouge(predictions, references, mode, own.rouge_refs or "mean", cache=settings().cache / "rouge")
+    found = rouge(predictions, references, mode, own.rouge_refs, cache=settings().cache / "rouge")
     return {name: {row["fname"]: float(v) for row, v in zip(rows, values)} for name, values in found.scores.items()}
