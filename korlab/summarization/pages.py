@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAGES', 'mistakes', 'gallery', 'headline']
 
-# %% ../../nbs/summarization/60_pages.ipynb #3481e630
+# %% ../../nbs/summarization/60_pages.ipynb #940012f9
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from .parameters import Params
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/summarization/60_pages.ipynb #c07ab62c
+# %% ../../nbs/summarization/60_pages.ipynb #045dd14c
 def _length_columns(lengths: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
     "Mean, maximum and cuts of inputs and summaries."
     return {
@@ -31,7 +31,7 @@ def _length_columns(lengths: Mapping[str, Mapping[str, float]]) -> dict[str, flo
         for side in ("source", "target") for what in ("mean", "max", "cut")
     }
 
-# %% ../../nbs/summarization/60_pages.ipynb #d186579a
+# %% ../../nbs/summarization/60_pages.ipynb #019c230e
 def _split_rows(run: Run[Params]) -> list[dict[str, Any]]:
     "Rows, lengths in tokens and cuts of every split."
     found = run.read("data")
@@ -41,7 +41,7 @@ def _split_rows(run: Run[Params]) -> list[dict[str, Any]]:
         for name, n in found["rows"].items()
     ]
 
-# %% ../../nbs/summarization/60_pages.ipynb #23d48c3f
+# %% ../../nbs/summarization/60_pages.ipynb #8942d3a5
 _DRAWN = ("train", "test", "natural")  # the splits of the length figure, where there are any of them
 
 
@@ -53,7 +53,7 @@ def _lengths(run: Run[Params]) -> "Figure | None":
     found = {name: values for name, values in every.items() if name in _DRAWN} or every
     return charts.length_histogram(found, limit=run.config.own.max_source_length, title="대화 길이 (토큰)")
 
-# %% ../../nbs/summarization/60_pages.ipynb #1e714f3a
+# %% ../../nbs/summarization/60_pages.ipynb #80c35bc9
 def _data(run: Run[Params]) -> Iterator[Any]:
     "Splits, lengths, decisions, files, problems."
     yield pages.prose("summarization", "data.splits")
@@ -62,7 +62,7 @@ def _data(run: Run[Params]) -> Iterator[Any]:
     yield pages.prose("summarization", "data.sources")
     yield from pages.sources(run)
 
-# %% ../../nbs/summarization/60_pages.ipynb #59974acc
+# %% ../../nbs/summarization/60_pages.ipynb #13972ef8
 def _curves(run: Run[Params]) -> "Figure":
     "Losses, and on dev what is scored at the end."
     measures, chosen = run.study.measures, run.study.selector
@@ -70,7 +70,7 @@ def _curves(run: Run[Params]) -> "Figure":
     title, scale = f"{run.title} · 학습 곡선", measures[0].scale
     return charts.learning_curves(history, title, names, chosen.dev, chosen.better, "ROUGE F1", scale)
 
-# %% ../../nbs/summarization/60_pages.ipynb #56e85b44
+# %% ../../nbs/summarization/60_pages.ipynb #94b3702a
 def _model(run: Run[Params]) -> Iterator[Any]:
     "What the model is and what of it is trained."
     yield facts(run.read("model"))
@@ -83,7 +83,7 @@ def _training(run: Run[Params]) -> Iterator[Any]:
     yield facts(run.read("train")["train_metrics"])
     yield _curves(run)
 
-# %% ../../nbs/summarization/60_pages.ipynb #ccb36e7d
+# %% ../../nbs/summarization/60_pages.ipynb #d73c5a7d
 def mistakes(
     run: Run[Params],  # evaluated
 ) -> list[dict[str, Any]]:  # one row a scored split
@@ -91,7 +91,7 @@ def mistakes(
     found = results.read(run)
     return [{"split": name} | found.facts[name]["errors"][run.entry.name] for name in found.splits]
 
-# %% ../../nbs/summarization/60_pages.ipynb #710a5b04
+# %% ../../nbs/summarization/60_pages.ipynb #b6a550fa
 def _scores(run: Run[Params]) -> Iterator[Any]:
     "The score table, and how the scores of single summaries are spread."
     yield pages.scores(run)
@@ -102,7 +102,7 @@ def _limits(run: Run[Params]) -> Iterator[Any]:
     "What the scores do not tell: which kinds of mistakes there are."
     yield pipe_table(mistakes(run), empty="정답이 없어 셀 수 없다.")
 
-# %% ../../nbs/summarization/60_pages.ipynb #c5506075
+# %% ../../nbs/summarization/60_pages.ipynb #220e4c7a
 def _spread_out(
     rows: Sequence[Mapping[str, Any]],  # of predictions/<split>.jsonl
     n: int,  # how many
@@ -112,11 +112,11 @@ def _spread_out(
     kinds = [[row for row in rows if row["kind"] == kind] for kind in ("other", "speakers", "exact")]
     kinds, chosen = [found for found in kinds if found], list[Mapping[str, Any]]()
     for i, found in enumerate(kinds):
-        share = (n - len(chosen)) // (len(kinds) - i)
-        chosen += [found[round(k * (len(found) - 1) / max(1, share - 1))] for k in range(min(share, len(found)))]
+        share = min((n - len(chosen)) // (len(kinds) - i), len(found))
+        chosen += [found[round(k * (len(found) - 1) / max(1, share - 1))] for k in range(share)]
     return chosen
 
-# %% ../../nbs/summarization/60_pages.ipynb #8067777e
+# %% ../../nbs/summarization/60_pages.ipynb #50301f49
 _KINDS = {"exact": "정확히 같음", "speakers": "화자만 틀림", "other": "다름"}
 
 
@@ -128,7 +128,7 @@ def _example(row: Mapping[str, Any]) -> dict[str, Any]:
         "note": f"ROUGE-1 {100 * row['rouge1']:.0f} · {_KINDS[row['kind']]}",
     }
 
-# %% ../../nbs/summarization/60_pages.ipynb #780e4fcc
+# %% ../../nbs/summarization/60_pages.ipynb #60855e9f
 def gallery(
     run: Run[Params],  # evaluated
 ) -> Examples:  # displays itself
@@ -140,7 +140,7 @@ def gallery(
         n = 3
     return side_by_side(cards)
 
-# %% ../../nbs/summarization/60_pages.ipynb #68005b4b
+# %% ../../nbs/summarization/60_pages.ipynb #a88be223
 def headline(
     run: Run[Params],  # trained and evaluated
 ) -> str:  # Korean
@@ -156,7 +156,7 @@ def headline(
         f"훈련에 {found.about['training']['train_metrics']['cpu_seconds']:.0f} CPU초가 걸렸다."
     )
 
-# %% ../../nbs/summarization/60_pages.ipynb #c457f672
+# %% ../../nbs/summarization/60_pages.ipynb #d7510063
 PAGES: dict[str, tuple[Page, ...]] = {
     "data": (Page("data", _data),),
     "model": (Page("model", _model),),
