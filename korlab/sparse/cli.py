@@ -296,6 +296,8 @@ def search(
     "Find passages, and say which tokens decided."
     import shutil
 
+    if not query.strip():
+        raise ParameterError("the query is empty: type what you are looking for")
     if opensearch:
         _without_effect("with", documents=documents, index=index)
         hits = _from_opensearch(query.strip(), run, opensearch, mode or "sparse", k)
@@ -320,8 +322,6 @@ def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int) -> "Hi
     from korlab.sparse.search import load_encoder
 
     _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
-    if not query:
-        raise ParameterError("the query is empty: type what you are looking for")
     service, encoder = opensearch.connect(), load_encoder(run)
     found = opensearch.search_collection(service, encoder, {"query": query}, alias, mode, k)["query"]
     return opensearch.explain_hits(encoder, query, found)
