@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -51,6 +52,45 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
             outcome = papermill(folder / "train.ipynb", *flags(model="kobart", name="quickstart"), runs=runs)
             assert outcome.code == 0, outcome.text[-3000:]
     return folder
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from korlab.experiment import checkpoints
+seal = checkpoints.write_manifest
+def die(folder):
+    if folder.name.startswith({victim!r}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    seal(folder)
+checkpoints.write_manifest = die
+import {module}
+{module}.{make}(Path({folder!r})).train()
+"""
+
+
+def killed_in_save(module: str, make: str, folder: Path, victim: str) -> None:
+    """Train what a test module's function makes, in a process that is killed when it has written a folder and not yet sealed it."""
+    code = DYING.format(module=module, make=make, folder=str(folder), victim=victim)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+class Killed(Exception):
+    """What takes a kill's place where a process of its own would cost too much."""
+
+
+def dies_after_saving(trainer, step: int) -> None:
+    """Let a Trainer end with `Killed` when the checkpoint of an update is saved."""
+    save = trainer._save_checkpoint
+
+    def save_and_die(*args):
+        save(*args)
+        if trainer.state.global_step == step:
+            raise Killed
+
+    trainer._save_checkpoint = save_and_die
 
 
 @pytest.fixture(scope="module")

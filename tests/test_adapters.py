@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, Killed, dies_after_saving
 from safetensors import safe_open
 from transformers import set_seed
 
@@ -192,23 +192,13 @@ def test_counting_sees_through_four_bits(mini, tmp_path):
 
 
 def test_a_killed_training_goes_on_exactly(mini, tmp_path):
-    class Killed(Exception):
-        pass
-
     def start(folder: Path) -> ModelTrainer:
         config = configure("bart", adapter="qlora", lora_dropout=0.1, max_steps=4, eval_steps=2)
         return trainer(adapters.make_trainable(mini("bart"), config, folder), config, folder)
 
     start(tmp_path / "straight").train()
     broken = start(tmp_path / "broken")
-    original = broken.trainer._save_checkpoint
-
-    def save_and_die(*args):
-        original(*args)
-        if broken.trainer.state.global_step == 2:
-            raise Killed
-
-    broken.trainer._save_checkpoint = save_and_die
+    dies_after_saving(broken.trainer, 2)
     with pytest.raises(Killed):
         broken.train()
     start(tmp_path / "broken").train()
@@ -326,10 +316,10 @@ def test_unsloth_is_used_where_it_can_work(on_gpu, mini, tmp_path, monkeypatch):
 def test_a_backend_that_forgets_something_is_found_out(on_gpu, mini, tmp_path, monkeypatch):
     config = configure("bart", adapter="unsloth")
     unsloth(monkeypatch, lambda model, options: attach_all(model, options | {"trainable_token_indices": None}))
-    with pytest.raises(RuntimeError, match="rows of new tokens untrained"):
+    with pytest.raises(ParameterError, match="rows of new tokens untrained"):
         adapters.make_trainable(mini("bart"), config, tmp_path)
     unsloth(monkeypatch, lambda model, options: attach_all(model, options | {"target_modules": ["fc1"]}))
-    with pytest.raises(RuntimeError, match="attached to 0 of the 3 layers named q_proj"):
+    with pytest.raises(ParameterError, match="attached to 0 of the 3 layers named q_proj"):
         adapters.make_trainable(mini("bart"), config, tmp_path)
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from korlab.core.accounts import DataError
 from korlab.experiment import runs
-from korlab.cli.main import app
+from korlab.cli.main import command_line
 from korlab.summarization.dialogues import Dialogue, save_dialogues
 from korlab.core.files import FileError, read_json, read_jsonl
 from korlab.metrics.rouge import tokenise
@@ -274,7 +274,7 @@ def test_the_command_reports_what_it_did(lab, tmp_path, monkeypatch):
     file, fnames = competition_file(tmp_path)
     monkeypatch.setattr(inference, "each_summary", lambda *_, **__: [["#Person1#은 간다.", *[""] * 4]])
     out = str(tmp_path / "out.csv")
-    done = CliRunner().invoke(app, ["summarize", "plain", str(file), "--to", out, "-p", "num_beams=2"])
+    done = CliRunner().invoke(command_line(), ["summarize", "plain", str(file), "--to", out, "-p", "num_beams=2"])
     assert done.exit_code == 0, done.output
     assert "8 rows read, 3 left out, 5 summarised, 4 of them empty" in done.stdout
     assert "4 summaries are empty" in done.stderr and fnames[1] in done.stderr
@@ -290,7 +290,7 @@ def test_the_command_reports_what_it_did(lab, tmp_path, monkeypatch):
 ])
 def test_the_command_refuses_in_one_sentence(words, sentence, lab, tmp_path):
     file, _ = competition_file(tmp_path)
-    refused = CliRunner().invoke(app, ["summarize", words[0], str(file), "--to", str(tmp_path / "no.csv"), *words[1:]])
+    refused = CliRunner().invoke(command_line(), ["summarize", words[0], str(file), "--to", str(tmp_path / "no.csv"), *words[1:]])
     assert refused.exit_code == 1 and sentence in refused.stderr and "Traceback" not in refused.output
     assert not (tmp_path / "no.csv").exists()
 

@@ -19,7 +19,8 @@ from korlab.core.files import read_json, read_jsonl
 from korlab.experiment.params import ParameterError, load_yaml
 from korlab.experiment.runs import Run
 from korlab.experiment.training import MemoryFull
-from korlab.sparse import cli, idf, stopwords, study
+from korlab.cli.main import command_line
+from korlab.sparse import idf, stopwords, study
 from korlab.sparse import trainer as trainers
 from korlab.sparse.data import Collection, Triple, save_beir
 from korlab.sparse.head import fuse
@@ -345,7 +346,7 @@ def test_idf_and_stop_tokens_of_the_parameters_reach_the_training(model, given, 
 
 def korlab(*words: object, code: int = 0) -> str:
     """What `korlab sparse …` prints; of a refusal what it says on standard error as well."""
-    done = CliRunner().invoke(cli.app, [str(word) for word in words])
+    done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
     assert done.exit_code == code, f"{done.output}\n{done.exception!r}"
     return done.output if code else done.stdout  # without progress bars
 

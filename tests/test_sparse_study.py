@@ -1,12 +1,10 @@
-"""The sparse study through the entry notebooks: a collection in BEIR's layout, the recipes, and a killed training."""
+"""The sparse study through the entry notebooks: a collection in BEIR's layout, the recipes, and its checks."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +12,11 @@ import pytest
 from conftest import ROOT, flags, papermill
 from typer.testing import CliRunner
 
+from korlab.cli.main import command_line
 from korlab.experiment import params, registry
 from korlab.core.files import read_json, read_jsonl, write_jsonl
 from korlab.experiment.runs import find_run
-from korlab.sparse import cli, study
+from korlab.sparse import study
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.idf import PreparedError
 from korlab.sparse.models import assemble, encode, load, mini, train_tokenizer
@@ -143,7 +142,7 @@ def test_prepared_tables_are_the_ones_that_are_used(folder, trained, tmp_path):
     study.complete_negatives(splits, 1)
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits.texts), "utf-8")
     for command in (["idf", str(tmp_path / "texts.jsonl")], ["stopwords"]):
-        done = shell.invoke(cli.app, [*command, "--tokenizer", str(trained / "base"), "--to", str(tmp_path / command[0])])
+        done = shell.invoke(command_line(), ["sparse", *command, "--tokenizer", str(trained / "base"), "--to", str(tmp_path / command[0])])
         assert done.exit_code == 0, done.output
     prepared = given | {"idf_table": str(tmp_path / "idf"), "stop_table": str(tmp_path / "stopwords")}
     plain, table = (verify(registry.configure(values)) for values in (given, prepared))
@@ -187,30 +186,6 @@ def test_an_untrained_direction_is_not_mistaken_for_skill(folder, tmp_path):
     splits = load_splits(registry.configure({"model": "sparse-ko", "data": str(folder)}))
     asked = {triple.query for triple in splits.triples}
     assert not asked & {text for name in splits.scored for text in splits.collections[name].queries.values()}
-
-
-def test_a_killed_training_ends_as_an_undisturbed_one(folder, tmp_path):
-    given = FAST | {"data": folder, "model": "sparse-v25", "name": "mine", "epochs": 6, "curriculum": "v25", "eval_steps": 5, "warmup": 0.1}
-    given = {name: value for name, value in given.items() if name != "max_steps"}
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert papermill(tmp_path / "a.ipynb", *flags(**given), runs=whole).code == 0
-    command = [sys.executable, "-m", "papermill", "nbs/train.ipynb", str(tmp_path / "b.ipynb"), "--no-progress-bar", *flags(**given)]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"KORLAB_RUNS": str(broken)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    run = broken / "sparse" / "mine"
-    until = time.time() + 200
-    while not list(run.glob("checkpoints/checkpoint-*/manifest.json")):
-        assert time.time() < until and process.poll() is None
-        time.sleep(0.05)
-    kernel = read_json(run / "status.json")["pid"]
-    os.kill(kernel, signal.SIGKILL)
-    process.kill()
-    process.wait()
-    outcome = papermill(tmp_path / "b.ipynb", *flags(**given), runs=broken)
-    assert outcome.code == 0, outcome.text[-2000:]
-    histories = [[json.loads(line) for line in (runs / "sparse" / "mine" / "history.jsonl").read_text().splitlines()] for runs in (whole, broken)]
-    keys = ("step", "loss", "tau", "weight_infonce", "learning_rate", "eval_ndcg10")
-    assert [[row.get(key) for key in keys] for row in histories[0]] == [[row.get(key) for key in keys] for row in histories[1]]
-    assert len({row["tau"] for row in histories[0] if "tau" in row}) == 3  # every phase was reached
 
 
 def test_the_published_recipe_is_in_its_file():

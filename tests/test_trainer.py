@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, Killed, dies_after_saving
 from transformers import EvalPrediction
 
 from korlab.core import files
@@ -136,19 +136,9 @@ def test_early_stopping_counts_on_after_a_resume(make, tmp_path):
         trainer.trainer.compute_metrics = lambda prediction: {"rouge_sum": 0.5}
         return trainer
 
-    class Break(Exception):
-        pass
-
     first = never_better(make(max_steps=40, eval_steps=2, patience=2, learning_rate=1e-6))
-    original = first.trainer._save_checkpoint
-
-    def save_and_break(*args):
-        original(*args)
-        if first.trainer.state.global_step == 4:
-            raise Break
-
-    first.trainer._save_checkpoint = save_and_break
-    with pytest.raises(Break):
+    dies_after_saving(first.trainer, 4)
+    with pytest.raises(Killed):
         first.train()
     second = never_better(make(max_steps=40, eval_steps=2, patience=2, learning_rate=1e-6))
     assert second.train()["train_metrics"]["updates"] == 6

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Model', 'Page', 'StudyError', 'SideBySide', 'Earlier', 'Study', 'names', 'parameters', 'study', 'owners',
-           'models', 'model', 'configure', 'check_name', 'configure_evaluation', 'training_cell', 'evaluation_cell',
-           'table']
+           'models', 'model', 'configure', 'check_name', 'rescoring_specs', 'configure_evaluation', 'training_cell',
+           'evaluation_cell', 'table']
 
 # %% ../../nbs/experiment/03_studies.ipynb #7b87e1b4
 import importlib
@@ -224,7 +224,8 @@ def _mine(given: Mapping[str, Any], entry: Model) -> dict[str, Any]:
     return mine
 
 # %% ../../nbs/experiment/03_studies.ipynb #23810a5b
-def _rescoring_specs() -> list[type]:
+def rescoring_specs() -> list[type]:
+    "What may differ when a checkpoint is scored again, an owner a dataclass."
     return [*RESCORING.values(), *(rescoring(parameters(name).Params) for name in names())]
 
 
@@ -232,7 +233,7 @@ def configure_evaluation(
     given: Mapping[str, Any],  # the names a notebook set
 ) -> tuple[EvaluationParams, dict[str, Any]]:  # what to score, and what shall differ, unchecked
     "Check the names of an evaluation's parameters and split them."
-    known = declared([EvaluationParams, *_rescoring_specs()])
+    known = declared([EvaluationParams, *rescoring_specs()])
     for name in given:
         if name not in known:
             raise ParameterError(unknown_name(name, list(known)))

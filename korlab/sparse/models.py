@@ -35,8 +35,8 @@ from transformers import (
 from ..core.settings import shown
 from ..experiment.checkpoints import damage, draft_of, publish
 from ..experiment.models import CheckpointError, Loaded, loading, origin_of
-from ..experiment.registry import Model
-from .head import check_mlm_head, fuse
+from ..experiment.studies import Model
+from .head import check_mlm_head, fuse, open_encoder
 
 # %% ../../nbs/sparse/21_models.ipynb #712dd477
 _XLMR = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
@@ -203,7 +203,7 @@ def _start_mini(
 # %% ../../nbs/sparse/21_models.ipynb #0708a1dd
 def _published(source: str) -> tuple[str, str]:
     "A checkpoint that has a language-model head, and where it comes from."
-    with loading(source, errors=(OSError,)):
+    with loading(source):
         check_mlm_head(source)
     return source, origin_of(source)
 
@@ -236,7 +236,7 @@ def load(
     max_length: int | None = None,  # tokens read of a text; None keeps what was saved
 ) -> Loaded[SparseEncoder]:  # fused
     "Load a trained encoder."
-    model = fuse(SparseEncoder(str(folder), device="cpu"))
+    model = fuse(open_encoder(folder, device="cpu"))
     if max_length is not None:
         model.max_seq_length = max_length
     return Loaded(model, model.tokenizer, f"folder {shown(folder)}")

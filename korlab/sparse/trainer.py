@@ -21,7 +21,7 @@ from sentence_transformers.sparse_encoder import SparseEncoderTrainingArguments
 from transformers import TrainerCallback
 
 from ..core.text import text_hash
-from ..experiment.params import RunParams
+from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
 from ..metrics.retrieval import evaluate
 from .data import Collection, Triple, bare
@@ -41,6 +41,7 @@ from korlab.sparse.schedules import (
     stretched,
 )
 from .sparsity import active_dims
+from .parameters import Params
 
 # %% ../../nbs/sparse/34_trainer.ipynb #6a3a352a
 def search(
@@ -95,32 +96,32 @@ _SETTINGS: dict[str, str] = {  # loss term -> parameter
 }
 
 
-def _ranking_terms(config: RunParams, model: SparseEncoder, query_mask: np.ndarray | None) -> RankingTerms:
+def _ranking_terms(config: Config[Params], model: SparseEncoder, query_mask: np.ndarray | None) -> RankingTerms:
     "The terms with a weight, and how they compare vectors."
     c = config
-    weights = {term: value for term, name in _SETTINGS.items() if (value := getattr(c, name))}
+    weights = {term: value for term, name in _SETTINGS.items() if (value := getattr(c.own, name))}
     return RankingTerms(
-        model, weights, tau=c.temperature, similarity=c.similarity, distillation=c.distillation or "margin_mse",
-        kd_temperature=c.kd_temperature or 1.0, form=c.form, query_mask=query_mask,
+        model, weights, tau=c.own.temperature, similarity=c.own.similarity, distillation=c.own.distillation or "margin_mse",
+        kd_temperature=c.own.kd_temperature or 1.0, form=c.own.form, query_mask=query_mask,
         special_ids=model.tokenizer.all_special_ids,
     )
 
 # %% ../../nbs/sparse/34_trainer.ipynb #57f5fb87
 def make_loss(
-    config: RunParams,  # effective parameters of a sparse run
+    config: Config[Params],  # effective parameters of a sparse run
     model: SparseEncoder,  # trained
     penalties: np.ndarray | None,  # (V,) price of each token, for regularizer=idf
     stop: np.ndarray | None,  # (V,) bool, True = stop token
 ) -> SparseLoss:  # its weights are the full ones; schedules move them
     "Put the loss of a run together."
-    c, masks = config, config.form == "published" and config.stop_tokens != "none"
+    c, masks = config, config.own.form == "published" and config.own.stop_tokens != "none"
     terms = _ranking_terms(c, model, ~stop if masks else None)
-    price = {} if c.regularizer == "flops" else {
-        "document_regularizer": IdfFlops(penalties, c.idf_beta), "query_regularizer": IdfFlops(penalties, c.idf_beta)}
-    static = c.queries == "idf"
+    price = {} if c.own.regularizer == "flops" else {
+        "document_regularizer": IdfFlops(penalties, c.own.idf_beta), "query_regularizer": IdfFlops(penalties, c.own.idf_beta)}
+    static = c.own.queries == "idf"
     return SparseLoss(
-        model, terms, document_regularizer_weight=c.document_weight,
-        query_regularizer_weight=None if static else c.query_weight, use_document_regularizer_only=static, **price,
+        model, terms, document_regularizer_weight=c.own.document_weight,
+        query_regularizer_weight=None if static else c.own.query_weight, use_document_regularizer_only=static, **price,
     )
 
 # %% ../../nbs/sparse/34_trainer.ipynb #93960f1a
@@ -153,18 +154,18 @@ class SparseLabTrainer(LabTrainer, SparseEncoderTrainer):
         return self.batches(batch_size)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #6dd067bf
-def _epochs(config: RunParams, rows: int) -> int:
+def _epochs(config: Config[Params], rows: int) -> int:
     "Epochs a run begins, whether it was given epochs or updates."
-    batches = -(-rows // config.batch_size)
-    return math.ceil(config.epochs or config.max_steps * config.accumulation / batches)
+    batches = -(-rows // config.training.batch_size)
+    return math.ceil(config.training.epochs or config.training.max_steps * config.training.accumulation / batches)
 
 
-def _phases(config: RunParams, triples: Sequence[Triple], note: Callable[[str], None]) -> tuple[Phase, ...]:
+def _phases(config: Config[Params], triples: Sequence[Triple], note: Callable[[str], None]) -> tuple[Phase, ...]:
     "The curriculum over the epochs of this run; kinds nobody has are not drawn, and that is said."
-    if config.curriculum == "none":
-        return (Phase(10**6, config.temperature),)
+    if config.own.curriculum == "none":
+        return (Phase(10**6, config.own.temperature),)
     phases, have = stretched(V25_PHASES, _epochs(config, len(triples))), {t.kind for t in triples}
-    if not config.kd:
+    if not config.own.kd:
         phases = tuple(replace(p, weights={k: v for k, v in p.weights.items() if k != "kd"}) for p in phases)
     if {kind for phase in phases for kind in phase.kinds} <= have:
         return phases
@@ -185,20 +186,20 @@ class _SparseTraining(Training):
 
     def own_arguments(self) -> dict[str, Any]:
         "Send columns through the encoder's routes where queries have one of their own."
-        columns = ["query", "positive", *(f"negative_{i + 1}" for i in range(self.config.negatives))]
+        columns = ["query", "positive", *(f"negative_{i + 1}" for i in range(self.config.own.negatives))]
         routes = {column: "query" if column == "query" else "document" for column in columns}
-        return {"router_mapping": routes if self.config.queries == "idf" else {}}
+        return {"router_mapping": routes if self.config.own.queries == "idf" else {}}
 
     def make_trainer(self) -> SparseLabTrainer:
         "The Trainer with the lab's batches, which knows how long its regularisers grow."
         trainer = super().make_trainer()
         trainer.batches = self._sampler
-        trainer.unripe = min(self.config.regularizer_delay + self.config.regularizer_warmup, 1.0)
+        trainer.unripe = min(self.config.own.regularizer_delay + self.config.own.regularizer_warmup, 1.0)
         return trainer
 
     def _sampler(self, batch_size: int) -> PhaseSampler:
         kinds, keys = [t.kind for t in self.triples], [bare(t.positive) for t in self.triples]
-        return PhaseSampler(kinds, self.phases, batch_size, self.config.seed, keys)
+        return PhaseSampler(kinds, self.phases, batch_size, self.config.computing.seed, keys)
 
     def write(self, draft: Path) -> None:
         "Write what `SparseEncoder(folder)` loads."
@@ -206,20 +207,20 @@ class _SparseTraining(Training):
 
     def advice(self, reason: str) -> str:
         "What to change when memory is full."
-        return memory_hint(self.config.batch_size, self.config.accumulation, self.config.max_length)
+        return memory_hint(self.config.training.batch_size, self.config.training.accumulation, self.config.own.max_length)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #222dd552
 def _schedules(
-    config: RunParams, loss: SparseLoss, phases: Sequence[Phase], stop: np.ndarray | None, note: Callable[[str], None]
+    config: Config[Params], loss: SparseLoss, phases: Sequence[Phase], stop: np.ndarray | None, note: Callable[[str], None]
 ) -> list[TrainerCallback]:
     "The callbacks that the run's parameters ask for."
     c = config
-    found: list[TrainerCallback] = [RegularizerWarmup(loss, "quadratic", c.regularizer_warmup, c.regularizer_delay)]
-    if c.curriculum != "none":
-        found.append(Curriculum(loss, phases, c.kd_warmup or 0.0))
-    if c.active_dims:
-        found.append(ActiveDims.watching(loss, c.active_dims))
-    return [*found, CollapseWatch(loss, action=c.on_collapse, note=note), Hints(loss, stop, note=note)]
+    found: list[TrainerCallback] = [RegularizerWarmup(loss, "quadratic", c.own.regularizer_warmup, c.own.regularizer_delay)]
+    if c.own.curriculum != "none":
+        found.append(Curriculum(loss, phases, c.own.kd_warmup or 0.0))
+    if c.own.active_dims:
+        found.append(ActiveDims.watching(loss, c.own.active_dims))
+    return [*found, CollapseWatch(loss, action=c.own.on_collapse, note=note), Hints(loss, stop, note=note)]
 
 # %% ../../nbs/sparse/34_trainer.ipynb #e776fc56
 class SparseTrainer(_SparseTraining):
@@ -227,9 +228,9 @@ class SparseTrainer(_SparseTraining):
 
     def __init__(
         self,
-        config: RunParams,  # effective parameters of a sparse run
+        config: Config[Params],  # effective parameters of a sparse run
         model: SparseEncoder,  # trained in place
-        triples: Sequence[Triple],  # each with at least `config.negatives` negatives
+        triples: Sequence[Triple],  # each with at least `config.own.negatives` negatives
         dev: Collection | None = None,  # for choosing the best checkpoint
         folder: Path | str = "out",  # where checkpoints, history and the final model go
         penalties: np.ndarray | None = None,  # (V,) for regularizer=idf
@@ -253,5 +254,5 @@ class SparseTrainer(_SparseTraining):
     def parts(self) -> dict[str, Any]:
         "Loss, rows, and the search that scores dev."
         c, dev = self.config, self.collection
-        return dict(loss=self.loss, train_dataset=rows(self.triples, c.negatives, bool(c.kd)),
-                    evaluator=DevSearch(dev, c.eval_batch_size) if dev else None)
+        return dict(loss=self.loss, train_dataset=rows(self.triples, c.own.negatives, bool(c.own.kd)),
+                    evaluator=DevSearch(dev, c.training.eval_batch_size) if dev else None)

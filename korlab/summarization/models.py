@@ -35,7 +35,7 @@ from transformers.utils import cached_file
 from ..core.text import PLACEHOLDER
 from ..experiment.models import Loaded, loading, origin_of
 from ..experiment.params import ParameterError
-from ..experiment.registry import Model
+from ..experiment.studies import Model
 from .data import MARKERS
 
 # %% ../../nbs/summarization/20_models.ipynb #744754a7

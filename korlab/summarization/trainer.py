@@ -22,13 +22,14 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from ..experiment.params import RunParams
+from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
 from ..metrics.rouge import rouge
 from . import adapters
 from .beam import base_model, describe_search, fastest_search, supported
 from .generation import decode, generation_config
 from .models import check_precision
+from .parameters import Params
 
 # %% ../../nbs/summarization/30_trainer.ipynb #832d7d74
 def token_loss(
@@ -82,17 +83,17 @@ class _Seq2SeqTraining(Training):
         "Refuse what cannot be computed, and say how evaluation searches."
         check_precision(self.model, self.place["precision"])
         if self.eval_dataset:
-            self.note(f"Evaluating during training: {describe_search(self.config.num_beams, supported(self.model))}")
+            self.note(f"Evaluating during training: {describe_search(self.config.own.num_beams, supported(self.model))}")
 
     def row_lengths(self) -> list[int] | None:
         "Source and target together, where batches are cut by token budget."
-        if self.config.batching != "tokens":
+        if self.config.training.batching != "tokens":
             return None
         return [len(row["input_ids"]) + len(row["labels"]) for row in self.train_dataset]
 
     def own_arguments(self) -> dict[str, Any]:
         "Generate in evaluation; group by length where the run says so."
-        sampling = "group_by_length" if self.config.batching == "length" else "random"
+        sampling = "group_by_length" if self.config.training.batching == "length" else "random"
         return dict(predict_with_generate=True, train_sampling_strategy=sampling)
 
     def write(self, draft: Path) -> None:
@@ -110,7 +111,7 @@ class ModelTrainer(_Seq2SeqTraining):
 
     def __init__(
         self,
-        config: RunParams,  # effective parameters of a summarization run
+        config: Config[Params],  # effective parameters of a summarization run
         model: PreTrainedModel,  # trained in place
         tokenizer: PreTrainedTokenizerBase,  # the model's
         train_dataset: Sequence[dict],  # rows with input_ids and labels
@@ -137,11 +138,11 @@ class ModelTrainer(_Seq2SeqTraining):
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         "ROUGE-1/2/L/Lsum F1 and their sum (fractions), and the mean length of predictions in tokens."
-        return _scores(prediction, self.tokenizer, self.config.rouge_mode)
+        return _scores(prediction, self.tokenizer, self.config.own.rouge_mode)
 
 # %% ../../nbs/summarization/30_trainer.ipynb #2ba83aee
 def create_trainer(
-    config: RunParams,  # effective parameters, e.g. `registry.configure({"epochs": 3})`
+    config: Config[Params],  # effective parameters, e.g. `studies.configure({"epochs": 3})`
     model: PreTrainedModel,  # trained in place
     tokenizer: PreTrainedTokenizerBase,  # the model's
     train_dataset: Sequence[dict],  # rows with input_ids and labels
