@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['first_turn', 'longest_turn', 'SplitScores', 'place_of', 'make_ready', 'predict', 'score_split', 'write_scores']
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #6b2121cf
+# %% ../../nbs/summarization/42_evaluation.ipynb #18f73dd5
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
     from korlab.metrics.rouge import Rouge
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #69406ae7
+# %% ../../nbs/summarization/42_evaluation.ipynb #fb09ad23
 def _utterance(line: str) -> str:
     return line.split(":", 1)[-1].strip()
 
@@ -44,7 +44,7 @@ def longest_turn(
     "Baseline: the longest thing anybody says."
     return max((_utterance(line) for line in dialogue.splitlines()), key=len)
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #98a1e469
+# %% ../../nbs/summarization/42_evaluation.ipynb #12e967e9
 def _baselines(rows: Sequence[Dialogue]) -> dict[str, list[str]]:
     "Name -> a text for each row; a single row has no other row's reference."
     found = {
@@ -55,7 +55,7 @@ def _baselines(rows: Sequence[Dialogue]) -> dict[str, list[str]]:
         found["other-summary"] = [other.summaries[0] for other in [*rows[1:], *rows[:1]]]
     return found
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #b36ad563
+# %% ../../nbs/summarization/42_evaluation.ipynb #830a9964
 def _count_rouge(
     predictions: Sequence[str],  # one summary a row
     rows: Sequence[Dialogue],  # rows with references
@@ -68,7 +68,7 @@ def _count_rouge(
     modes = dict.fromkeys((own.rouge_mode, "morph", "char"))
     return {mode: rouge(predictions, references, mode=mode, refs=own.rouge_refs, cache=cache) for mode in modes}
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #0939a5e7
+# %% ../../nbs/summarization/42_evaluation.ipynb #8362db6b
 def _scored(
     counts: "Mapping[str, Rouge]",  # mode -> scores of every row
     system: str,  # whose summaries they are
@@ -82,7 +82,7 @@ def _scored(
         for mode, one in counts.items()
     ]
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #cd0e292c
+# %% ../../nbs/summarization/42_evaluation.ipynb #efcd89d8
 @dataclass(frozen=True)
 class SplitScores:
     "Everything about one scored split."
@@ -97,7 +97,7 @@ class SplitScores:
         errors = self.facts["errors"] | {system: count_errors(texts, [row.summaries for row in rows])}
         return replace(self, scored=(*self.scored, *more), facts={**self.facts, "errors": errors})
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #e9e55a69
+# %% ../../nbs/summarization/42_evaluation.ipynb #c731cb9a
 def _score(
     system: str,  # the model's name
     split: str,  # e.g. "test"
@@ -106,12 +106,13 @@ def _score(
     counts: "Mapping[str, Rouge]",  # their ROUGE
 ) -> SplitScores:  # without baselines
     "Put the scores of one split together."
-    items = Items([row.fname for row in rows], {mode: one.scores for mode, one in counts.items()})
+    single = {mode: {name: values.tolist() for name, values in one.scores.items()} for mode, one in counts.items()}
     errors = {system: count_errors(predictions, [row.summaries for row in rows])}
     sums = {mode: one.rouge_sum for mode, one in counts.items()}
-    return SplitScores(tuple(_scored(counts, system, split)), items, {"errors": errors, "rouge_sum": sums})
+    items, scored = Items([row.fname for row in rows], single), tuple(_scored(counts, system, split))
+    return SplitScores(scored, items, {"errors": errors, "rouge_sum": sums})
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #5594cb15
+# %% ../../nbs/summarization/42_evaluation.ipynb #e1bd89c8
 def place_of(
     run: Run[Params],  # an open run
 ) -> dict[str, str]:  # device, precision, and the reasons
@@ -121,7 +122,7 @@ def place_of(
     wanted = run.config.computing
     return computing(run.path("computing.json"), wanted.device, wanted.precision)
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #b76f9b5f
+# %% ../../nbs/summarization/42_evaluation.ipynb #6d58c114
 def make_ready(
     run: Run[Params],  # an open run
     loaded: "Loaded",  # model and tokenizer
@@ -135,13 +136,13 @@ def make_ready(
     loaded.model.generation_config = generation_config(search, loaded.model)
     return loaded
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #1af3121e
+# %% ../../nbs/summarization/42_evaluation.ipynb #79831bfe
 def _note_once(run: Run, text: str) -> None:
     "Record a remark that every split would repeat."
     if text not in [note["text"] for note in run.status.get("notes", [])]:
         run.note(text)
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #30f64324
+# %% ../../nbs/summarization/42_evaluation.ipynb #5373bb31
 def predict(
     run: Run[Params],  # an open run
     loaded: "Loaded",  # from `make_ready`
@@ -158,7 +159,7 @@ def predict(
     write_predictions(run.path("predictions", f"{name}.csv"), rows, found)
     return found
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #0758fabf
+# %% ../../nbs/summarization/42_evaluation.ipynb #48ac0aa3
 def _postprocessed(run: Run[Params], names: Sequence[str]) -> dict[str, Any]:
     "How many summaries of each split were changed and by which options: an entry of metrics.json, or nothing."
     if not (options := options_on(run.config.own)):
@@ -171,7 +172,7 @@ def _postprocessed(run: Run[Params], names: Sequence[str]) -> dict[str, Any]:
         _note_once(run, f"{count} of {len(raw)} summaries of {name} were changed by {', '.join(options)}.")
     return {"postprocessed": {"options": options, "splits": changed}}
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #72494323
+# %% ../../nbs/summarization/42_evaluation.ipynb #8390afc5
 def _side_by_side(
     rows: Sequence[Dialogue],  # rows with references
     predictions: Sequence[str],  # one summary a row
@@ -187,7 +188,7 @@ def _side_by_side(
         for i, (row, found) in enumerate(zip(rows, predictions, strict=True))
     ]
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #802f6150
+# %% ../../nbs/summarization/42_evaluation.ipynb #1d94daef
 def score_split(
     run: Run[Params],  # an open run
     name: str,  # of the split
@@ -208,7 +209,7 @@ def score_split(
         scores = scores.beside(system, texts, kept, own)
     return scores
 
-# %% ../../nbs/summarization/42_evaluation.ipynb #34a8cf89
+# %% ../../nbs/summarization/42_evaluation.ipynb #3e493ec6
 def write_scores(
     run: Run[Params],  # an open run
     found: Mapping[str, SplitScores],  # split -> what it gave

@@ -21,7 +21,7 @@ from .summarizer import Summarizer, load_summarizer, ready, write_predictions
 if TYPE_CHECKING:
     import numpy as np
 
-# %% ../../nbs/summarization/50_inference.ipynb #3058b564
+# %% ../../nbs/summarization/50_inference.ipynb #eba1221f
 def _pair_scores(
     candidates: Sequence[Sequence[str]],  # one list a system, each with one summary a dialogue
     pairs: Sequence[tuple[int, int]],  # systems
@@ -34,7 +34,7 @@ def _pair_scores(
     left = [cut[text] for a, _ in pairs for text in candidates[a]]
     right = [[cut[text]] for _, b in pairs for text in candidates[b]]
     scores = score_tokens(left, right, measures=("rouge1", "rouge2", "rougeL"))
-    return sum(scores.values()).reshape(len(pairs), len(candidates[0]))
+    return (scores["rouge1"] + scores["rouge2"] + scores["rougeL"]).reshape(len(pairs), len(candidates[0]))
 
 # %% ../../nbs/summarization/50_inference.ipynb #32973526
 def expected_rouge(
@@ -64,7 +64,7 @@ def mbr(
     index = expected_rouge(candidates, mode).round(12).argmax(axis=0).tolist()
     return [candidates[system][i] for i, system in enumerate(index)], index
 
-# %% ../../nbs/summarization/50_inference.ipynb #1d347f84
+# %% ../../nbs/summarization/50_inference.ipynb #86a271e7
 def _let_go() -> None:
     "Free what a model that nobody holds any more leaves on the device."
     import gc
@@ -101,7 +101,7 @@ class Written:
     empty: list[str]  # fnames whose summary is empty
     taken: list[int]  # how many summaries of each system were chosen
 
-# %% ../../nbs/summarization/50_inference.ipynb #d7de2aa8
+# %% ../../nbs/summarization/50_inference.ipynb #b08f6f3d
 _WITHOUT_EFFECT = ("run", "name", "data", "rouge_refs")
 
 
@@ -113,7 +113,7 @@ def _check_request(names: Sequence[str], source: str, to: Path, given: Mapping[s
     if to.resolve() == Path(source).resolve():
         raise ParameterError(f"{shown(to)} is the input itself: name another file")
 
-# %% ../../nbs/summarization/50_inference.ipynb #08a6e9eb
+# %% ../../nbs/summarization/50_inference.ipynb #508a9e2c
 def summarize_file(
     names: Sequence[str],  # runs, checkpoints or adapters; several are an ensemble
     source: str,  # a file, a folder or a hub dataset id, as for `load_dialogues`
@@ -133,7 +133,7 @@ def summarize_file(
     empty = [row.fname for row, text in zip(rows, found) if not text]
     return Written(Path(to), report, len(rows), empty, [index.count(i) for i in range(len(names))])
 
-# %% ../../nbs/summarization/50_inference.ipynb #dc243d4a
+# %% ../../nbs/summarization/50_inference.ipynb #6cef64a1
 def _answer(system: Summarizer, text: str) -> dict[str, Any]:
     "What one system read and wrote."
     raw, config = system.generate([text]), system.config
