@@ -342,12 +342,13 @@ def overview(
     run: runs.Run,  # finished
 ) -> dict[str, Any]:  # score in words, and numbers
     "What one line can say of a run: the study's score, then time, memory and size of the training."
-    facts, size = run.read("train")["train_metrics"], run.read("model")
+    facts = run.read("train")["train_metrics"]
+    size = run.read("model") if run.has("model") else {}
     stages = run.status["stages"].values()
     return results.overview(results.read(run), run.study.measures) | {
         "seconds": round(sum(stage.get("seconds", 0) for stage in stages), 1),
-        "training_cpu_seconds": facts["cpu_seconds"], "peak_memory_mib": facts.get("peak_memory_mib"),
-        "trainable": size["trainable"], "parameters": size["parameters"],
+        "training_cpu_seconds": facts.get("cpu_seconds"), "peak_memory_mib": facts.get("peak_memory_mib"),
+        "trainable": size.get("trainable"), "parameters": size.get("parameters"),
     }
 
 
