@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from korlab.experiment import registry
-from korlab.report import report
+from korlab.report import site
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 ENTRY = {"index", "train", "evaluate", "summarize", "compare", "tune", "search", "reproduce"}
@@ -101,6 +101,6 @@ def test_entry_notebooks_hold_no_logic():
                 assert len([n for n in tree.body if not isinstance(n, (ast.Import, ast.ImportFrom))]) <= 3
 
 
-@pytest.mark.parametrize("index, out", report.READMES.items())
+@pytest.mark.parametrize("index, out", site.READMES.items())
 def test_a_readme_says_what_its_notebook_says(index, out):
-    assert report.readme_is_fresh(ROOT / "nbs" / index, ROOT / out), 'run: python -c "from korlab.report.report import render_readmes; render_readmes()"'
+    assert site.readme_is_fresh(ROOT / "nbs" / index, ROOT / out), 'run: python -c "from korlab.report.site import render_readmes; render_readmes()"'

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from korlab.core import plots
+from korlab.core import charts, plots
+
+ROUGE = {"eval_rouge1": "ROUGE-1", "eval_rouge2": "ROUGE-2", "eval_rougeL": "ROUGE-L"}
 
 
 def history(n=40):
@@ -28,8 +30,9 @@ def gallery():
     table = [{"system": name, "metric": metric, "value": value, "low": value - 1, "high": value + 1}
              for metric in ("ROUGE-1", "ROUGE-2", "ROUGE-L") for name, value in systems.items()]
     lengths = {"학습": [int(numbers.lognormvariate(5, 0.6)) for _ in range(4000)], "시험": [1, 512, 513]}
-    return {"curves": plots.learning_curves(history()), "distribution": plots.score_distribution(scores),
-            "bars": plots.score_bars(table), "lengths": plots.length_histogram(lengths, limit=512)}
+    return {"curves": charts.learning_curves(history(), metrics=ROUGE, best_by="eval_rouge_sum"),
+            "distribution": charts.score_distribution(scores, top=100), "bars": charts.score_bars(table, top=100),
+            "lengths": charts.length_histogram(lengths, limit=512)}
 
 
 @pytest.mark.parametrize("name", ["curves", "distribution", "bars", "lengths"])
@@ -44,7 +47,7 @@ def test_hangul_in_a_font_without_hangul_is_an_error(monkeypatch):
     latin = plots.house_rc() | {"font.family": ["DejaVu Sans"]}
     monkeypatch.setattr(plots, "house_rc", lambda: latin)
     with pytest.raises(plots.FontError, match="empty boxes for .*습.*use_house_style"):
-        plots.learning_curves(history())
+        charts.learning_curves(history())
 
 
 def test_a_letter_no_font_has_is_an_error_wherever_the_figure_is_drawn(tmp_path):
@@ -88,8 +91,8 @@ def test_a_machine_without_hangul_fonts_hears_what_to_install(monkeypatch):
 
 
 def test_importing_is_light_and_the_font_package_is_never_imported():
-    code = ("import sys, korlab.core.plots as p; assert 'matplotlib' not in sys.modules, 'heavy import'\n"
-            "p.learning_curves([dict(step=1, loss=1.0)])\n"
+    code = ("import sys, korlab.core.charts as c; assert 'matplotlib' not in sys.modules, 'heavy import'\n"
+            "c.learning_curves([dict(step=1, loss=1.0)])\n"
             "print([name for name in sys.modules if name.startswith(('koreanize', 'matplotlib.pyplot'))])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -125,7 +128,7 @@ def test_colours_stay_apart(kind):
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.floats(0.1, 20))
 def test_labels_keep_their_distance_and_order(heights, gap):
-    placed = plots._spread(heights, gap)
+    placed = charts._spread(heights, gap)
     order = sorted(range(len(heights)), key=heights.__getitem__)
     steps = [placed[b] - placed[a] for a, b in itertools.pairwise(order)]
     assert all(step >= gap - 1e-6 for step in steps)
@@ -137,16 +140,45 @@ def test_labels_keep_their_distance_and_order(heights, gap):
 def test_bars_beyond_the_limit_hold_exactly_the_truncated_items(lengths, limit):
     from matplotlib.colors import to_hex
 
-    bars = plots.length_histogram({"대화": lengths}, limit=limit).axes[0].containers[0]
+    bars = charts.length_histogram({"대화": lengths}, limit=limit).axes[0].containers[0]
     counted = {color: sum(bar.get_height() for bar in bars if to_hex(bar.get_facecolor()) == color)
                for color in (plots.BLUE, plots.ORANGE)}
     cut = sum(length > limit for length in lengths)
     assert counted == {plots.BLUE: len(lengths) - cut, plots.ORANGE: cut}
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60))
+def test_an_open_axis_holds_every_score(scores):
+    figure = charts.score_distribution({"시험": scores}, better="lower")
+    assert sum(bar.get_height() for bar in figure.axes[0].containers[0]) == len(scores)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+def test_open_edges_grow_and_hold_both_ends(low, spread):
+    edges = charts._open_edges(low, low + spread)
+    assert edges[0] <= low and low + spread <= edges[-1] and len(edges) <= 30
+    assert all(left < right for left, right in itertools.pairwise(edges))
+
+
+def test_where_lower_is_better_the_lowest_is_kept_and_better_lies_to_the_right():
+    rows = [{"step": i, "loss": 4 / i, "eval_error": 1 + (i - 3) ** 2} for i in range(1, 6)]
+    for better, best in (("higher", "최고 1"), ("lower", "최고 3")):
+        ax = charts.learning_curves(rows, metrics={"eval_error": "오차"}, best_by="eval_error", better=better).axes[1]
+        assert best in [text.get_text() for text in ax.texts]
+        assert ("낮을수록 좋다" in ax.get_title("left")) == (better == "lower")
+    table = [{"system": name, "value": value, "low": value - 0.1, "high": value + 0.1} for name, value in (("가", 1.9), ("나", 2.4))]
+    for better, right in (("higher", 2.4), ("lower", 1.9)):
+        ax = charts.score_dots(table, label="오차", digits=2, better=better).axes[0]
+        across = [ax.transData.transform((value, 0))[0] for value in (1.9, 2.4)]
+        assert (1.9, 2.4)[across.index(max(across))] == right
+        assert [text.get_text() for text in ax.texts] == ["1.90", "2.40"]
+
+
 def test_broken_values_are_counted_in_the_figure():
     rows = [*history(3), {"step": 40, "loss": math.nan}, {"step": 50, "loss": math.inf}]
-    texts = [text.get_text() for text in plots.learning_curves(rows).axes[0].texts]
+    texts = [text.get_text() for text in charts.learning_curves(rows).axes[0].texts]
     assert "학습 (값 없음 2회)" in texts
 
 

@@ -17,8 +17,9 @@ from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from korlab.core import files, tables
-from korlab.report import report
 from korlab.core.settings import root
+from korlab.report import clean, conceal, facts, render, site
+from korlab.summarization import cards
 
 SECRET = "s3cr3t<&>\"'tok en"
 PIXEL = base64.b64encode(base64.b64decode(
@@ -34,7 +35,7 @@ def rendered(tmp_path):
     def make(*cells, metadata=None, **options):
         file = tmp_path / "run.ipynb"
         file.write_text(json.dumps(new_notebook(cells=list(cells), metadata=metadata or {})), "utf-8")
-        made = report.render(file, tmp_path / "out", root=root(), **options)
+        made = render.render(file, tmp_path / "out", root=root(), **options)
         return made.html.read_text("utf-8"), made.markdown.read_text("utf-8"), made
     return make
 
@@ -66,9 +67,9 @@ def test_secrets_never_reach_a_report(rendered, monkeypatch, name):
 
 def test_a_secret_in_dotenv_and_a_token_by_its_shape_are_masked(tmp_path):
     (tmp_path / ".env").write_text("# comment\nexport WANDB_API_KEY='abcdefgh123'\nMODE=kobart-mini\n")
-    conceal = report.concealer(tmp_path, {})
+    concealed = conceal.concealer(tmp_path, {})
     token = "hf_" + "a1B2" * 9
-    assert conceal(f"abcdefgh123 kobart-mini {token} hf_short") == "*** kobart-mini *** hf_short"
+    assert concealed(f"abcdefgh123 kobart-mini {token} hf_short") == "*** kobart-mini *** hf_short"
 
 
 def test_paths_of_the_machine_never_reach_a_report(rendered):
@@ -85,9 +86,9 @@ parts = st.lists(st.text("abcxyz.-_가나", min_size=1, max_size=6).filter(lambd
 @given(parts, st.lists(st.text("abcxyz", min_size=1, max_size=6), max_size=3))
 def test_any_lab_folder_is_replaced_and_only_as_a_whole(folder, inside):
     lab = "/" + "/".join(folder)
-    conceal = report.concealer(lab, {"HOME": "/nowhere/at-all"})
-    assert conceal(f'"{"/".join([lab, *inside])}"') == f'"{"/".join(inside) or "."}"'
-    assert conceal(f"{lab}x/y z{lab}/y") == f"{lab}x/y z{lab}/y"
+    concealed = conceal.concealer(lab, {"HOME": "/nowhere/at-all"})
+    assert concealed(f'"{"/".join([lab, *inside])}"') == f'"{"/".join(inside) or "."}"'
+    assert concealed(f"{lab}x/y z{lab}/y") == f"{lab}x/y z{lab}/y"
 
 
 def test_the_page_needs_nothing_from_outside(rendered, tmp_path):
@@ -108,7 +109,7 @@ def test_the_page_needs_nothing_from_outside(rendered, tmp_path):
     "![배지](https://img.example.org/a.svg)", "<img src='//a.b/c.png'>", "<link rel=stylesheet href=https://a.b/c.css>",
     "<div style='background:url(https://a.b/c.png)'>x</div>", "![없는 그림](missing.png)"])
 def test_anything_a_page_would_load_is_an_error(rendered, source):
-    with pytest.raises(report.ReportError, match="run.ipynb would load .* relative path"):
+    with pytest.raises(clean.ReportError, match="run.ipynb would load .* relative path"):
         rendered(new_markdown_cell(source))
 
 
@@ -142,7 +143,7 @@ def test_code_is_folded_in_the_page_and_left_out_of_the_markdown(rendered):
 
 
 def test_objects_with_both_forms_show_html_in_the_page_and_markdown_in_the_text(rendered):
-    example = report.side_by_side([{"fname": "a", "dialogue": "#Person1#: 응", "reference": "가",
+    example = cards.side_by_side([{"fname": "a", "dialogue": "#Person1#: 응", "reference": "가",
                                     "prediction": "#Person1#은 나", "marks": [(0, 9, "swap")]}])
     data = {"text/html": example._repr_html_(), "text/markdown": example._repr_markdown_(), "text/plain": "Examples()"}
     page, text, _ = rendered(new_code_cell("x", outputs=[new_output("execute_result", data)]))
@@ -170,7 +171,7 @@ def test_an_announced_error_is_no_failure(rendered):
 def test_empty_boxes_stop_a_report_but_not_that_of_a_failed_run(rendered):
     warning = "UserWarning: Glyph 54620 (\\N{HANGUL SYLLABLE HAN}) missing from font(s) X."
     tofu = new_output("stream", name="stderr", text=warning)
-    with pytest.raises(report.ReportError, match="run.ipynb, cell 1: a figure shows empty boxes.*use_house_style"):
+    with pytest.raises(clean.ReportError, match="run.ipynb, cell 1: a figure shows empty boxes.*use_house_style"):
         rendered(new_code_cell("plot()", outputs=[tofu]))
     page, _, _ = rendered(new_code_cell("plot()", outputs=[tofu]), new_code_cell("x", outputs=[error()]))
     assert 'role="alert"' in page
@@ -178,11 +179,12 @@ def test_empty_boxes_stop_a_report_but_not_that_of_a_failed_run(rendered):
 
 RUN = """
 import os, sys
-from korlab.core import plots
+from korlab.core import charts
 from tqdm.auto import tqdm
 for _ in tqdm(range(3), file=sys.stdout): pass
 print("token", os.environ["HF_TOKEN"], os.getcwd())
-figure = plots.learning_curves([dict(step=1, loss=2.0, eval_rouge1=30.0), dict(step=2, loss=1.0, eval_rouge1=50.0)])
+history = [dict(step=1, loss=2.0, eval_rouge1=30.0), dict(step=2, loss=1.0, eval_rouge1=50.0)]
+figure = charts.learning_curves(history, metrics={"eval_rouge1": "ROUGE-1"})
 figure
 """
 
@@ -203,7 +205,7 @@ def test_a_real_run_is_rendered_whole_and_its_failure_shown(tmp_path, monkeypatc
     file, status = papermill(tmp_path, new_markdown_cell("# 실험"), parameters, new_code_cell(RUN),
                              new_code_cell("raise OSError(f'no {model} for ' + os.environ['HF_TOKEN'])"),
                              new_code_cell("print('never')"))
-    made = report.render(file, tmp_path / "out", "실험", root=root())
+    made = render.render(file, tmp_path / "out", "실험", root=root())
     page, text = made.html.read_text("utf-8"), made.markdown.read_text("utf-8")
     assert status == 1 and made.html.name == "실험.html"
     assert len(made.images) == 1 and page.count("data:image/png") == 1 and 'alt="학습 곡선"' in page
@@ -217,7 +219,7 @@ def test_a_killed_kernel_cannot_pass_for_a_finished_run(tmp_path):
     """papermill marks the killed cell as completed, and whether its number arrived is chance; what follows it tells."""
     kill = new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     file, status = papermill(tmp_path, kill, new_code_cell("run.finish()"))
-    made = report.render(file, tmp_path, "killed", root=root())
+    made = render.render(file, tmp_path, "killed", root=root())
     assert status != 0
     assert "실행이 끝나지 않았습니다" in made.html.read_text("utf-8")
     assert "실행이 끝나지 않았습니다" in made.markdown.read_text("utf-8")
@@ -243,7 +245,7 @@ def test_a_crash_while_writing_leaves_whole_files(rendered, monkeypatch, tmp_pat
 
 
 def test_an_error_while_rendering_writes_nothing(rendered, monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "to_markdown", lambda *_: 1 / 0)
+    monkeypatch.setattr(render, "to_markdown", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rendered(new_markdown_cell("# 제목"))
     assert not (tmp_path / "out").exists()
@@ -272,8 +274,8 @@ def test_a_file_that_is_no_notebook_is_named(tmp_path, content, message):
     file = tmp_path / "run.ipynb"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(report.ReportError, match=rf"run.ipynb.*{message}|{message}.*run.ipynb"):
-        report.render(file, tmp_path)
+    with pytest.raises(clean.ReportError, match=rf"run.ipynb.*{message}|{message}.*run.ipynb"):
+        render.render(file, tmp_path)
 
 
 CELL = st.text(max_size=12) | st.integers() | st.floats() | st.none()
@@ -293,7 +295,7 @@ def test_no_content_breaks_a_table(rows):
 def test_joining_marks_changes_no_letter_and_keeps_what_was_marked(text, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8, unique=True)))
     marks = [(a, b, data.draw(st.sampled_from(["wrong", "swap"]))) for a, b in itertools.pairwise(cuts)][::2]
-    pieces = report._segments(text, marks, "x")
+    pieces = cards._segments(text, marks, "x")
     assert "".join(piece for piece, _ in pieces) == text
     kinds = "".join({"": "-", "wrong": "w", "swap": "s"}[kind] * len(piece) for piece, kind in pieces)
     for start, end, kind in marks:
@@ -311,7 +313,7 @@ def test_how_to_repeat_is_a_command_a_shell_reads_back():
             git = {"commit": "abcdef1234", "changed": True}
             return {"python": "3.11.7", "versions": {"torch": "2.13.0"}, "git": git, "seed": 7}
 
-    text = str(report.how_to_repeat(Run()))
+    text = str(facts.how_to_repeat(Run()))
     words = shlex.split(text.split("\n")[1])
     assert words == ["papermill", "nbs/train.ipynb", "out.ipynb", "-p", "model", "kobart", "-p", "prefix", "요약: it's",
                      "-p", "epochs", "2.0"]
@@ -348,24 +350,25 @@ def test_the_readme_follows_its_notebook(tmp_path):
                  new_output("execute_result", {"text/html": "<b>3</b>", "text/plain": "3"})]),
              new_code_cell("!pip install -e .")]
     index.write_text(json.dumps(new_notebook(cells=cells)), "utf-8")
-    report.render_readme(index, readme)
+    site.render_readme(index, readme)
     assert readme.read_text("utf-8").split("\n", 2)[2] == (
         "# korlab\n\n[train](nbs/train.ipynb)\n\n```python\nprint(1)\n\n\nprint(2)\n```\n\n"
         "```text\n1\n2\n```\n\n```text\n3\n```\n\n```bash\npip install -e .\n```\n")
-    assert report.readme_is_fresh(index, readme)
+    assert site.readme_is_fresh(index, readme)
     readme.write_text(readme.read_text("utf-8") + "edited", "utf-8")
-    assert not report.readme_is_fresh(index, readme)
+    assert not site.readme_is_fresh(index, readme)
 
 
 def test_importing_is_light():
     heavy = ["nbconvert", "nbformat", "bs4", "matplotlib", "kiwipiepy", "torch"]
-    code = f"import sys, korlab.report.report; print([name for name in {heavy} if name in sys.modules])"
+    code = ("import sys, korlab.report.site, korlab.report.facts, korlab.summarization.cards\n"
+            f"print([name for name in {heavy} if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_a_notebook_without_a_run_still_names_model_and_size(rendered):
     shown = new_output("display_data", {"text/markdown": r"### kobart · mini · my\_rows" + "\n\n`runs/x`"})
-    heading = new_code_cell("report.heading(run.title, run.folder)", outputs=[shown], metadata={"tags": ["remove-cell", "title"]})
+    heading = new_code_cell("facts.heading(run.title, run.folder)", outputs=[shown], metadata={"tags": ["remove-cell", "title"]})
     made = rendered(new_markdown_cell("# 훈련\n\n> 설명"), heading)[2]
     assert made.markdown.read_text("utf-8").startswith("# kobart · mini · my\\_rows\n")

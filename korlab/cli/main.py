@@ -295,7 +295,7 @@ def _where(path: Path) -> str:
 def _report(name: str, to: Path | None, code: bool) -> None:
     from korlab.experiment import runs
     from korlab.core.files import FileError
-    from korlab.report.report import ReportError, render, render_run
+    from korlab.report.render import ReportError, render, render_run
 
     try:
         if name.endswith(".ipynb"):
@@ -337,7 +337,7 @@ def evaluate(
     from korlab.core.corpus import DataError
     from korlab.core.files import FileError
     from korlab.experiment.params import ParameterError
-    from korlab.report.report import ReportError, render
+    from korlab.report.render import ReportError, render
     from korlab.workbench.suite import execute_notebook
 
     try:
@@ -383,7 +383,7 @@ def _tune(given: dict[str, Any]) -> None:
     from korlab.workbench import tuning
     from korlab.core.files import FileError
     from korlab.experiment.params import ParameterError
-    from korlab.report.report import ReportError, render
+    from korlab.report.render import ReportError, render
     from korlab.experiment.runs import RunError
     from korlab.workbench.suite import execute_notebook
 
@@ -461,7 +461,7 @@ def compare(
 ) -> None:
     "Compare runs: scores, paired tests against a baseline, cost, curves and examples in one report."
     from korlab.workbench import comparing, verdicts
-    from korlab.report import report as reports
+    from korlab.report import render as reports
     from korlab.core.files import FileError, read_json, write_json
     from korlab.experiment.params import ParameterError
     from korlab.experiment.runs import RunError

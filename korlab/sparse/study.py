@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..core import plots
+from ..core import charts
 from ..experiment import registry
 from ..core.corpus import DataError, text_hash
 from ..core.files import read_json, read_jsonl, write_json, write_jsonl
@@ -621,15 +621,16 @@ def lengths(
     run: Run,  # a run whose model is built
 ) -> "Figure":  # histograms, with the limit and the share beyond it
     "How long the encoded texts are."
-    return plots.length_histogram(read_json(run.path("lengths.json")), limit=run.config.max_length, title="글의 길이 (토큰)")
+    return charts.length_histogram(read_json(run.path("lengths.json")), limit=run.config.max_length, title="글의 길이 (토큰)")
 
 
 def curves(
     run: Run,  # a run that trains or has trained
 ) -> "Figure":  # losses and dev scores over the updates
     "The learning curves."
-    return plots.learning_curves(
-        read_jsonl(run.path("history.jsonl")), f"{run.title} · 학습 곡선", OBJECTIVES, OBJECTIVES[0], "dev 점수", 100
+    names = {key: key.removeprefix("eval_") for key in OBJECTIVES}
+    return charts.learning_curves(
+        read_jsonl(run.path("history.jsonl")), f"{run.title} · 학습 곡선", names, OBJECTIVES[0], ylabel="dev 점수", scale=100
     )
 
 
@@ -642,7 +643,7 @@ def distribution(
         n: [100 * row["scores"][OURS]["ndcg@10"] for row in read_jsonl(run.path("rankings", f"{n}.jsonl"))]
         for n in names
     }
-    return plots.score_distribution(found, title="질문 하나하나의 점수", label="nDCG@10")
+    return charts.score_distribution(found, title="질문 하나하나의 점수", label="nDCG@10", top=100)
 
 
 ABOUT: dict[str, str] = {  # what the entry notebooks say of this study, by section

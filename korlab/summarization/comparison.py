@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..report import report
+from .cards import side_by_side
 from ..workbench import verdicts
 from ..workbench.comparing import split_of
 from ..core.files import read_jsonl
@@ -149,7 +149,7 @@ def findings(
 def examples(
     found: "Comparison",  # any
     n: int = 3,  # dialogues on which the systems are far apart; two more are shown
-) -> list[dict[str, Any]]:  # for `report.side_by_side`
+) -> list[dict[str, Any]]:  # for `cards.side_by_side`
     "A few dialogues with the reference and the summary of every run scored on the same ones."
     chosen, same = verdicts.setting_of(found), verdicts.comparable(found)
     rows = {entry.label: read_jsonl(entry.run.path("predictions", f"{chosen.split}.jsonl")) for entry in same}
@@ -172,7 +172,7 @@ def gallery(
     found: "Comparison",  # any
 ) -> Any:  # displays itself
     "The same dialogues, summarised by every run."
-    return report.side_by_side(examples(found))
+    return side_by_side(examples(found))
 
 # %% ../../nbs/summarization/63_comparison.ipynb #9fc137ec
 def record(

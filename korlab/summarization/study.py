@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..core import plots
+from ..core import charts
 from ..experiment import registry
 from ..core.corpus import Dialogue, load_dialogues, text_hash
 from ..core.files import read_json, read_jsonl, write_json, write_jsonl
 from ..experiment.params import EvaluationParams as SharedEvaluationParams
 from ..experiment.params import Needs, RunParams, setting
 from ..experiment.runs import Run
-from ..report.report import side_by_side
+from .cards import side_by_side
 from ..core.settings import portable, settings
 from .inference import Summarizer, load_model, read_predictions, write_predictions
 from .inference import summarize_file as summarize_file  # the verb of `korlab summarize`
@@ -487,7 +487,7 @@ def lengths(
 ) -> "Figure":  # histograms, with the limit and the share beyond it
     "How long the encoded dialogues are."
     found = {name: values for name, values in run.read("lengths").items() if name in ("train", "test", "natural")}
-    return plots.length_histogram(found, limit=run.config.max_source_length, title="대화 길이 (토큰)")
+    return charts.length_histogram(found, limit=run.config.max_source_length, title="대화 길이 (토큰)")
 
 
 def curves(
@@ -495,7 +495,10 @@ def curves(
 ) -> "Figure":  # losses and dev ROUGE over the updates
     "The learning curves."
     history = read_jsonl(run.path("history.jsonl"))
-    return plots.learning_curves(history, title=f"{run.title} · 학습 곡선", scale=100)
+    return charts.learning_curves(
+        history, f"{run.title} · 학습 곡선", {"eval_rouge1": "ROUGE-1", "eval_rouge2": "ROUGE-2", "eval_rougeL": "ROUGE-L"},
+        best_by="eval_rouge_sum", ylabel="ROUGE F1", scale=100
+    )
 
 
 def distribution(
@@ -504,7 +507,7 @@ def distribution(
     "How the scores of single summaries are spread."
     names = list(run.read("metrics")["splits"])
     found = {n: [100 * r["rouge1"] for r in read_jsonl(run.path("predictions", f"{n}.jsonl"))] for n in names}
-    return plots.score_distribution(found, title="요약 하나하나의 점수")
+    return charts.score_distribution(found, title="요약 하나하나의 점수", label="ROUGE-1 F1", top=100)
 
 
 def examples(

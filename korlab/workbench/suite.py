@@ -29,7 +29,7 @@ import psutil
 from ..experiment import params, registry, runs
 from ..core.files import FileError, atomic, read_json, write_json
 from ..experiment.params import ParameterError
-from ..report.report import render_run
+from ..report.render import render_run
 from ..core.settings import root, settings, shown
 from ..core.tables import pipe_table
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..core import plots
+from ..core import charts
 from ..experiment import registry
 from .comparing import Comparison, Entry, data_hash
 from ..core.files import read_jsonl, write_json
@@ -101,7 +101,7 @@ def score_figure(
     summaries = {entry.label: own.summary(entry.run, *place) for entry in found.done}
     floors = own.floors(found.baseline.run, *place)
     table = [_dot(name, summary[chosen.measure]) for name, summary in (summaries | floors).items() if summary]
-    return plots.score_dots(table, found.baseline.label, [*floors], title=f"{chosen}, 95 % 신뢰구간", label=chosen.label)
+    return charts.score_dots(table, found.baseline.label, [*floors], title=f"{chosen}, 95 % 신뢰구간", label=chosen.label)
 
 
 def _dot(name: str, interval: Mapping[str, float]) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def curves(
     histories = {entry.label: read_jsonl(entry.run.path("history.jsonl")) for entry in found.done}
     dev = f"eval_{chosen.measure.replace('@', '')}"  # the Trainer's names have no @
     panels = {"loss": "훈련 손실", "eval_loss": "dev 손실", dev: f"dev {chosen.label}"}
-    return plots.run_curves({name: rows for name, rows in histories.items() if rows}, panels, scale=100)
+    return charts.run_curves({name: rows for name, rows in histories.items() if rows}, panels, scale={dev: 100})
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #e1689f9b
 def choose_items(
