@@ -325,10 +325,10 @@ def test_unsloth_is_used_where_it_can_work(on_gpu, mini, tmp_path, monkeypatch):
 def test_a_backend_that_forgets_something_is_found_out(on_gpu, mini, tmp_path, monkeypatch):
     config = configure("bart", adapter="unsloth")
     unsloth(monkeypatch, lambda model, options: attach_all(model, options | {"trainable_token_indices": None}))
-    with pytest.raises(RuntimeError, match="rows of new tokens untrained"):
+    with pytest.raises(ParameterError, match="rows of new tokens untrained"):
         adapters.make_trainable(mini("bart"), config, tmp_path)
     unsloth(monkeypatch, lambda model, options: attach_all(model, options | {"target_modules": ["fc1"]}))
-    with pytest.raises(RuntimeError, match="attached to 0 of the 3 layers named q_proj"):
+    with pytest.raises(ParameterError, match="attached to 0 of the 3 layers named q_proj"):
         adapters.make_trainable(mini("bart"), config, tmp_path)
 
 

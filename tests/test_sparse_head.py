@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from korlab.sparse.head import HandThrough, PoolTokens, check_mlm_head, fuse, splade_pool, unfuse
+from korlab.sparse.head import EncoderError, HandThrough, PoolTokens, check_mlm_head, fuse, splade_pool, unfuse
 
 torch.set_num_threads(1)
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *(f"낱말{i}" for i in range(295))]
@@ -204,16 +204,16 @@ def test_every_architecture_gives_the_vectors_of_the_stock_modules(kind, tmp_pat
 def test_an_architecture_that_ends_differently_is_named_and_left_alone(tmp_path):
     model = stock_model(save_base(tmp_path, "deberta-v2", legacy=False))
     wanted = model.encode(TEXTS).to_dense()
-    with pytest.raises(ValueError, match="DebertaV2ForMaskedLM does not end with its decoder"):
+    with pytest.raises(EncoderError, match="DebertaV2ForMaskedLM does not end with its decoder"):
         fuse(model)
     torch.testing.assert_close(model.encode(TEXTS).to_dense(), wanted)
 
 
 def test_a_model_without_a_decoder_is_named(base):
     model = SparseEncoder(modules=[Transformer(base), SpladePooling()], device="cpu")
-    with pytest.raises(ValueError, match="The decoder of XLMRobertaModel is NoneType"):
+    with pytest.raises(EncoderError, match="The decoder of XLMRobertaModel is NoneType"):
         fuse(model)
-    with pytest.raises(ValueError, match="this one has Transformer"):
+    with pytest.raises(EncoderError, match="this one has Transformer"):
         fuse(SparseEncoder(modules=[Transformer(base)], device="cpu"))
 
 
@@ -297,7 +297,7 @@ def test_silenced_entries_are_exactly_zero_and_the_others_as_before(base, tmp_pa
 
 def test_a_decoder_without_bias_cannot_be_silenced(tmp_path):
     model = stock_model(save_base(tmp_path, "modernbert", decoder_bias=False))
-    with pytest.raises(ValueError, match="ModernBertForMaskedLM has no bias"):
+    with pytest.raises(EncoderError, match="ModernBertForMaskedLM has no bias"):
         fuse(model, stop=torch.zeros(len(WORDS), dtype=torch.bool))
     assert fuse(model).encode(TEXTS).to_dense().any()
 
@@ -336,7 +336,7 @@ def test_three_training_steps_are_those_of_the_stock_modules(extra, base, tmp_pa
 def test_a_checkpoint_without_a_head_is_named_with_what_is_missing(base, tmp_path):
     check_mlm_head(base)
     save_base(tmp_path / "headless", headless=True)
-    with pytest.raises(ValueError, match=r"headless/model.safetensors|…/model.safetensors") as caught:
+    with pytest.raises(EncoderError, match=r"headless/model.safetensors|…/model.safetensors") as caught:
         check_mlm_head(tmp_path / "headless")
     assert "lm_head.dense.weight" in str(caught.value)
 

@@ -9,6 +9,7 @@ __all__ = ['SettingsError', 'root', 'Settings', 'settings', 'shown', 'portable',
 import os
 import tempfile
 from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def settings(
     folder = root(start)
     file = folder / "settings.ini"
     parser = ConfigParser()
-    parser.read(file, encoding="utf-8")
+    try:
+        parser.read(file, encoding="utf-8")
+    except (ConfigParserError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: this is not readable as settings ({' '.join(str(error).split())})") from None
     found = {key: value for section in parser.sections() for key, value in parser[section].items()}
     names = [field.name for field in fields(Settings) if field.name != "root"]
     if unknown := sorted(set(found) - set(names)):

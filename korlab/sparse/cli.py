@@ -6,12 +6,25 @@
 __all__ = ['app', 'idf', 'stopwords', 'verify', 'quick', 'export', 'upload', 'index', 'search']
 
 # %% ../../nbs/sparse/64_cli.ipynb #c6e87db7
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..cli import main as cli
+from ..core.files import reading
+from ..experiment.params import ParameterError
+from ..experiment.runs import RunError
+from ..workbench.commands import register
+from ..workbench.terminal import live, remark
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from korlab.experiment.runs import Run
+    from korlab.sparse.export import Card
+    from korlab.sparse.search import Explained, Hits
 
 # %% ../../nbs/sparse/64_cli.ipynb #73d74c58
 app = typer.Typer(
@@ -27,83 +40,72 @@ _MINI = Annotated[
     bool, typer.Option("--mini", help="with params/sparse/overlays/mini.yaml: a model from nothing, for two cores")
 ]
 
-
-def _refused(error: object) -> typer.Exit:
-    from korlab.core.settings import shown
-
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        error = f"{shown(error.filename)}: {error.strerror}"  # its own words name this machine's folders
-    return cli.failed(error)
+# %% ../../nbs/sparse/64_cli.ipynb #c0da2c86
+def _one_of(option: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ParameterError(f"{option} {value!r}: choose one of {', '.join(choices)}")
+    return value
 
 
-def _tokenizer(source: str):  # noqa: ANN202: a Hugging Face tokenizer
+def _without_effect(why: str, **options: object) -> None:
+    "Refuse options that mean nothing here."
+    if given := [name for name, value in options.items() if value is not None]:
+        raise ParameterError(f"--{given[0]} would have no effect {why}: leave it out")
+
+# %% ../../nbs/sparse/64_cli.ipynb #3d9fec69
+def _tokenizer(source: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    try:
+    with reading("tokenizer", source):
         return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise _refused(f"the tokenizer {source!r} could not be loaded ({str(error).splitlines()[0]})") from None
 
 # %% ../../nbs/sparse/64_cli.ipynb #d8ad81cb
+_TEXTS = Annotated[str, typer.Argument(help="JSONL file, a folder of them, or a collection in BEIR's layout")]
+_TABLE = Annotated[Path, typer.Option(help="folder of the table")]
+_KIND = Annotated[str, typer.Option(help="bm25 or standard")]
+_SAMPLE = Annotated[int | None, typer.Option(help="texts to draw; all if not given")]
+_RECOMPUTE = Annotated[bool, typer.Option("--recompute", help="count even if the folder holds a table")]
+
+
 @app.command()
 def idf(
-    source: Annotated[str, typer.Argument(help="JSONL file, a folder of them, or a collection in BEIR's layout")],
-    tokenizer: _TOKENIZER,
-    to: Annotated[Path, typer.Option(help="folder of the table")],
-    kind: Annotated[str, typer.Option(help="bm25 or standard")] = "bm25",
-    sample: Annotated[int | None, typer.Option(help="texts to draw; all if not given")] = None,
-    recompute: Annotated[bool, typer.Option("--recompute", help="count even if the folder holds a table")] = False,
+    source: _TEXTS, tokenizer: _TOKENIZER, to: _TABLE, kind: _KIND = "bm25", sample: _SAMPLE = None,
+    recompute: _RECOMPUTE = False,
 ) -> None:
     "Count in how many texts each token occurs."
-    from korlab.core.corpus import DataError
-    from korlab.core.files import FileError
-    from korlab.sparse.idf import prepare_idf
+    from korlab.sparse.idf import KINDS, prepare_idf
 
-    try:
-        table = prepare_idf(source, _tokenizer(tokenizer), to, kind, sample, recompute=recompute)
-    except (DataError, FileError, ValueError, OSError) as error:
-        raise _refused(error)
+    _one_of("--kind", kind, tuple(KINDS))
+    if sample is not None and sample < 1:
+        raise ParameterError(f"--sample {sample}: count at least one text, or leave it out for all")
+    table = prepare_idf(source, _tokenizer(tokenizer), to, kind, sample, recompute=recompute)
     typer.secho(f"{table.n:,} texts, {int((table.df > 0).sum()):,} of {len(table.df):,} tokens seen: {to}", bold=True)
+
+# %% ../../nbs/sparse/64_cli.ipynb #1ccbe58e
+_LIST = Annotated[Path, typer.Option(help="folder of the mask and its list")]
+_STOP_MODE = Annotated[str, typer.Option(help="safe, or published to repeat V24 and V25")]
+_KIWI = Annotated[str | None, typer.Option(help="a corpus in which Kiwi looks for more, as for `idf`")]
 
 
 @app.command()
-def stopwords(
-    tokenizer: _TOKENIZER,
-    to: Annotated[Path, typer.Option(help="folder of the mask and its list")],
-    mode: Annotated[str, typer.Option(help="safe, or published to repeat V24 and V25")] = "safe",
-    source: Annotated[str | None, typer.Option(help="a corpus in which Kiwi looks for more, as for `idf`")] = None,
-) -> None:
+def stopwords(tokenizer: _TOKENIZER, to: _LIST, mode: _STOP_MODE = "safe", source: _KIWI = None) -> None:
     "Find the stop tokens of a tokenizer: particles, endings, function words, punctuation."
-    from korlab.core.corpus import DataError
-    from korlab.core.files import FileError
     from korlab.sparse.stopwords import prepare_stopwords
 
-    try:
-        found = prepare_stopwords(_tokenizer(tokenizer), to, mode, source)
-    except (DataError, FileError, ValueError, OSError) as error:
-        raise _refused(error)
+    if _one_of("--mode", mode, ("safe", "published")) == "published":
+        _without_effect("with --mode published, which takes the lists as they are", source=source)
+    found = prepare_stopwords(_tokenizer(tokenizer), to, mode, source)
     typer.secho(f"{int(found.mask().sum()):,} of {found.size:,} tokens are stop tokens: {to}", bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #8f2c97dd
 @app.command()
-def verify(
-    experiment: _EXPERIMENT,
-    overlay: _OVERLAY = [],
-    mini: _MINI = False,
-) -> None:
+def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
     "Six checks before a long training, without training; exit code 1 when one fails."
     from korlab.experiment import registry
-    from korlab.core.files import FileError
-    from korlab.core.corpus import DataError
-    from korlab.experiment.params import ParameterError
     from korlab.sparse.study import verify as checks
     from korlab.workbench.suite import layers
 
-    try:
-        rows = checks(registry.configure(layers(experiment, [*_overlays(mini=mini), *overlay])))
-    except (ParameterError, DataError, FileError, ValueError) as error:
-        raise _refused(error)
-    raise _judged(rows)
+    raise _judged(checks(registry.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))))
 
 
 def _overlays(**asked: bool) -> list[Path]:
@@ -116,169 +118,128 @@ def _overlays(**asked: bool) -> list[Path]:
 def _judged(rows: list[dict[str, str]]) -> typer.Exit:
     "Print checks; exit code 1 when one failed."
     for row in rows:
-        typer.secho(
-            f"{row['state']:7}{row['check']:15}{row['found']}",
-            fg={"note": "yellow", "failed": "red"}.get(row["state"])
-        )
+        colour = {"note": "yellow", "failed": "red"}.get(row["state"])
+        typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg=colour)
     return typer.Exit(int(any(row["state"] == "failed" for row in rows)))
 
 # %% ../../nbs/sparse/64_cli.ipynb #98aa0c6c
 @app.command()
-def quick(
-    experiment: _EXPERIMENT,
-    overlay: _OVERLAY = [],
-    mini: _MINI = False,
-) -> None:
+def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
     "Train on 500 triples for two epochs; say whether the loss falls, vectors are sparse, and what memory it takes."
-    from korlab.experiment import runs
-    from korlab.workbench import suite as suites
-    from korlab.experiment.params import ParameterError
+    from korlab.experiment.runs import find_run
     from korlab.sparse.study import quick_checks
+    from korlab.workbench import suite as suites
 
-    try:
-        plan = suites.plan(experiment, overlays=[*_overlays(mini=mini, quick=True), *overlay])
-        if plan.error:
-            raise ParameterError(plan.error)
-        suite = suites.open_suite([plan])
-        with cli.live(suite) as watch:
-            good = suites.run_suite(suite, True, watch)
-        if not good:
-            raise runs.RunError(suite.read()["experiments"][0]["error"])
-        rows = quick_checks(runs.find_run(str(plan.folder)))
-    except (ParameterError, runs.RunError) as error:
-        raise _refused(error)
-    raise _judged(rows)
+    plan = suites.plan(experiment, overlays=[*_overlays(mini=mini, quick=True), *overlay])
+    if plan.error:
+        raise ParameterError(plan.error)
+    suite = suites.open_suite([plan])
+    with live(suite) as watch:
+        good = suites.run_suite(suite, True, watch)
+    if not good:
+        raise RunError(suite.read()["experiments"][0]["error"])
+    raise _judged(quick_checks(find_run(str(plan.folder))))
 
 # %% ../../nbs/sparse/64_cli.ipynb #7e70a3a8
-app.command("train")(cli.run)
-app.command("eval")(cli.evaluate)
-app.command("compare")(cli.compare)
+register(app, {"run": "train", "evaluate": "eval", "compare": "compare"})
 
 # %% ../../nbs/sparse/64_cli.ipynb #7d8e1352
-def _run_of(folder: Path):  # noqa: ANN202: the run an encoder belongs to; None for one from elsewhere
-    from korlab.experiment import runs
+_EXPORT = Annotated[Path, typer.Option(help="folder of the export")]
+_LICENSE = Annotated[
+    str, typer.Option(help="of what is exported, as an SPDX id, e.g. cc-by-sa-4.0; the base model's may bind")
+]
+_SILENCE = Annotated[bool, typer.Option("--silence", help="fold the stop-token mask into the decoder's bias")]
+
+
+@app.command()
+def export(run: _RUN, to: _EXPORT, license: _LICENSE, silence: _SILENCE = False) -> None:
+    "Write a trained encoder as files that sentence-transformers, transformers and OpenSearch read without our code."
+    from korlab.sparse.export import export as write
+    from korlab.sparse.search import find_encoder
+
+    folder = find_encoder(run)
+    home = _run_of(folder)
+    stop = _stop_mask(folder, home) if silence else None
+    done = write(folder, to, _card(folder, home, license, silence), stop)
+    typer.secho(f"{len(done.files)} files, largest difference after reloading {done.difference:.1e}: {to}", bold=True)
+
+# %% ../../nbs/sparse/64_cli.ipynb #4371b3b0
+def _run_of(folder: Path) -> "Run | None":  # None for an encoder from elsewhere
+    from korlab.experiment.runs import find_run
 
     try:
-        return runs.find_run(str(folder.parent.resolve())) if folder.name == "model" else None
-    except runs.RunError:
+        return find_run(str(folder.parent.resolve())) if folder.name == "model" else None
+    except RunError:
         return None
 
 
-@app.command()
-def export(
-    run: _RUN,
-    to: Annotated[Path, typer.Option(help="folder of the export")],
-    license: Annotated[
-        str, typer.Option(help="of what is exported, as an SPDX id, e.g. cc-by-sa-4.0; the base model's may bind")
-    ],
-    silence: Annotated[
-        bool, typer.Option("--silence", help="fold the stop-token mask into the decoder's bias")
-    ] = False,
-) -> None:
-    "Write a trained encoder as files that sentence-transformers, transformers and OpenSearch read without our code."
+def _card(folder: Path, home: "Run | None", license: str, silenced: bool) -> "Card":
+    from korlab.sparse.export import Card, card_of
+
+    return card_of(home, license, silenced) if home else Card(folder.resolve().name, "", license)
+
+
+def _stop_mask(folder: Path, home: "Run | None") -> "np.ndarray":
+    "The stop tokens the run was trained with, or those of its study for an encoder from elsewhere."
     from korlab.experiment import registry
-    from korlab.core.files import FileError
-    from korlab.experiment.runs import RunError
-    from korlab.sparse.export import Card, ExportError, card_of
-    from korlab.sparse.export import export as write
     from korlab.sparse.models import load, vocabulary
-    from korlab.sparse.search import find_encoder
     from korlab.sparse.study import stop_mask_of
 
-    try:
-        folder, stop = find_encoder(run), None
-        home = _run_of(folder)
-        card = card_of(home, license, silence) if home else Card(folder.resolve().name, "", license)
-        if silence:
-            loaded, config = load(folder), home.config if home else registry.configure({"model": "sparse-ko"})
-            stop = stop_mask_of(config, loaded.tokenizer, vocabulary(loaded.model))
-        done = write(folder, to, card, stop)
-    except (RunError, ExportError, FileError, ValueError, OSError) as error:
-        raise _refused(error)
-    typer.secho(f"{len(done.files)} files, largest difference after reloading {done.difference:.1e}: {to}", bold=True)
+    loaded, config = load(folder), home.config if home else registry.configure({"model": "sparse-ko"})
+    return stop_mask_of(config, loaded.tokenizer, vocabulary(loaded.model))
+
+# %% ../../nbs/sparse/64_cli.ipynb #7258a6b1
+_EXPORTED = Annotated[Path, typer.Argument(help="what `korlab sparse export` wrote")]
+_REPO = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="the repository on the Hugging Face Hub")]
+_PUBLIC = Annotated[bool, typer.Option("--public", help="let everybody see it")]
+_DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="list what would be sent and send nothing")]
 
 
 @app.command()
-def upload(
-    folder: Annotated[Path, typer.Argument(help="what `korlab sparse export` wrote")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="the repository on the Hugging Face Hub")],
-    public: Annotated[bool, typer.Option("--public", help="let everybody see it")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would be sent and send nothing")] = False,
-) -> None:
+def upload(folder: _EXPORTED, repo: _REPO, public: _PUBLIC = False, dry_run: _DRY_RUN = False) -> None:
     "Send an export to the Hugging Face Hub; the token comes from HF_TOKEN."
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from korlab.sparse.export import ExportError
     from korlab.sparse.export import upload as send
 
-    try:
-        sent = send(folder, repo, private=not public, dry_run=dry_run)
-    except (ExportError, HfHubHTTPError, OSError) as error:
-        raise _refused(error)
+    sent = send(folder, repo, private=not public, dry_run=dry_run)
     for name, size in sent.files:
         typer.echo(f"{size:>12,}  {name}")
     what = f"sent: {sent.url}" if sent.sent else f"nothing was sent; {len(sent.files)} files would go to {repo}"
     typer.secho(f"{what} ({'public' if public else 'private'})", bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #68babc91
-_ALIAS = Annotated[
-    str | None, typer.Option(
-        "--opensearch", metavar="ALIAS", help="in the cluster of KORLAB_OPENSEARCH_URL, under this alias"
-    )
-]
+_DOCUMENTS = Annotated[str, typer.Argument(
+    help="'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line"
+)]
+_INDEX = Annotated[Path | None, typer.Option(help="folder of the index")]
+_ALIAS = Annotated[str | None, typer.Option(
+    "--opensearch", metavar="ALIAS", help="in the cluster of KORLAB_OPENSEARCH_URL, under this alias"
+)]
+_LAYOUT = Annotated[str | None, typer.Option(
+    help="with --opensearch: rank_features (exact, the default) or sparse_vector (approximate, from 3.3)"
+)]
 
-
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{option} {value!r}: choose one of {', '.join(choices)}")
-    return value
-
-
-def _without_effect(place: str, **options: object) -> None:
-    "Refuse options that mean nothing here."
-    if given := [name for name, value in options.items() if value is not None]:
-        raise ValueError(f"--{given[0]} would have no effect {place} --opensearch: leave it out")
-
-
-def _told(note: str) -> None:
-    typer.secho(f"korlab: {note}", fg="yellow", err=True)
-
-
+# %% ../../nbs/sparse/64_cli.ipynb #65d2c0bb
 @app.command()
 def index(
-    run: _RUN,
-    documents: Annotated[
-        str, typer.Argument(
-            help="'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line"
-        )
-    ],
-    to: Annotated[Path | None, typer.Option(help="folder of the index")] = None,
-    opensearch: _ALIAS = None,
-    layout: Annotated[
-        str | None, typer.Option(
-            help="with --opensearch: rank_features (exact, the default) or sparse_vector (approximate, from 3.3)"
-        )
-    ] = None,
+    run: _RUN, documents: _DOCUMENTS, to: _INDEX = None, opensearch: _ALIAS = None, layout: _LAYOUT = None
 ) -> None:
     "Encode passages and keep them as an index: in a folder, or in OpenSearch."
-    from korlab.core.files import FileError
-    from korlab.experiment.runs import RunError
-    from korlab.sparse.index import SparseIndexError
-    from korlab.sparse.opensearch import OpenSearchError
+    if (to is None) == (opensearch is None):
+        raise ParameterError("say where the index goes: --to FOLDER or --opensearch ALIAS")
+    if opensearch:
+        said = _into_opensearch(run, documents, opensearch, layout or "rank_features")
+    else:
+        _without_effect("without --opensearch", layout=layout)
+        said = _into_folder(run, documents, to)
+    typer.secho(said, bold=True)
+
+
+def _into_folder(run: str, documents: str, folder: Path) -> str:
+    "Build the index or open it; what it holds, in one line."
     from korlab.sparse.search import load_encoder, open_index, read_passages
 
-    try:
-        if (to is None) == (opensearch is None):
-            raise ValueError("say where the index goes: --to FOLDER or --opensearch ALIAS")
-        if opensearch:
-            said = _into_opensearch(run, documents, opensearch, layout or "rank_features")
-        else:
-            _without_effect("without", layout=layout)
-            passages = read_passages(documents, _told)
-            said = f"{len(open_index(load_encoder(run), passages, to)):,} passages: {to}"
-    except (RunError, SparseIndexError, OpenSearchError, FileError, ValueError, OSError) as error:
-        raise _refused(error)
-    typer.secho(said, bold=True)
+    passages = read_passages(documents, remark)
+    return f"{len(open_index(load_encoder(run), passages, folder)):,} passages: {folder}"
 
 
 def _into_opensearch(run: str, documents: str, alias: str, layout: str) -> str:
@@ -287,11 +248,10 @@ def _into_opensearch(run: str, documents: str, alias: str, layout: str) -> str:
     from korlab.sparse.search import load_encoder, read_passages
 
     kind = opensearch.Layout(_one_of("--layout", layout, ("rank_features", "sparse_vector")))
-    service, passages = opensearch.connect(), read_passages(documents, _told)
+    service, passages = opensearch.connect(), read_passages(documents, remark)
     done = opensearch.index_collection(service, load_encoder(run), passages, alias, kind)
-    return (f"{done.sent:,} passages sent, {done.present:,} were there, "
-            f"{done.empty:,} of those sent without any token: "
-            f"{alias} is {done.index}")
+    counts = f"{done.sent:,} passages sent, {done.present:,} were there, {done.empty:,} of those sent without any token"
+    return f"{counts}: {alias} is {done.index}"
 
 # %% ../../nbs/sparse/64_cli.ipynb #173693cf
 def _cut(text: str, width: int) -> str:
@@ -302,70 +262,71 @@ def _cut(text: str, width: int) -> str:
     return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
 
 
-def _lines(hits: object, width: int, most: int = 8) -> list[str]:  # hits: korlab.sparse.search.Hits
+def _decided(hit: "Explained", most: int = 8) -> str:
+    "The tokens that made a passage a hit, the strongest first."
+    tokens = [f"{'' if inside else '+'}{token} {share:.0%}" for token, share, inside in hit.tokens[:most]]
+    if rest := hit.tokens[most:]:
+        tokens.append(f"{len(rest)} more {sum(share for _, share, _ in rest):.0%}")
+    return ", ".join(tokens)
+
+# %% ../../nbs/sparse/64_cli.ipynb #59e4effe
+def _lines(hits: "Hits", width: int) -> list[str]:
     "Hits for a terminal."
     if not hits.hits:
         return ["no passage shares a token with the query"]
     lines = ["rank  score  id, passage, and the tokens that decided (+ not in the passage)"]
     for rank, hit in enumerate(hits.hits, 1):
-        tokens = [f"{'' if inside else '+'}{token} {share:.0%}" for token, share, inside in hit.tokens[:most]]
-        if rest := hit.tokens[most:]:
-            tokens.append(f"{len(rest)} more {sum(share for _, share, _ in rest):.0%}")
-        lines += [
-            f"{rank:>4}  {hit.score:5.2f}  {hit.id}",
-            *(" " * 6 + _cut(text, width - 6) for text in (hit.text, ", ".join(tokens)))
-        ]
+        below = (" " * 6 + _cut(text, width - 6) for text in (hit.text, _decided(hit)))
+        lines += [f"{rank:>4}  {hit.score:5.2f}  {hit.id}", *below]
     return lines
 
+# %% ../../nbs/sparse/64_cli.ipynb #358811e6
+_QUERY = Annotated[str, typer.Argument(help="what to look for")]
+_SEARCHED_BY = Annotated[
+    str, typer.Option(help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")
+]
+_SEARCHED = Annotated[str | None, typer.Option(help="as for `index`; the embedded collection if not given")]
+_KEPT = Annotated[Path | None, typer.Option(help="folder the index is kept in")]
+_SEARCH_MODE = Annotated[
+    str | None, typer.Option(help="with --opensearch: sparse (the default), two_phase, or hybrid with BM25")
+]
+_K = Annotated[int, typer.Option("-k", min=1, help="how many hits")]
 
+# %% ../../nbs/sparse/64_cli.ipynb #6883e1da
 @app.command()
 def search(
-    query: Annotated[str, typer.Argument(help="what to look for")],
-    run: Annotated[
-        str, typer.Option(help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")
-    ] = "latest",
-    documents: Annotated[str | None, typer.Option(help="as for `index`; the embedded collection if not given")] = None,
-    index: Annotated[Path | None, typer.Option(help="folder the index is kept in")] = None,
-    opensearch: _ALIAS = None,
-    mode: Annotated[
-        str | None, typer.Option(help="with --opensearch: sparse (the default), two_phase, or hybrid with BM25")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="how many hits")] = 5,
+    query: _QUERY, run: _SEARCHED_BY = "latest", documents: _SEARCHED = None, index: _KEPT = None,
+    opensearch: _ALIAS = None, mode: _SEARCH_MODE = None, k: _K = 5,
 ) -> None:
     "Find passages, and say which tokens decided."
     import shutil
 
-    from korlab.core.files import FileError
-    from korlab.experiment.runs import RunError
-    from korlab.sparse.index import SparseIndexError
-    from korlab.sparse.opensearch import OpenSearchError
-    from korlab.sparse.search import start
-
-    try:
-        if opensearch:
-            _without_effect("with", documents=documents, index=index)
-            hits = _from_opensearch(query, run, opensearch, mode or "sparse", k)
-        else:
-            _without_effect("without", mode=mode)
-            given = {"documents": documents, "index": index and str(index)}
-            searcher = start(
-                {"run": run, "query": query, "k": k} | {name: value for name, value in given.items() if value}
-            )
-            for note in searcher.notes:
-                _told(note)
-            hits = searcher()
-    except (RunError, SparseIndexError, OpenSearchError, FileError, ValueError, OSError) as error:
-        raise _refused(error)
+    if not query.strip():
+        raise ParameterError("the query is empty: type what you are looking for")
+    if opensearch:
+        _without_effect("with --opensearch", documents=documents, index=index)
+        hits = _from_opensearch(query.strip(), run, opensearch, mode or "sparse", k)
+    else:
+        _without_effect("without --opensearch", mode=mode)
+        hits = _from_folder(query, run, documents, index and str(index), k)
     typer.echo("\n".join(_lines(hits, shutil.get_terminal_size((90, 24)).columns)))
 
 
-def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int):  # noqa: ANN202: korlab.sparse.search.Hits
+def _from_folder(query: str, run: str, documents: str | None, index: str | None, k: int) -> "Hits":
+    from korlab.sparse.search import start
+
+    given = {"run": run, "query": query, "k": k, "documents": documents, "index": index}
+    searcher = start({name: value for name, value in given.items() if value})
+    for note in searcher.notes:
+        remark(note)
+    return searcher()
+
+
+def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int) -> "Hits":
     from korlab.sparse import opensearch
     from korlab.sparse.search import load_encoder
 
     _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
-    if not query.strip():
-        raise ValueError("the query is empty: type what you are looking for")
     service, encoder = opensearch.connect(), load_encoder(run)
-    found = opensearch.search_collection(service, encoder, {"query": query.strip()}, alias, mode, k)["query"]
-    return opensearch.explain_hits(encoder, query.strip(), found)
+    found = opensearch.search_collection(service, encoder, {"query": query}, alias, mode, k)["query"]
+    return opensearch.explain_hits(encoder, query, found)

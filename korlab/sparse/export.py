@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core.errors import LabError
 from ..experiment import registry, tracking
-from ..core.files import read_json, write, write_json
+from ..core.files import opening, read_json, write, write_json
 from ..core.settings import portable, shown
 from ..core.tables import facts, pipe_table
 
@@ -345,16 +345,17 @@ def export(
 
     With `stop`, `card.metrics` must have been measured with these tokens silenced. export.json lists every file.
     """
-    from sentence_transformers import SparseEncoder
-
+    from korlab.sparse.head import open_encoder
     from korlab.sparse.models import routed
 
     if folder.exists() and not (folder / "export.json").is_file():
         raise ExportError(f"{shown(folder)} exists and is no export: choose another folder")
-    documents, weights = parts(SparseEncoder(str(model), device="cpu") if isinstance(model, Path) else model)
+    documents, weights = parts(open_encoder(model, device="cpu") if isinstance(model, Path) else model)
     if weights is not None and idf is not None:
         raise ExportError("this encoder brings its own query weights: leave out idf")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with opening(folder, draft):
+        draft.mkdir(parents=True)
     try:
         documents.save_pretrained(str(draft), create_model_card=False)
         plain = _plain(draft)
@@ -430,11 +431,20 @@ def upload(
     tracking.load_secrets()
     if not (token := os.environ.get("HF_TOKEN")):
         raise ExportError("HF_TOKEN is not set: put a token that may write into the environment or .env")
-    api = HfApi(token=token)
-    api.create_repo(repo, private=private, exist_ok=True)
-    if private and not api.repo_info(repo).private:
-        raise ExportError(f"{repo} exists and is public: say that the upload may be public, or choose another name")
-    commit = api.upload_folder(
-        repo_id=repo, folder_path=folder, allow_patterns=list(dict(files)), commit_message="Export from korlab"
-    )
-    return Upload(repo, private, files, sent=True, url=str(commit.commit_url))
+    return Upload(repo, private, files, sent=True, url=_send(HfApi(token=token), folder, repo, private, files))
+
+# %% ../../nbs/sparse/52_export.ipynb #e9634c52
+def _send(api: Any, folder: Path, repo: str, private: bool, files: Sequence[tuple[str, int]]) -> str:
+    "Make the repository, send the files and say where the commit is; an `ExportError` says what the Hub answered."
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise ExportError(f"{repo} exists and is public: say that the upload may be public, or choose another name")
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=list(dict(files)), commit_message="Export from korlab"
+        )
+    except (HTTPError, OSError) as error:
+        raise ExportError(f"{repo} was not sent: {' '.join(str(error).split())}") from error
+    return str(commit.commit_url)

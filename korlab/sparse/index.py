@@ -22,7 +22,7 @@ import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
 
 from ..core.errors import LabError
-from ..core.files import FileError, atomic, read_json, sha256, write_json
+from ..core.files import FileError, atomic, opening, read_json, sha256, write_json
 from ..metrics.retrieval import evaluate
 from ..metrics.stats import paired_bootstrap
 from ..core.settings import shown
@@ -38,7 +38,7 @@ class SparseIndexError(LabError):
 def token_vectors(
     vectors: csr_matrix,  # rows are texts, columns token ids; any scipy sparse form
 ) -> csr_matrix:  # float32, token ids of a row ascending, no zeros stored; the same object where it already is that
-    "Bring token vectors into one form. A weight that is negative or not finite is a `ValueError` naming its row."
+    "Bring token vectors into one form. A weight that is negative or not finite is refused with its row."
     ready = csr_matrix(vectors, dtype=np.float32)
     if not ready.has_canonical_format or not ready.data.all():
         ready = ready.copy()
@@ -47,8 +47,8 @@ def token_vectors(
     bad = np.flatnonzero(~(ready.data >= 0) | np.isinf(ready.data))
     if bad.size:
         row = np.searchsorted(ready.indptr, bad[0], side="right") - 1
-        raise ValueError(f"row {row}, token {ready.indices[bad[0]]} has the weight {ready.data[bad[0]]}: "
-                         "weights must be finite and not negative, as max-pooled log(1 + relu(logit)) is")
+        raise SparseIndexError(f"row {row}, token {ready.indices[bad[0]]} has the weight {ready.data[bad[0]]}: "
+                               "weights must be finite and not negative, as max-pooled log(1 + relu(logit)) is")
     return ready
 
 # %% ../../nbs/sparse/25_index.ipynb #8529a383
@@ -144,10 +144,10 @@ def best_rows(
 
 # %% ../../nbs/sparse/25_index.ipynb #41286972
 def _each_query(queries: csr_matrix, vocabulary: int, k: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    "Token ids and weights of each row; ValueError when they cannot belong to an index of this vocabulary."
+    "Token ids and weights of each row; refused when they cannot belong to an index of this vocabulary."
     if queries.shape[1] != vocabulary:
-        raise ValueError(f"the query has {queries.shape[1]:,} token ids and the index {vocabulary:,}: encode queries "
-                         "with the model the documents were encoded with")
+        raise SparseIndexError(f"the query has {queries.shape[1]:,} token ids and the index {vocabulary:,}: encode queries "
+                               "with the model the documents were encoded with")
     if k < 1:
         raise ValueError(f"k is {k}: ask for at least 1 document")
     queries = token_vectors(queries)
@@ -528,7 +528,8 @@ def save_seismic(
     "Write an approximate index with a manifest like that of an exact one."
     folder, edition = Path(folder), uuid.uuid4().hex[:8]
     check_place(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     engine.index.save(str(folder / f"postings-{edition}"))
     large = type(engine.index).__name__ == "SeismicIndexLV"
     counts = {"documents": len(engine), "vocabulary": engine.vocabulary, "postings": engine.index.nnz, "large": large}

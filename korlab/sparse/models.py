@@ -37,7 +37,7 @@ from transformers import (
 from ..core.files import FileError
 from ..experiment.registry import Model
 from ..core.settings import shown
-from .head import check_mlm_head, fuse
+from .head import check_mlm_head, fuse, open_encoder
 from ..experiment.training import damage, draft_of, publish
 
 # %% ../../nbs/sparse/21_models.ipynb #712dd477
@@ -229,7 +229,7 @@ def build(
 def _check(source: str) -> None:
     try:
         check_mlm_head(source)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"the checkpoint {source!r} could not be loaded ({first}). Three ways to get it: connect to the "
@@ -244,7 +244,7 @@ def load(
     max_length: int | None = None,  # tokens read of a text; None keeps what was saved
 ) -> Loaded:  # fused
     "Load a trained encoder."
-    model = fuse(SparseEncoder(str(folder), device="cpu"))
+    model = fuse(open_encoder(folder, device="cpu"))
     if max_length is not None:
         model.max_seq_length = max_length
     return Loaded(model, model.tokenizer, f"folder {shown(folder)}")

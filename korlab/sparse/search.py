@@ -106,14 +106,12 @@ def load_encoder(
     device: str | None = None,  # e.g. "cpu", "cuda"; None takes the best there is
 ) -> Encoder:  # ready to encode
     "Open a trained sparse encoder."
-    from sentence_transformers import SparseEncoder
-
-    from korlab.sparse.head import fuse
+    from korlab.sparse.head import EncoderError, fuse, open_encoder
     from korlab.sparse.models import encode, transformer_of
 
     folder = find_encoder(run)
-    model = SparseEncoder(str(folder), device=device)
-    with suppress(ValueError):  # another pooling needs every logit: the same vectors, with more memory
+    model = open_encoder(folder, device=device)
+    with suppress(EncoderError):  # another pooling needs every logit: the same vectors, with more memory
         fuse(model)
     weights = hashlib.sha256("".join(map(sha256, sorted(folder.rglob("*.safetensors")))).encode()).hexdigest()
 

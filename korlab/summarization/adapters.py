@@ -226,9 +226,9 @@ def _check_attached(model: nn.Module, targets: Mapping[str, int], rows: Mapping[
     for name, n in targets.items():
         found = sum(f".{name}.lora_B." in path for path in trained)
         if found != n:
-            raise RuntimeError(f"LoRA was attached to {found} of the {n} layers named {name}: use another adapter")
+            raise ParameterError(f"LoRA was attached to {found} of the {n} layers named {name}: use another adapter")
     if rows and sum("trainable_tokens_delta" in path for path in trained) != len(rows):
-        raise RuntimeError("the backend leaves the rows of new tokens untrained: use another adapter")
+        raise ParameterError("the backend leaves the rows of new tokens untrained: use another adapter")
 
 
 def is_adapted(

@@ -38,7 +38,7 @@ class Summarizer:
     precision: str  # "fp32", "bf16" or "fp16"
 
     def __call__(self, dialogues: Sequence[str], **how: Any) -> list[str]:
-        "Summaries of dialogues as people paste them; an empty one is a `ValueError`."
+        "Summaries of dialogues as people paste them; an empty one is a `ParameterError`."
         texts = [ready(dialogue) for dialogue in dialogues]
         return self.finish(self.generate(texts, **how), texts)
 
@@ -68,11 +68,11 @@ class Summarizer:
 
 def ready(
     dialogue: str,  # as somebody pasted it
-) -> str:  # as the corpus loader would give it; ValueError when nothing is left
+) -> str:  # as the corpus loader would give it; ParameterError when nothing is left
     "Clean a dialogue the way training data is cleaned."
     text = corpus.tidy(dialogue)
     if not text:
-        raise ValueError("the dialogue is empty: paste its turns, one a line, such as '#Person1#: 안녕하세요.'")
+        raise ParameterError("the dialogue is empty: paste its turns, one a line, such as '#Person1#: 안녕하세요.'")
     return text
 
 # %% ../../nbs/summarization/50_inference.ipynb #d350aa5d

@@ -25,7 +25,6 @@ from ..experiment.runs import Run
 from .cards import side_by_side
 from ..core.settings import portable, settings
 from .inference import Summarizer, load_model, read_predictions, write_predictions
-from .inference import summarize_file as summarize_file  # the verb of `korlab summarize`
 from .postprocess import options_on
 from ..core.tables import Markdown, pipe_table, points
 

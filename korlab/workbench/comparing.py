@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ..experiment import registry
-from ..core.files import read_json
+from ..core.files import opening, read_json
 from ..experiment.params import ParameterError, checked, setting, unknown_name
 from ..experiment.runs import Run, RunError, find_run
 from ..core.settings import portable, settings, shown
@@ -153,7 +153,8 @@ def open_comparison(
     names = registry.comparison(*homes).titles([entry.name for entry in entries])
     entries = tuple(Entry(e.name, e.state, e.error, e.run, names[e.name]) for e in entries)
     folder = settings().runs / "comparisons" / (asked.name or _own_name(asked))
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return Comparison(folder, entries, _baseline(entries, asked.baseline), asked)
 
 

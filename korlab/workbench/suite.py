@@ -27,7 +27,8 @@ from typing import Any, TextIO
 import psutil
 
 from ..experiment import params, registry, runs
-from ..core.files import FileError, atomic, read_json, write_json
+from ..core.errors import LabError
+from ..core.files import FileError, atomic, opening, read_json, write_json
 from ..experiment.params import ParameterError
 from ..report.render import render_run
 from ..core.settings import root, settings, shown
@@ -104,7 +105,10 @@ class Suite:
 
     def read(self) -> dict[str, Any]:
         "What summary.json says: name, state, pid, experiments."
-        return read_json(self.folder / "summary.json")
+        found = read_json(file := self.folder / "summary.json")
+        if not isinstance(found, dict) or not {"name", "state", "pid", "experiments"} <= set(found):
+            raise FileError(f"{shown(file)} is damaged (it is no suite's record); delete it and run the same command again")
+        return found
 
     def write(self, **facts: Any) -> None:
         "Change what summary.json says of the suite."
@@ -152,7 +156,8 @@ def open_suite(
 ) -> Suite:  # locked for this process, every experiment that is not done waiting
     "Open a suite's folder, new or found again."
     folder = suite_folder(plans, name)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with opening(folder / "logs"):
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
     suite = Suite(folder, list(plans), open(folder / ".lock", "a", encoding="utf-8"))
     try:
         fcntl.flock(suite.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,7 +190,7 @@ def execute_notebook(
     values: Mapping[str, Any],  # for its parameters cell
     **streams: TextIO,  # papermill's stdout_file and stderr_file
 ) -> None:
-    "Execute an entry notebook through papermill; a RunError holds the error it met."
+    "Execute an entry notebook through papermill; what the lab refused in it is a RunError, a bug keeps its traceback."
     import logging
 
     import papermill
@@ -196,7 +201,10 @@ def execute_notebook(
             root() / "nbs" / f"{name}.ipynb", out, parameters=values, progress_bar=False, **streams
         )
     except papermill.PapermillExecutionError as error:
-        raise runs.RunError(f"{error.ename}: {error.evalue}") from None
+        sentence = f"{error.ename}: {error.evalue}"
+        if error.traceback != [sentence]:  # a LabError shows itself as this one line
+            raise
+        raise runs.RunError(sentence) from None
 
 
 def execute() -> None:
@@ -294,7 +302,7 @@ def _begin(suite: Suite, i: int, fresh: bool) -> subprocess.Popen | None:
             with open(suite.log(i), "a", encoding="utf-8") as log:
                 return _start(suite.plans[i], log)
         _end(suite, i, 0)
-    except (runs.RunError, FileError, ParameterError) as error:
+    except LabError as error:
         suite.record(i, state="failed", error=str(error), ended=_now())
     return None
 
@@ -487,15 +495,15 @@ def stop_suite(
 # %% ../../nbs/workbench/00_suite.ipynb #26d39b89
 def start_in_background(
     folder: Path,  # the suite's, where suite.log goes
-    words: Sequence[str],  # the command's words, without --background
+    command: Sequence[str],  # what drives the suite, program and words
 ) -> int:  # the driver's process number
-    "Start `korlab` with these words in a session of its own; a RunError with its last words when it ends at once."
-    folder.mkdir(parents=True, exist_ok=True)
+    "Start a command in a session of its own; a RunError with its last words when it ends at once."
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     log = folder / "suite.log"
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from korlab.cli.main import main; main()", *words],
-            stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
     while process.poll() is None and _peek(folder / "summary.json").get("pid") != process.pid:
         time.sleep(0.2)

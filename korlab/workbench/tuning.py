@@ -28,7 +28,7 @@ import yaml
 
 from ..core import plots
 from ..experiment import registry
-from ..core.files import FileError, atomic, read_json, write, write_json
+from ..core.files import FileError, atomic, opening, read_json, write, write_json
 from ..experiment.params import ParameterError, RunParams, check_bounds, checked, coerce, setting, unknown_name
 from ..experiment.runs import Run, RunError, locked, differences, open_run
 from ..core.settings import portable, settings, shown
@@ -67,7 +67,10 @@ def words(
     text: str,  # e.g. "epochs=0.5 prefix='요약: '"
 ) -> dict[str, str | None]:  # name -> text, which the parameter's type decides how to read
     "Read `name=value` words as a shell would; the value `None` unsets."
-    pairs = [word.partition("=") for word in shlex.split(text)]
+    try:
+        pairs = [word.partition("=") for word in shlex.split(text)]
+    except ValueError as error:
+        raise ParameterError(f"values: {text!r} is not written as for a shell ({error})") from None
     if bad := [name for name, sep, _ in pairs if not sep]:
         raise ParameterError(f"values: {bad[0]!r} is no name=value")
     return {name: None if value == "None" else value for name, _, value in pairs}
@@ -92,12 +95,12 @@ def read_space(
     path: Path,  # a space file
 ) -> dict[str, Any]:  # parameter -> list or mapping, unchecked
     "Read a YAML file that holds one parameter a line; duplicate keys are an error."
+    if not path.is_file():
+        raise ParameterError("there is no such file")
     try:
         text = path.read_text(encoding="utf-8-sig")
         _refuse_duplicates(yaml.compose(text))
         found = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise ParameterError("there is no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"this is not readable YAML ({' '.join(str(error).split())})") from None
     if not isinstance(found, dict) or not found:
@@ -360,7 +363,8 @@ def open_search(
     folder = settings().runs / home / (request.name or _search_name(request))
     if (folder / "config.json").exists():
         raise RunError(f"{shown(folder)} is a run: choose another name for the search")
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     lock = locked(folder)
     try:
         seed = settings().seed if request.seed is None else request.seed
