@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.files import opening
 from ..core.settings import portable, settings, shown
 from . import studies
 from .config import Config, EvaluationParams, config_of
@@ -82,7 +83,8 @@ def open_evaluation(
     config = _config(recorded, overrides)
     parent = home.folder if home else settings().runs / studies.model(config.run.model).study / checkpoint.name
     folder = parent / "evaluations" / (request.name or _evaluation_name(checkpoint, overrides))
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, config, {"run": portable(request.run)} | overrides, locked(folder))
     run.path("computing.json").unlink(missing_ok=True)  # an evaluation starts anew, so it chooses anew
     record_config(run, recorded)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TextIO
 
 from ..core.errors import LabError
-from ..core.files import read_json, write_json
+from ..core.files import opening, read_json, write_json
 from ..core.settings import portable, settings, shown
 from . import studies, tracking
 from .config import Config, Own, config_from, explained
@@ -241,7 +241,8 @@ def open_run(
     config = studies.configure(given)
     tracking.check(config)
     folder = run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, config, _set_by_hand(config, given), locked(folder))
     replaced = _resumed(run)
     record_config(run, run.entry.recipes[config.run.size], replaced)
