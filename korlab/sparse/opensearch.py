@@ -32,7 +32,8 @@ from ..core.errors import LabError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-    from korlab.sparse.search import Encoder, Hits
+    from korlab.sparse.encoders import Encoder
+    from korlab.sparse.search import Hits
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #5342f9d8
 class OpenSearchError(LabError):
@@ -770,7 +771,7 @@ def _encoder_keys(encoder: "Encoder", layout: Layout) -> list[str]:
 
 def index_collection(
     service: Service,  # from `connect`
-    encoder: "Encoder",  # from `korlab.sparse.search.load_encoder`
+    encoder: "Encoder",  # from `korlab.sparse.encoders.load_encoder`
     corpus: Mapping[str, str],  # document id -> text
     alias: str,  # what searches will use
     layout: Layout = Layout(),  # how the index is laid out
@@ -824,7 +825,8 @@ def explain_hits(
     found: Sequence[Hit],  # what `search_collection` found for them
 ) -> "Hits":  # in the same order, with the cluster's scores
     "Hits with the tokens that decided; the texts found are encoded once more."
-    from korlab.sparse.search import Hits, explain, open_index
+    from korlab.sparse.encoders import open_index
+    from korlab.sparse.search import Hits, explain
 
     if not found:
         return Hits(())
