@@ -18,7 +18,8 @@ from korlab.experiment import registry, runs
 from korlab.experiment.params import ParameterError
 from korlab.summarization import adapters, models, study
 from korlab.summarization.data import embedded, encode
-from korlab.summarization.models import PLACEHOLDERS, Loaded
+from korlab.experiment.models import Loaded
+from korlab.summarization.models import PLACEHOLDERS
 from korlab.summarization.trainer import ModelTrainer
 
 SMALL = {k: v for k, v in TINY.items() if k != "train_rows"} | {

@@ -53,9 +53,9 @@ def test_five_updates_of_kobart_s_shape(recipe, checkpoint, tmp_path):
 
 
 def small_data(folder):
-    from korlab.core import corpus
+    from korlab.summarization.dialogues import save_dialogues
 
-    corpus.save_dialogues(embedded().rows["train"][:60], folder / "rows.csv")
+    save_dialogues(embedded().rows["train"][:60], folder / "rows.csv")
     return folder / "rows.csv"
 
 

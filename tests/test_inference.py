@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from typer.testing import CliRunner
 
-from korlab.core import corpus
+from korlab.core.accounts import DataError
 from korlab.experiment import runs
-from korlab.cli.main import app
-from korlab.core.corpus import Dialogue
+from korlab.cli.main import command_line
+from korlab.summarization.dialogues import Dialogue, save_dialogues
 from korlab.core.files import FileError, read_json, read_jsonl
 from korlab.metrics.rouge import tokenise
 from korlab.experiment.params import ParameterError
@@ -129,7 +129,7 @@ def test_markers_leave_the_ids_of_everything_else_alone(train_rows):
 def lab(tmp_path_factory, train_rows):
     """Two tiny runs on a file: `special` with markers, LoRA and post-processing, `plain` without."""
     base = tmp_path_factory.mktemp("lab")
-    corpus.save_dialogues(train_rows, base / "rows.csv")
+    save_dialogues(train_rows, base / "rows.csv")
     patch = pytest.MonkeyPatch()
     patch.setenv("KORLAB_RUNS", str(base / "runs"))
     for name, extra in (("special", SPECIAL), ("plain", {"seed": 3})):
@@ -250,7 +250,7 @@ def competition_file(folder: Path) -> tuple[Path, list[str]]:
     """Eight rows of which three cannot be used, and the fnames of the others."""
     rows = [Dialogue(f"test_{i}", row.dialogue) for i, row in enumerate(embedded().rows["natural"][:5])]
     file = folder / "test.csv"
-    corpus.save_dialogues(rows[::-1], file)
+    save_dialogues(rows[::-1], file)
     with open(file, "a", encoding="utf-8", newline="") as stream:
         bad = [("test_9", ""), ("test_1", "#Person1#: 이름이 같다."), ("", "#Person1#: 이름이 없다.")]
         csv.writer(stream).writerows(bad)
@@ -265,7 +265,7 @@ def test_a_line_for_every_row_that_can_be_used(lab, tmp_path):
     assert (outcome.report.rows_read, outcome.report.rows_left_out, outcome.rows) == (8, 3, 5)
     assert outcome.rows == sum(outcome.taken) and len(outcome.taken) == 2
     assert outcome.empty == [row["fname"] for row in found if not row["summary"]]
-    with pytest.raises(corpus.DataError):
+    with pytest.raises(DataError):
         inference.summarize_file(["plain"], str(file), tmp_path / "strict.csv", data_policy="strict")
     assert not (tmp_path / "strict.csv").exists()
 
@@ -274,7 +274,7 @@ def test_the_command_reports_what_it_did(lab, tmp_path, monkeypatch):
     file, fnames = competition_file(tmp_path)
     monkeypatch.setattr(inference, "each_summary", lambda *_, **__: [["#Person1#은 간다.", *[""] * 4]])
     out = str(tmp_path / "out.csv")
-    done = CliRunner().invoke(app, ["summarize", "plain", str(file), "--to", out, "-p", "num_beams=2"])
+    done = CliRunner().invoke(command_line(), ["summarize", "plain", str(file), "--to", out, "-p", "num_beams=2"])
     assert done.exit_code == 0, done.output
     assert "8 rows read, 3 left out, 5 summarised, 4 of them empty" in done.stdout
     assert "4 summaries are empty" in done.stderr and fnames[1] in done.stderr
@@ -290,7 +290,7 @@ def test_the_command_reports_what_it_did(lab, tmp_path, monkeypatch):
 ])
 def test_the_command_refuses_in_one_sentence(words, sentence, lab, tmp_path):
     file, _ = competition_file(tmp_path)
-    refused = CliRunner().invoke(app, ["summarize", words[0], str(file), "--to", str(tmp_path / "no.csv"), *words[1:]])
+    refused = CliRunner().invoke(command_line(), ["summarize", words[0], str(file), "--to", str(tmp_path / "no.csv"), *words[1:]])
     assert refused.exit_code == 1 and sentence in refused.stderr and "Traceback" not in refused.output
     assert not (tmp_path / "no.csv").exists()
 

@@ -11,7 +11,8 @@ import nbformat
 import pytest
 from conftest import ROOT, TINY, flags, papermill
 
-from korlab.core import corpus, files
+from korlab.core import files
+from korlab.summarization.dialogues import save_dialogues
 from korlab.summarization.data import embedded
 
 
@@ -113,7 +114,7 @@ def test_rows_without_summaries_get_predictions_and_no_score(quickstart, tmp_pat
 
 def test_a_checkpoint_is_scored_with_another_search(quickstart, tmp_path):
     rows = embedded().rows["test"][:12]
-    corpus.save_dialogues(rows, tmp_path / "twelve.csv")
+    save_dialogues(rows, tmp_path / "twelve.csv")
     checkpoint = sorted((quickstart / "checkpoints").iterdir())[0]
     outcome = papermill(tmp_path / "out.ipynb", *flags(run=checkpoint, data=tmp_path / "twelve.csv", num_beams=2, name="beams"),
                         runs=quickstart.parent.parent, notebook="evaluate")
@@ -131,7 +132,7 @@ def test_evaluating_a_run_that_is_not_there(tmp_path):
 # ---- somebody's own files ----------------------------------------------------------------------------------------
 
 def own_file(path: Path, n: int = 60, encoding: str = "utf-8") -> Path:
-    corpus.save_dialogues(embedded().rows["train"][:n], path)
+    save_dialogues(embedded().rows["train"][:n], path)
     path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
     return path
 
@@ -167,7 +168,7 @@ def test_problem_rows_are_listed_and_strict_stops(tmp_path):
 
 def test_a_dialogue_in_two_splits_stops(tmp_path):
     file = own_file(tmp_path / "mine.csv")
-    corpus.save_dialogues(embedded().rows["train"][:3], tmp_path / "dev.csv")
+    save_dialogues(embedded().rows["train"][:3], tmp_path / "dev.csv")
     outcome = papermill(tmp_path / "out.ipynb", *flags(data=file, dev_data=tmp_path / "dev.csv", name="mine", **TINY), runs=tmp_path)
     assert outcome.code == 1 and "train and dev share" in outcome.text
 

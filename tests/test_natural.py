@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
-from korlab.summarization.natural import THEMES, natural
 from korlab.core.text import PLACEHOLDER, attach, coda
+from korlab.summarization.natural import natural, themes
 
 DIALOGUES = natural()
 PRIVATE = {"Address", "CarNumber", "CardNumber", "DateOfBirth", "Email", "PassportNumber", "PhoneNumber", "SSN"}
@@ -36,7 +36,7 @@ def test_size_and_uniqueness():
     summaries = [summary for d in DIALOGUES for summary in d.summaries]
     assert len(set(summaries)) == len(summaries) == 2 * len(DIALOGUES)
     assert [d.fname for d in DIALOGUES] == sorted(d.fname for d in DIALOGUES)
-    assert {d.topic for d in DIALOGUES} == set(THEMES)
+    assert {d.topic for d in DIALOGUES} == set(themes())
 
 
 def test_variety():

@@ -14,7 +14,7 @@ from conftest import ROOT, TINY, flags, papermill
 from safetensors.torch import load_file
 
 from korlab.core import files
-from korlab.experiment import training
+from korlab.experiment.checkpoints import newest_whole_checkpoint
 
 PLAN = TINY | {"max_steps": 24, "eval_steps": 8, "batch_size": 4, "keep_checkpoints": 3}
 
@@ -85,7 +85,7 @@ def test_a_torn_checkpoint_is_set_aside_with_a_notice(straight, tmp_path, victim
     broken = tmp_path / "checkpoint-24" / victim
     broken.unlink() if harm == "gone" else broken.write_bytes(broken.read_bytes()[:-7])
     notes: list[str] = []
-    assert training.newest_whole_checkpoint(tmp_path, notes.append) == tmp_path / "checkpoint-16"
+    assert newest_whole_checkpoint(tmp_path, notes.append) == tmp_path / "checkpoint-16"
     assert len(notes) == 1 and "checkpoint-24" in notes[0]
     assert (tmp_path / "torn-checkpoint-24").is_dir()
 

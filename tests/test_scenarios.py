@@ -9,12 +9,14 @@ from itertools import pairwise
 
 import pytest
 
-from korlab.core.corpus import text_hash
-from korlab.summarization.scenarios import ROLES, SCENARIOS, SMALL_TALK, fill, generate, scenario, slots_of, tell
+from korlab.core.text import text_hash
+from korlab.core.templates import TemplateError, fill, slots_of
 from korlab.core.text import PLACEHOLDER
+from korlab.summarization.scenarios import ROLES, generate, plays, scenario, small_talk, tell
 
 PRIVATE = {"#PhoneNumber#", "#Address#", "#Email#", "#DateOfBirth#", "#CardNumber#", "#CarNumber#", "#SSN#", "#PassportNumber#"}
 PEOPLE = {"#Person1#", "#Person2#", "#Person3#"}
+SCENARIOS, SMALL_TALK = tuple(plays().values()), small_talk()
 PLAYS = (*SCENARIOS, SMALL_TALK)
 
 # SHA-256 of the default corpus. After an intended change of a play or of the generator, print the new one with
@@ -225,7 +227,7 @@ def test_wording_follows_the_first_turn(end, hard):
     ("[반말]\nA: #Email#로.\n* 봐.\n=> #Email#로.\n* 봐.", "tells #Email#, which some phrasing of the dialogue leaves out"),
 ])
 def test_mistakes_in_a_script_are_named(script, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(TemplateError) as error:
         scenario("faulty", "틀린 대본", {}, script)
     assert "scenario 'faulty'" in str(error.value) and message in str(error.value)
 

@@ -18,7 +18,9 @@ from korlab.experiment import registry
 from korlab.core.files import read_json, read_jsonl
 from korlab.experiment.params import ParameterError, load_yaml
 from korlab.experiment.runs import Run
-from korlab.sparse import cli, idf, stopwords, study
+from korlab.experiment.training import MemoryFull
+from korlab.cli.main import command_line
+from korlab.sparse import idf, stopwords, study
 from korlab.sparse import trainer as trainers
 from korlab.sparse.data import Collection, Triple, save_beir
 from korlab.sparse.head import fuse
@@ -26,7 +28,7 @@ from korlab.sparse.losses import RankingTerms, SparseLoss
 from korlab.sparse.models import assemble, mini, train_tokenizer
 from korlab.sparse.schedules import Collapsed, Hints
 from korlab.sparse.trainer import SparseTrainer, encode
-from korlab.experiment.training import damage
+from korlab.experiment.checkpoints import damage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -268,7 +270,7 @@ def test_a_full_memory_says_what_to_change(base, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(made.trainer, "train", full)
-    with pytest.raises(RuntimeError, match="memory is full: try batch_size=4 with accumulation=2 .*max_length below 48"):
+    with pytest.raises(MemoryFull, match="memory is full: try batch_size=4 with accumulation=2 .*max_length below 48"):
         made.train()
 
 
@@ -344,7 +346,7 @@ def test_idf_and_stop_tokens_of_the_parameters_reach_the_training(model, given, 
 
 def korlab(*words: object, code: int = 0) -> str:
     """What `korlab sparse …` prints; of a refusal what it says on standard error as well."""
-    done = CliRunner().invoke(cli.app, [str(word) for word in words])
+    done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
     assert done.exit_code == code, f"{done.output}\n{done.exception!r}"
     return done.output if code else done.stdout  # without progress bars
 

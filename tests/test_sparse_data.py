@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from korlab.core.corpus import DataError
+from korlab.core.accounts import DataError
 from korlab.metrics.retrieval import compare, evaluate
-from korlab.sparse import data
+from korlab.core import rows as reader
 from korlab.sparse import sparsity as S
 from korlab.sparse.bm25 import BM25, content_morphemes, eojeols
 from korlab.sparse.data import (
@@ -82,7 +82,9 @@ def test_a_faulty_row_is_left_out_and_listed(tmp_path, line, kind, detail):
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("x.jsonl", b"", "x.jsonl is empty (0 bytes): copy or download it again"),
     ("x.jsonl", "질문,정답\n".encode("cp949"), "x.jsonl has no row that can be used"),
-    ("x.csv", b"query,positive\na,b\n", "x.csv is not JSONL: write one JSON object per line"),
+    ("x.csv", b"question,answer\na,b\n", "x.csv has no column 'query' (it has question, answer): give that name"),
+    ("x.csv", b"query,positive\n", "x.csv has a header but no rows"),
+    ("x.csv", b"query,positive,Positive\na,b,c\n", "x.csv has columns 'positive' and 'Positive', which could be the same"),
 ])
 def test_a_file_of_no_use_stops_in_one_sentence(tmp_path, name, content, message):
     with pytest.raises(DataError) as caught:
@@ -103,6 +105,43 @@ def test_every_spelling_of_a_row_is_the_same_triple(tmp_path, row):
     loose = {key: unicodedata.normalize("NFD", text) if isinstance(text, str) else text for key, text in row.items()}
     triples, report = load_triples([loose])
     assert (triples[0].query, report.nfc_changed) == ("가요?", 1)
+
+
+def test_tables_of_triples_are_read_as_lines_are(tmp_path):
+    import pandas as pd
+    row = {"anchor": "가요?", "positive": "네, 가요.", "negative_1": "아니요.", "negative_2": "글쎄.", "difficulty": "hard"}
+    few = {"anchor": "와요?", "positive": "네.", "negative_1": "아니요.", "negative_2": None, "difficulty": None}
+    expected = [Triple("가요?", "네, 가요.", ("아니요.", "글쎄."), (), "hard"), Triple("와요?", "네.", ("아니요.",))]
+    frame = pd.DataFrame([row, few])
+    frame.to_csv(tmp_path / "x.csv", index=False, encoding="cp949", sep=";")
+    frame.rename(columns=str.upper).to_csv(tmp_path / "x.tsv", index=False, sep="\t")
+    frame.to_parquet(tmp_path / "x.parquet")
+    for name in ("x.csv", "x.tsv", "x.parquet"):
+        triples, report = load_triples(tmp_path / name, policy="strict")
+        assert (triples, report.problems) == (expected, [])
+    listed = [Triple("가요?", "네.", ("아니요.", "글쎄."), (3.0, 2.0, 1.0))]
+    rows = [{"query": "가요?", "positive": "네.", "negatives": ["아니요.", "글쎄."], "scores": [3, 2, 1], "note": "x"}]
+    pd.DataFrame(rows).to_parquet(tmp_path / "y.parquet")
+    triples, report = load_triples(tmp_path / "y.parquet", policy="strict")
+    assert (triples, report.files[0].notes) == (listed, ["ignored columns: note"])
+
+
+@pytest.mark.parametrize(("row", "kind"), [
+    ("가요?,네.,\"['아니요.', '글쎄.']\",", "not text"), ("가요?,네.,아니요.,\"[3, 2]\"", "broken scores"),
+    ("가요?,네.,아니요.", "ragged row"), ("가요?,nan,아니요.,", "NA-like positive"), ("가요?,,아니요.,", "empty positive")])
+def test_a_table_is_never_read_for_what_it_is_not(tmp_path, row, kind):
+    path = put(tmp_path, "x.csv", f"query,positive,negatives,scores\n와요?,네.,,\n{row}\n")
+    triples, report = load_triples(path)
+    assert triples == [Triple("와요?", "네.")]
+    assert [(problem.row, problem.line, problem.kind) for problem in report.problems] == [(2, 3, kind)]
+
+
+def test_without_ids_a_broken_quote_takes_the_rest_and_says_so(tmp_path):
+    path = put(tmp_path, "x.csv", 'query,positive\n가요?,네.\n"와요?"요,네.\n자요?,네.\n')
+    triples, report = load_triples(path)
+    assert triples == [Triple("가요?", "네.")]
+    assert [(p.row, p.line, p.kind) for p in report.problems] == [(2, 3, "broken quoting")]
+    assert "left out as far as line 4" in report.problems[0].detail
 
 
 letters = st.text(st.sampled_from("가나다 .a1"), min_size=1, max_size=6)
@@ -192,7 +231,7 @@ def test_a_benchmark_with_a_faulty_row_is_refused_unless_asked(tmp_path, part, c
 
 
 def test_a_collection_that_is_not_there_says_what_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "hub_rows", lambda *args, **kwargs: pytest.fail("asked the hub"))
+    monkeypatch.setattr(reader, "hub_dataset", lambda *args, **kwargs: pytest.fail("asked the hub"))
     monkeypatch.chdir(tmp_path)
     beir(tmp_path / "some" / "kitchen")
     with pytest.raises(DataError, match=r"qrels/dev.tsv does not exist: .*\(splits found: test\)"):

@@ -30,10 +30,10 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from korlab.cli.main import command_line
 from korlab.experiment import registry
 from korlab.core.files import read_json
 from korlab.experiment.runs import Run
-from korlab.sparse import cli
 from korlab.sparse import export as ex
 from korlab.sparse.head import fuse
 from korlab.sparse.idf import count_df
@@ -256,7 +256,7 @@ def run(tmp_path) -> Path:
 
 
 def exported(*words: object) -> str:
-    done = CliRunner().invoke(cli.app, ["export", *map(str, words)])
+    done = CliRunner().invoke(command_line(), ["sparse", "export", *map(str, words)])
     assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
     return (Path(words[2]) / "README.md").read_text("utf-8")
 
@@ -267,7 +267,7 @@ def test_the_card_of_a_run_names_data_training_and_licence(run, tmp_path):
     for fact in ("sparse-ko, mini", "mini roberta built from its config", "| epochs | 3.00 |", "| updates | 120 |", "| seed | 42 |"):
         assert fact in text
     assert "license: cc-by-sa-4.0" in text and "base_model" not in text
-    done = CliRunner().invoke(cli.app, ["export", str(run), "--to", str(tmp_path / "other")])
+    done = CliRunner().invoke(command_line(), ["sparse", "export", str(run), "--to", str(tmp_path / "other")])
     assert done.exit_code == 2 and "--license" in done.output and not (tmp_path / "other").exists()
 
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from korlab.core.accounts import DataError
 from korlab.core.files import FileError
 from korlab.sparse import idf, stopwords
+from korlab.experiment.params import ParameterError
 from korlab.sparse.data import Collection, Triple, load_beir
 from korlab.sparse.idf import IdfTable, PreparedError, count_df, documents, load_idf, prepare_idf, save_idf
 from korlab.sparse.stopwords import (
@@ -96,7 +98,7 @@ def test_python_tokenizers_count_too():
     table = count_df(["가나", "가a"], tokenizer)
     assert table.df[tokenizer.convert_tokens_to_ids("a")] == 1 and table.df.max() == 2
     assert table.sha256 == idf.tokenizer_sha256(ByT5Tokenizer())
-    with pytest.raises(ValueError, match="tokenizer in Python"):
+    with pytest.raises(ParameterError, match="tokenizer in Python"):
         grammar_counts(["가나"], tokenizer, len(tokenizer))
 
 
@@ -115,7 +117,7 @@ def test_padded_output_layer_counts_as_unseen():
     table = count_df(SAMPLE, tokenizer, vocab_size=size)
     assert len(table.df) == size and not table.df[-56:].any()
     assert (table.penalties()[-56:] == 1).all() and stop_mask(tokenizer, vocab_size=size)[-56:].all()
-    with pytest.raises(ValueError, match=f"vocab_size=9: the tokenizer has ids up to {len(tokenizer) - 1}"):
+    with pytest.raises(ParameterError, match=f"vocab_size=9: the tokenizer has ids up to {len(tokenizer) - 1}"):
         count_df(SAMPLE, tokenizer, vocab_size=9)
 
 
@@ -166,15 +168,15 @@ def test_special_and_unseen_tokens_do_not_move_the_price_of_content():
     assert (wider.penalties(unseen="published")[:3] != IdfTable(df, 100, "", "").penalties()).any()
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda t: t.penalties(unseen="none"), "unseen='none': choose one of penalised, published"),
-    (lambda t: t.penalties(stop=np.ones(2)), r"stop is float64 \(2,\): a stop mask is bool \(3,\)"),
-    (lambda t: t.query_weights(stop=np.ones(2, bool)), r"stop is bool \(2,\)"),
-    (lambda t: IdfTable(t.df, 9, "", "", "tfidf").idf(), "kind='tfidf': choose one of bm25, standard"),
-    (lambda t: count_df([], TOKENIZERS["bpe"]), "there are no texts to count"),
-    (lambda t: idf.sample_texts(["가"], 0), "sample=0: count at least one text")])
-def test_what_cannot_be_weighed(call, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda t: t.penalties(unseen="none"), ParameterError, "unseen='none': choose one of penalised, published"),
+    (lambda t: t.penalties(stop=np.ones(2)), ValueError, r"stop is float64 \(2,\): a stop mask is bool \(3,\)"),
+    (lambda t: t.query_weights(stop=np.ones(2, bool)), ValueError, r"stop is bool \(2,\)"),
+    (lambda t: IdfTable(t.df, 9, "", "", "tfidf").idf(), ParameterError, "kind='tfidf': choose one of bm25, standard"),
+    (lambda t: count_df([], TOKENIZERS["bpe"]), DataError, "there are no texts to count"),
+    (lambda t: idf.sample_texts(["가"], 0), ParameterError, "sample=0: count at least one text")])
+def test_what_cannot_be_weighed(call, error, message):
+    with pytest.raises(error, match=message):
         call(IdfTable(np.array([1, 2, 3]), 9, "", ""))
 
 
@@ -202,6 +204,15 @@ def test_faulty_rows_are_named(tmp_path, content, message):
     (tmp_path / "x.jsonl").write_text(content, "utf-8")
     with pytest.raises(FileError, match=message):
         list(documents(tmp_path / "x.jsonl"))
+
+
+def test_a_line_that_is_not_utf8_is_named_and_a_blank_file_has_no_texts(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes('{"text": "가"}\n'.encode() + '{"text": "나"}'.encode("cp949"))
+    with pytest.raises(FileError, match=r"x.jsonl, line 2 is no JSON \(byte 11 of the line is not UTF-8\): correct it"):
+        list(documents(tmp_path / "x.jsonl"))
+    for content in ("", " \n\n"):
+        (tmp_path / "x.jsonl").write_text(content)
+        assert list(documents(tmp_path)) == []
 
 
 def test_a_path_without_texts_is_named(tmp_path):
@@ -372,12 +383,13 @@ def test_a_corpus_catches_more_grammar_and_every_decision_is_told(tokenizer, tmp
 def test_what_cannot_be_asked_of_a_corpus(tmp_path):
     tokenizer = TOKENIZERS["bpe"]
     stops = stop_tokens(tokenizer)
-    for call, message in (
-            (lambda: prepare_stopwords(tokenizer, tmp_path, "published", SAMPLE), "mode='published' takes the lists as they are"),
-            (lambda: stop_mask(tokenizer, "hard"), "mode='hard': choose one of safe, published"),
-            (lambda: with_corpus(stops, SAMPLE, tokenizer, share=1.0), "share=1.0: give a share between 0 and 1"),
-            (lambda: with_corpus(stops, [], tokenizer), "there are no texts to measure")):
-        with pytest.raises(ValueError, match=message):
+    for call, error, message in (
+            (lambda: prepare_stopwords(tokenizer, tmp_path, "published", SAMPLE), ParameterError,
+             "mode='published' takes the lists as they are"),
+            (lambda: stop_mask(tokenizer, "hard"), ParameterError, "mode='hard': choose one of safe, published"),
+            (lambda: with_corpus(stops, SAMPLE, tokenizer, share=1.0), ParameterError, "share=1.0: give a share between 0 and 1"),
+            (lambda: with_corpus(stops, [], tokenizer), DataError, "there are no texts to measure")):
+        with pytest.raises(error, match=message):
             call()
     with pytest.raises(PreparedError, match="stop tokens not found: .* run `korlab sparse stopwords` first"):
         load_stop_mask(tmp_path)

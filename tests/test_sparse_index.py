@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
+from korlab.cli.main import command_line
 from korlab.experiment import params
 from korlab.metrics.retrieval import evaluate
-from korlab.sparse import cli, search
+from korlab.sparse import search
 from korlab.sparse import index as ix
 
 QUARTERS = st.integers(0, 12).map(lambda n: n / 4)  # products and sums of these are exact in float32
@@ -362,7 +363,7 @@ def test_a_file_of_documents_is_read_as_documents(tmp_path):
 
 def korlab(*words: object) -> tuple[int, str]:
     """Exit code, and what `korlab sparse …` prints; of a refusal what it says on standard error as well."""
-    done = CliRunner().invoke(cli.app, [str(word) for word in words], env={"COLUMNS": "60"})
+    done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)], env={"COLUMNS": "60"})
     assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
     return done.exit_code, done.output if done.exit_code else done.stdout  # without progress bars
 

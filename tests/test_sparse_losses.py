@@ -31,7 +31,8 @@ from korlab.sparse.schedules import (
     V25_PHASES, ActiveDims, Collapsed, CollapseWatch, Curriculum, Phase, PhaseSampler, RegularizerWarmup,
     distinct_batches,
 )
-from korlab.sparse.teacher import Teacher, TeacherError, encoder_teacher, load_teacher, score_pairs, score_triples
+from korlab.experiment.models import CheckpointError
+from korlab.sparse.teacher import Teacher, encoder_teacher, load_teacher, score_pairs, score_triples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -401,8 +402,8 @@ def test_a_cross_encoder_teaches(tmp_path, checkpoint):
 
 def test_an_untrained_or_different_model_is_no_teacher(tmp_path, checkpoint):
     for kind in ("dense", "sparse", "cross"):
-        with pytest.raises(TeacherError, match="and this is none.*hf download"):
+        with pytest.raises(CheckpointError, match="and this is none.*hf download"):
             load_teacher(str(checkpoint), kind=kind)
     encoder(checkpoint).save_pretrained(str(tmp_path / "sparse"))
-    with pytest.raises(TeacherError, match="a teacher is a trained SentenceTransformer, and this is SparseEncoder"):
+    with pytest.raises(CheckpointError, match="a teacher is a trained SentenceTransformer, and this is SparseEncoder"):
         load_teacher(str(tmp_path / "sparse"), kind="dense")

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
-from korlab.sparse import cli
+from korlab.cli.main import command_line
 from korlab.sparse import opensearch as os_
 from korlab.sparse.opensearch import Layout, OpenSearchError, Service
 from korlab.sparse.search import Encoder, word_encoder
@@ -532,7 +532,7 @@ def command(fake, tmp_path, monkeypatch):
     (tmp_path / "passages.txt").write_text("\n".join(texts), "utf-8")
 
     def korlab(*words: object) -> tuple[int, str]:
-        done = CliRunner().invoke(cli.app, [str(word) for word in words])
+        done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
         assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
         return done.exit_code, done.output
 

@@ -14,10 +14,11 @@ import pytest
 from conftest import ROOT, flags, papermill
 from typer.testing import CliRunner
 
+from korlab.cli.main import command_line
 from korlab.experiment import params, registry
 from korlab.core.files import read_json, read_jsonl, write_jsonl
 from korlab.experiment.runs import find_run
-from korlab.sparse import cli, study
+from korlab.sparse import study
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.idf import PreparedError
 from korlab.sparse.models import assemble, encode, load, mini, train_tokenizer
@@ -143,7 +144,7 @@ def test_prepared_tables_are_the_ones_that_are_used(folder, trained, tmp_path):
     study.complete_negatives(splits, 1)
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits.texts), "utf-8")
     for command in (["idf", str(tmp_path / "texts.jsonl")], ["stopwords"]):
-        done = shell.invoke(cli.app, [*command, "--tokenizer", str(trained / "base"), "--to", str(tmp_path / command[0])])
+        done = shell.invoke(command_line(), ["sparse", *command, "--tokenizer", str(trained / "base"), "--to", str(tmp_path / command[0])])
         assert done.exit_code == 0, done.output
     prepared = given | {"idf_table": str(tmp_path / "idf"), "stop_table": str(tmp_path / "stopwords")}
     plain, table = (verify(registry.configure(values)) for values in (given, prepared))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from korlab.core import corpus
+from korlab.summarization.dialogues import save_dialogues
 from korlab.workbench import suite
 from korlab.core.files import read_json
 from korlab.summarization.data import embedded
@@ -36,7 +36,7 @@ def deaf() -> None:
 def experiments(tmp_path_factory) -> list[str]:
     """Two experiments of a few seconds on sixty rows."""
     folder = tmp_path_factory.mktemp("experiments")
-    corpus.save_dialogues(embedded().rows["train"][:60], folder / "rows.csv")
+    save_dialogues(embedded().rows["train"][:60], folder / "rows.csv")
     given = TINY | {"model": "kobart", "data": folder / "rows.csv", "max_steps": 30, "eval_steps": 5, "learning_rate": 0.003}
     del given["train_rows"]
     files = []

@@ -14,7 +14,8 @@ from korlab.summarization.data import embedded, encode
 from korlab.summarization.generation import summarize
 from korlab.summarization.models import mini_bart, train_tokenizer
 from korlab.summarization.trainer import ModelTrainer, Seq2SeqLabTrainer, create_trainer
-from korlab.experiment.training import total_updates
+from korlab.experiment.batches import total_updates
+from korlab.experiment.training import MemoryFull
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +224,7 @@ def test_the_smaller_batch_survives_a_kill(make, tmp_path):
 def test_one_row_that_does_not_fit_is_an_error_with_advice(make, monkeypatch):
     trainer = make(batching="random", batch_size=2, eval_batch_size=2)
     full_memory(trainer, monkeypatch, above=0)
-    with pytest.raises(RuntimeError, match="even with batches of one row.*gradient_checkpointing"):
+    with pytest.raises(MemoryFull, match="even with batches of one row.*gradient_checkpointing"):
         trainer.train()
 
 

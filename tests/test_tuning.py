@@ -16,7 +16,8 @@ import optuna
 import pytest
 from conftest import ROOT, TINY
 
-from korlab.core import corpus, files
+from korlab.core import files
+from korlab.summarization.dialogues import save_dialogues
 from korlab.experiment import params, registry, runs
 from korlab.workbench import tuning
 from korlab.summarization.data import embedded
@@ -195,14 +196,14 @@ def test_more_trials_later_are_the_trials_of_a_longer_search(lab):
 
 KILLED_IN_TRIAL_1 = """
 import os, signal
-from korlab.experiment import training
+from korlab.experiment import checkpoints
 from korlab.workbench import tuning
-seal = training.write_manifest
+seal = checkpoints.write_manifest
 def seal_and_die(folder):
     seal(folder)
     if "trial-001" in str(folder) and folder.name == "checkpoint-4":
         os.kill(os.getpid(), signal.SIGKILL)
-training.write_manifest = seal_and_die
+checkpoints.write_manifest = seal_and_die
 tuning.optimize(tuning.open_search({given!r}))
 """
 
@@ -212,7 +213,7 @@ def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(lab):
 
     import korlab.summarization.trainer  # noqa: F401  (a warning at import would keep a trial's frame in pytest's log)
 
-    corpus.save_dialogues(embedded().rows["train"][:70], lab / "rows.csv")
+    save_dialogues(embedded().rows["train"][:70], lab / "rows.csv")
     values = TINY | {"eval_steps": 2, "tracking": "none", "rouge_mode": "char", "data": lab / "rows.csv"}
     words = " ".join(f"{k}={v}" for k, v in values.items())
     given = {"name": "killed", "space": str(lab / "space.yaml"), "trials": 2, "values": words}

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'Scored', 'Results', 'Items', 'write', 'parse', 'read', 'item_scores', 'score_rows', 'score_row', 'overview',
-           'signatures']
+           'signatures', 'stand_in']
 
-# %% ../../nbs/experiment/07_results.ipynb #5817cf0b
+# %% ../../nbs/experiment/07_results.ipynb #7eac0544
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..core.files import read_json, write_json
+from ..core.files import read_json, write_json, write_jsonl
 from ..core.settings import portable
-from .runs import Run, RunError
+from .runs import Run, RunError, open_run, record_data
 from ..metrics.measures import Interval, Measure, written
 
-# %% ../../nbs/experiment/07_results.ipynb #589d595e
+# %% ../../nbs/experiment/07_results.ipynb #82088c26
 @dataclass(frozen=True)
 class Scored:
     "What one system got on one split, counted in one way."
@@ -29,7 +29,7 @@ class Scored:
     signature: str  # exactly how it was computed
     baseline: bool = False  # whether the system needs no training
 
-# %% ../../nbs/experiment/07_results.ipynb #abb9f1e2
+# %% ../../nbs/experiment/07_results.ipynb #8c79d986
 @dataclass(frozen=True)
 class Results:
     "All that a run scored."
@@ -55,7 +55,7 @@ class Results:
         "The scores of what needs no training."
         return [one for one in self.scored if one.split == split and one.mode == mode and one.baseline]
 
-# %% ../../nbs/experiment/07_results.ipynb #2b97024b
+# %% ../../nbs/experiment/07_results.ipynb #854c9118
 @dataclass(frozen=True)
 class Items:
     "The score of every item of a split, as the model got it."
@@ -84,7 +84,7 @@ def write(
     run.write("metrics", about | {"scores": [asdict(one) for one in scored], "splits": dict(facts)} | trained | more)
     return read(run)
 
-# %% ../../nbs/experiment/07_results.ipynb #86d252a3
+# %% ../../nbs/experiment/07_results.ipynb #2b8f7044
 def parse(
     record: Mapping[str, Any],  # what metrics.json holds
 ) -> Results:  # typed
@@ -105,7 +105,7 @@ def read(
         raise RunError(f"{run.path('metrics.json')} holds no scores: delete it and run the same command again")
     return run.study.earlier.results(run, record)
 
-# %% ../../nbs/experiment/07_results.ipynb #ad45a2ef
+# %% ../../nbs/experiment/07_results.ipynb #40814cf5
 def item_scores(
     run: Run,  # evaluated
     split: str,  # one it scored
@@ -121,7 +121,7 @@ def item_scores(
         return dict(zip(found["ids"], found["scores"][mode][measure], strict=True))
     return dict(run.study.earlier.items(run, split, mode)[measure]) if run.study.earlier else {}
 
-# %% ../../nbs/experiment/07_results.ipynb #9b9392a3
+# %% ../../nbs/experiment/07_results.ipynb #efe334e6
 SHOWN = 4  # measures that fit a page
 
 
@@ -148,7 +148,7 @@ def score_row(
     columns = {m.label: written(m, one.measures[m.name]) for m in measures[:SHOWN] if m.name in one.measures}
     return {"split": one.split, "system": one.system, "mode": one.mode, "n": one.n} | columns
 
-# %% ../../nbs/experiment/07_results.ipynb #f9009d65
+# %% ../../nbs/experiment/07_results.ipynb #60c5e6c9
 def overview(
     found: Results,  # of a run
     measures: Sequence[Measure],  # the study's, the headline first
@@ -171,3 +171,48 @@ def signatures(
     "Exactly how each score was computed."
     rows = {(one.mode, one.signature): one.split for one in reversed(found.scored) if not one.baseline}
     return [{"split": split, "mode": mode, "signature": text} for (mode, text), split in reversed(rows.items())]
+
+# %% ../../nbs/experiment/07_results.ipynb #f682e252
+def _made_up(
+    run: Run, split: str, scores: Sequence[float], floor: float, modes: Sequence[str]
+) -> tuple[list[Scored], Items]:
+    "Scores of the model and of a floor, alike by every measure."
+    from korlab.metrics.stats import bootstrap_table
+
+    names = [m.name for m in run.study.measures]
+    ours, theirs = (bootstrap_table(dict.fromkeys(names, v)) for v in (scores, [floor] * len(scores)))
+    rows = [Scored(run.entry.name, split, mode, len(scores), ours, f"tok:{mode}") for mode in modes]
+    rows += [Scored("floor", split, mode, len(scores), theirs, f"tok:{mode}", baseline=True) for mode in modes]
+    ids = [f"{split}-{i}" for i in range(len(scores))]
+    return rows, Items(ids, {modes[0]: dict.fromkeys(names, scores)})
+
+
+def _trained(run: Run) -> None:
+    "What a training leaves, made up."
+    curve = [{"step": k, "epoch": k / 20, "loss": 5 - k / 9, run.study.dev[0].dev: k / 20} for k in range(1, 21)]
+    write_jsonl(run.path("history.jsonl"), curve)
+    run.write("model", {"parameters": 1000, "trainable": 250} | dict.fromkeys(run.study.comparison.parts, "made up"))
+    spent = {"seconds": 12.5, "cpu_seconds": 11.0, "updates": 20, "epochs": 1.0, "peak_memory_mib": 100}
+    run.write("train", {"train_metrics": spent, "eval_metrics": {}})
+
+# %% ../../nbs/experiment/07_results.ipynb #d117f7b6
+def stand_in(
+    name: str,  # of the run
+    scores: Mapping[str, Sequence[float]],  # split -> score of each item, the same by every measure
+    floor: float = 0.2,  # what needs no training gets on every item
+    modes: Sequence[str] = ("morph", "char"),  # ways of counting; items are kept for the first
+    sha256: Mapping[str, str] = {},  # split -> hash of its rows, where it shall not be everybody's
+    **given: Any,  # parameters
+) -> Run:  # finished
+    "Leave a run that was never trained, for examples and tests."
+    run = open_run({"name": name} | given)
+    rows = {"train": 9} | {split: len(values) for split, values in scores.items()}
+    record_data(run, rows, dict.fromkeys(rows, "aa") | dict(sha256))
+    with run.stage("train"):
+        _trained(run)
+    made = {split: _made_up(run, split, values, floor, modes) for split, values in scores.items()}
+    with run.stage("evaluate"):
+        scored = [row for some, _ in made.values() for row in some]
+        write(run, scored, {split: items for split, (_, items) in made.items()}, {split: {} for split in made})
+    run.finish()
+    return run

@@ -51,7 +51,7 @@ def problem_rows(
 # %% ../../nbs/report/05_facts.ipynb #c868620b
 def _command(run: "Run", notebook: str) -> str:
     "What to type to repeat a run: a line that a shell reads."
-    given = run.given if "run" in run.given else {"model": run.config.model, **run.given}
+    given = run.given if "run" in run.given else {"model": run.config.run.model, **run.given}
     given = {name: portable(value) for name, value in given.items()}
     return f"papermill {notebook} out.ipynb " + " ".join(
         f"-p {name} {shlex.quote(str(value))}" for name, value in given.items())

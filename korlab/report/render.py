@@ -186,10 +186,8 @@ def render_run(
     to: Path | None = None,  # the folder; None is the run's own
 ) -> Rendered:  # `report.html` in the run's folder, else `<run>.html` with `<run>.json` beside it
     "Render the notebook of a run."
-    from korlab.experiment import registry
-
     label = run.folder.name if to else "report"
-    lead = registry.study(run.study).headline(run) if run.has("metrics") else ""
+    lead = run.study.headline(run) if run.has("metrics") else ""
     rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title, lead=lead)
     if to and run.has("metrics"):
         write_json(to / f"{label}.json", run.read("metrics"))

@@ -22,7 +22,7 @@ from .splits import Splits
 from .stages import data, idf_of, model, prices_of, size_of, taught
 
 if TYPE_CHECKING:
-    from korlab.sparse.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/sparse/61_checks.ipynb #0918324c
 def _row(check: str, good: bool, found: str) -> dict[str, str]:

@@ -46,11 +46,11 @@ def _one_of(option: str, value: str, choices: Sequence[str]) -> str:
         raise ParameterError(f"{option} {value!r}: choose one of {', '.join(choices)}")
     return value
 
-
-def _without_effect(why: str, **options: object) -> None:
+# %% ../../nbs/sparse/64_cli.ipynb #0b65d489
+def _without_effect(place: str, **options: object) -> None:
     "Refuse options that mean nothing here."
     if given := [name for name, value in options.items() if value is not None]:
-        raise ParameterError(f"--{given[0]} would have no effect {why}: leave it out")
+        raise ParameterError(f"--{given[0]} would have no effect {place} --opensearch: leave it out")
 
 # %% ../../nbs/sparse/64_cli.ipynb #3d9fec69
 def _tokenizer(source: str) -> "PreTrainedTokenizerBase":
@@ -66,18 +66,15 @@ _KIND = Annotated[str, typer.Option(help="bm25 or standard")]
 _SAMPLE = Annotated[int | None, typer.Option(help="texts to draw; all if not given")]
 _RECOMPUTE = Annotated[bool, typer.Option("--recompute", help="count even if the folder holds a table")]
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #5e04ec89
 @app.command()
 def idf(
     source: _TEXTS, tokenizer: _TOKENIZER, to: _TABLE, kind: _KIND = "bm25", sample: _SAMPLE = None,
     recompute: _RECOMPUTE = False,
 ) -> None:
     "Count in how many texts each token occurs."
-    from korlab.sparse.idf import KINDS, prepare_idf
+    from korlab.sparse.idf import prepare_idf
 
-    _one_of("--kind", kind, tuple(KINDS))
-    if sample is not None and sample < 1:
-        raise ParameterError(f"--sample {sample}: count at least one text, or leave it out for all")
     table = prepare_idf(source, _tokenizer(tokenizer), to, kind, sample, recompute=recompute)
     typer.secho(f"{table.n:,} texts, {int((table.df > 0).sum()):,} of {len(table.df):,} tokens seen: {to}", bold=True)
 
@@ -86,41 +83,39 @@ _LIST = Annotated[Path, typer.Option(help="folder of the mask and its list")]
 _STOP_MODE = Annotated[str, typer.Option(help="safe, or published to repeat V24 and V25")]
 _KIWI = Annotated[str | None, typer.Option(help="a corpus in which Kiwi looks for more, as for `idf`")]
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #34ce7f63
 @app.command()
 def stopwords(tokenizer: _TOKENIZER, to: _LIST, mode: _STOP_MODE = "safe", source: _KIWI = None) -> None:
     "Find the stop tokens of a tokenizer: particles, endings, function words, punctuation."
     from korlab.sparse.stopwords import prepare_stopwords
 
-    if _one_of("--mode", mode, ("safe", "published")) == "published":
-        _without_effect("with --mode published, which takes the lists as they are", source=source)
     found = prepare_stopwords(_tokenizer(tokenizer), to, mode, source)
     typer.secho(f"{int(found.mask().sum()):,} of {found.size:,} tokens are stop tokens: {to}", bold=True)
 
-# %% ../../nbs/sparse/64_cli.ipynb #8f2c97dd
-@app.command()
-def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
-    "Six checks before a long training, without training; exit code 1 when one fails."
-    from korlab.experiment import registry
-    from korlab.sparse.study import verify as checks
-    from korlab.workbench.suite import layers
-
-    raise _judged(checks(registry.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))))
-
-
+# %% ../../nbs/sparse/64_cli.ipynb #e91aa505
 def _overlays(**asked: bool) -> list[Path]:
     "The overlays of this study that were asked for by name."
     from korlab.core.settings import settings
 
     return [settings().params / "sparse" / "overlays" / f"{name}.yaml" for name, wanted in asked.items() if wanted]
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #6116d5c2
 def _judged(rows: list[dict[str, str]]) -> typer.Exit:
     "Print checks; exit code 1 when one failed."
     for row in rows:
         colour = {"note": "yellow", "failed": "red"}.get(row["state"])
         typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg=colour)
     return typer.Exit(int(any(row["state"] == "failed" for row in rows)))
+
+# %% ../../nbs/sparse/64_cli.ipynb #8f2c97dd
+@app.command()
+def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
+    "Six checks before a long training, without training; exit code 1 when one fails."
+    from korlab.experiment import studies
+    from korlab.sparse.study import verify as checks
+    from korlab.workbench.suite import layers
+
+    raise _judged(checks(studies.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))))
 
 # %% ../../nbs/sparse/64_cli.ipynb #98aa0c6c
 @app.command()
@@ -150,7 +145,7 @@ _LICENSE = Annotated[
 ]
 _SILENCE = Annotated[bool, typer.Option("--silence", help="fold the stop-token mask into the decoder's bias")]
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #bf9d3563
 @app.command()
 def export(run: _RUN, to: _EXPORT, license: _LICENSE, silence: _SILENCE = False) -> None:
     "Write a trained encoder as files that sentence-transformers, transformers and OpenSearch read without our code."
@@ -172,20 +167,20 @@ def _run_of(folder: Path) -> "Run | None":  # None for an encoder from elsewhere
     except RunError:
         return None
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #e85a83cf
 def _card(folder: Path, home: "Run | None", license: str, silenced: bool) -> "Card":
     from korlab.sparse.export import Card, card_of
 
     return card_of(home, license, silenced) if home else Card(folder.resolve().name, "", license)
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #8c3c25b1
 def _stop_mask(folder: Path, home: "Run | None") -> "np.ndarray":
     "The stop tokens the run was trained with, or those of its study for an encoder from elsewhere."
-    from korlab.experiment import registry
+    from korlab.experiment import studies
     from korlab.sparse.models import load, vocabulary
     from korlab.sparse.study import stop_mask_of
 
-    loaded, config = load(folder), home.config if home else registry.configure({"model": "sparse-ko"})
+    loaded, config = load(folder), home.config if home else studies.configure({"model": "sparse-ko"})
     return stop_mask_of(config, loaded.tokenizer, vocabulary(loaded.model))
 
 # %% ../../nbs/sparse/64_cli.ipynb #7258a6b1
@@ -194,7 +189,7 @@ _REPO = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="the repository
 _PUBLIC = Annotated[bool, typer.Option("--public", help="let everybody see it")]
 _DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="list what would be sent and send nothing")]
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #5d1c21dc
 @app.command()
 def upload(folder: _EXPORTED, repo: _REPO, public: _PUBLIC = False, dry_run: _DRY_RUN = False) -> None:
     "Send an export to the Hugging Face Hub; the token comes from HF_TOKEN."
@@ -229,11 +224,11 @@ def index(
     if opensearch:
         said = _into_opensearch(run, documents, opensearch, layout or "rank_features")
     else:
-        _without_effect("without --opensearch", layout=layout)
+        _without_effect("without", layout=layout)
         said = _into_folder(run, documents, to)
     typer.secho(said, bold=True)
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #ac611779
 def _into_folder(run: str, documents: str, folder: Path) -> str:
     "Build the index or open it; what it holds, in one line."
     from korlab.sparse.search import load_encoder, open_index, read_passages
@@ -241,7 +236,7 @@ def _into_folder(run: str, documents: str, folder: Path) -> str:
     passages = read_passages(documents, remark)
     return f"{len(open_index(load_encoder(run), passages, folder)):,} passages: {folder}"
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #c06d4231
 def _into_opensearch(run: str, documents: str, alias: str, layout: str) -> str:
     "Send a collection to the cluster; what became of it, in one line."
     from korlab.sparse import opensearch
@@ -261,7 +256,7 @@ def _cut(text: str, width: int) -> str:
     line = " ".join(text.split())
     return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #9a4989fe
 def _decided(hit: "Explained", most: int = 8) -> str:
     "The tokens that made a passage a hit, the strongest first."
     tokens = [f"{'' if inside else '+'}{token} {share:.0%}" for token, share, inside in hit.tokens[:most]]
@@ -304,14 +299,14 @@ def search(
     if not query.strip():
         raise ParameterError("the query is empty: type what you are looking for")
     if opensearch:
-        _without_effect("with --opensearch", documents=documents, index=index)
+        _without_effect("with", documents=documents, index=index)
         hits = _from_opensearch(query.strip(), run, opensearch, mode or "sparse", k)
     else:
-        _without_effect("without --opensearch", mode=mode)
+        _without_effect("without", mode=mode)
         hits = _from_folder(query, run, documents, index and str(index), k)
     typer.echo("\n".join(_lines(hits, shutil.get_terminal_size((90, 24)).columns)))
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #9f861f5c
 def _from_folder(query: str, run: str, documents: str | None, index: str | None, k: int) -> "Hits":
     from korlab.sparse.search import start
 
@@ -321,7 +316,7 @@ def _from_folder(query: str, run: str, documents: str | None, index: str | None,
         remark(note)
     return searcher()
 
-
+# %% ../../nbs/sparse/64_cli.ipynb #cf0b72b4
 def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int) -> "Hits":
     from korlab.sparse import opensearch
     from korlab.sparse.search import load_encoder

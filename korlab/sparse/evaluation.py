@@ -26,7 +26,7 @@ from .sparsity import expected_flops, measure_sparsity
 
 if TYPE_CHECKING:
     from korlab.sparse.bm25 import BM25
-    from korlab.sparse.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #cae02426
 MEASURES: tuple[Measure, ...] = (

@@ -27,7 +27,7 @@ from transformers.trainer_callback import ExportableState
 from ..core.errors import LabError
 from ..experiment.params import ParameterError
 from .losses import TERMS, SparseLoss
-from ..experiment.training import smaller_batches
+from ..experiment.batches import smaller_batches
 
 # %% ../../nbs/sparse/31_schedules.ipynb #be1f6034
 POWERS = {"linear": 1, "quadratic": 2}

@@ -9,7 +9,7 @@ __all__ = ['mode_of', 'scored', 'items_of', 'score_splits', 'evaluate', 'evaluat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.corpus import DataError
+from ..core.accounts import DataError
 from ..core.files import read_json, write_json, write_jsonl
 from ..core.settings import portable
 from ..experiment import results
@@ -24,7 +24,7 @@ from .parameters import Params
 from .splits import Splits, is_collection, load_splits, split_for
 
 if TYPE_CHECKING:
-    from korlab.sparse.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/sparse/41_scoring.ipynb #95a0cca3
 def mode_of(
@@ -144,7 +144,7 @@ def evaluate_on(
     checkpoint: Path,  # the encoder
 ) -> Results:  # of any collection
     "Score a checkpoint on a collection in BEIR's layout, or on the run's own splits."
-    from korlab.experiment.training import computing
+    from korlab.experiment.computing import computing
     from korlab.sparse import models
 
     c = run.config

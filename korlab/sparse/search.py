@@ -19,10 +19,13 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from ..experiment import params
-from ..core.corpus import DataError, DataReport, SourceFile, check_outcome
-from ..experiment.params import ParameterError, setting
+from ..core.accounts import DataError, DataReport, check_outcome
+from ..core.files import Fault, line_rows, utf8_lines
+from ..core.rows import judged_rows
 from ..core.settings import portable, shown
-from .data import json_lines, read_entries
+from ..core.sources import Part
+from ..experiment.params import ParameterError, setting
+from .data import entries
 from .encoders import Encoder, load_encoder, open_index
 from .index import SparseIndex, contributions
 from ..core.tables import escape
@@ -37,8 +40,8 @@ def _documents(
 ) -> dict[str, str]:  # id -> text
     "Read documents and account for every row; a file without any is a `DataError`."
     name = shown(file)
-    report = DataReport(name, need_summary=False, files=[SourceFile(name, "jsonl", "UTF-8")])
-    found = read_entries(json_lines(file), report.files[0], report, "document")
+    report = DataReport(name)
+    found = dict(judged_rows(Part(name, "jsonl", file), entries("document"), report))
     if not report.rows_read:
         raise DataError(f"{name} is empty: a file of documents holds one JSON object with _id and text a line", report)
     check_outcome(report)
@@ -48,7 +51,22 @@ def _documents(
              f"{', '.join(f'{kind} {count:,}' for kind, count in kinds)}. The first: {report.problems[0]}")
     return found
 
+# %% ../../nbs/sparse/50_search.ipynb #7e4846c5
+def _passages(
+    file: Path,  # text in UTF-8
+    given: str,  # what to call it in an error
+) -> dict[str, str]:  # line number -> text
+    "Read a passage a line, passing over blank lines."
+    found = {}
+    for number, line in line_rows(utf8_lines(file), lambda number, line: line.strip()):
+        if isinstance(line, Fault):
+            raise ParameterError(f"{given}: the file is not text in UTF-8; save it so, a passage a line")
+        found[str(number)] = line
+    if not found:
+        raise ParameterError(f"{given}: the file holds no text")
+    return found
 
+# %% ../../nbs/sparse/50_search.ipynb #83ddb317
 def read_passages(
     documents: str,  # 'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line
     note: Callable[[str], None] = print,  # told of rows that were left out
@@ -65,16 +83,7 @@ def read_passages(
         place = place / "corpus.jsonl"
         if not place.is_file():
             raise ParameterError(f"{given}: there is no corpus.jsonl in that folder")
-    if place.suffix.lower() == ".jsonl":
-        return _documents(place, note)
-    try:
-        lines = place.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ParameterError(f"{given}: the file is not text in UTF-8; save it so, a passage a line") from None
-    found = {str(number): line.strip() for number, line in enumerate(lines, 1) if line.strip()}
-    if not found:
-        raise ParameterError(f"{given}: the file holds no text")
-    return found
+    return _documents(place, note) if place.suffix.lower() == ".jsonl" else _passages(place, given)
 
 # %% ../../nbs/sparse/50_search.ipynb #624d56c1
 def token_places(
@@ -84,7 +93,7 @@ def token_places(
 ) -> list[tuple[int, int, int]]:  # (token id, start, end) in characters, blanks at the ends left out
     "Find the characters each token came from."
     if not tokenizer.is_fast:
-        raise ValueError(f"{type(tokenizer).__name__} cannot say where its tokens stand: use a fast tokenizer")
+        raise ParameterError(f"{type(tokenizer).__name__} cannot say where its tokens stand: use a fast tokenizer")
     coded = tokenizer(text, return_offsets_mapping=True, truncation=max_length is not None, max_length=max_length,
                       verbose=False)
     places = []
@@ -228,10 +237,10 @@ class Searcher:
     notes: tuple[str, ...] = ()  # what to know of how the passages were read
 
     def vector(self, query: str | None = None) -> csr_matrix:
-        "The query as the model sees it, (1, V); an empty one is a `ValueError`."
+        "The query as the model sees it, (1, V); an empty one is a `ParameterError`."
         query = (self.query if query is None else query).strip()
         if not query:
-            raise ValueError("the query is empty: type what you are looking for")
+            raise ParameterError("the query is empty: type what you are looking for")
         return self.encoder.queries([query])
 
     def __call__(self, query: str | None = None, k: int | None = None) -> Hits:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.corpus import find_parts, is_hub_id, text_hash
+from ..core.sources import find_parts, is_hub_id
 from ..core.settings import portable
+from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.params import ParameterError
 from .data import Collection, Triple, bare, check_isolation, judged_splits, load_beir, load_triples

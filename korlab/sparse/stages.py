@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.corpus import text_hash
+from ..core.text import text_hash
 from ..core.files import write_json
 from ..core.settings import portable
 from ..experiment.config import Config
@@ -27,7 +27,7 @@ from .splits import Splits, load_splits
 
 if TYPE_CHECKING:
     from korlab.sparse.idf import IdfTable
-    from korlab.sparse.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/sparse/35_stages.ipynb #589b065b
 def _hashes(splits: Splits) -> dict[str, str]:

@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.accounts import DataError
+from ..core.text import kiwi, kiwi_version, normalize
+from ..experiment.params import ParameterError
 from korlab.sparse.idf import (
     PLAIN,
     documents,
@@ -33,7 +36,6 @@ from korlab.sparse.idf import (
     tokenizer_name,
     tokenizer_sha256,
 )
-from ..core.text import kiwi, kiwi_version, normalize
 
 # %% ../../nbs/sparse/23_stopwords.ipynb #f9cb7f17
 def _words(groups: str) -> tuple[str, ...]:
@@ -227,7 +229,7 @@ def grammar_counts(
     from tqdm import tqdm
 
     if not tokenizer.is_fast:
-        raise ValueError(f"{tokenizer_name(tokenizer)} is a tokenizer in Python: only fast ones say where pieces lie")
+        raise ParameterError(f"{tokenizer_name(tokenizer)} is a tokenizer in Python: only fast ones say where pieces lie")
     counts = np.zeros((2, size), np.int64)
     stream = iter(tqdm(map(normalize, texts), desc="particles and endings", unit=" texts", delay=2, leave=False))
     while batch := list(islice(stream, batch_size)):
@@ -260,13 +262,13 @@ def with_corpus(
     share: float = 0.7,  # a stop token is grammatical in more than this share of its occurrences
     min_count: int = 20,  # occurrences from which on the share counts
 ) -> StopTokens:  # with measured stop tokens, without listed syllables that are content
-    "Let a corpus, read by Kiwi, add stop tokens and spare homographs; `ValueError` when there are no texts."
+    "Let a corpus, read by Kiwi, add stop tokens and spare homographs; `DataError` when there are no texts."
     if not 0 < share < 1:
-        raise ValueError(f"share={share}: give a share between 0 and 1")
+        raise ParameterError(f"share={share}: give a share between 0 and 1")
     digest = hashlib.sha256()
     seen, grammar = grammar_counts(hashed(texts, digest), tokenizer, stops.size)
     if not seen.any():
-        raise ValueError("there are no texts to measure: name a file, a folder or texts that are not empty")
+        raise DataError("there are no texts to measure: name a file, a folder or texts that are not empty")
     often, stopped = seen >= min_count, grammar > share * seen
     listed = [measured_as(r, seen, grammar) if r.source in STOP_WORDS else r for r in stops.reasons]
     spared = [r for r in listed if r.source in STOP_WORDS and len(r.word) == 1 and often[r.id] and not stopped[r.id]]
@@ -325,7 +327,7 @@ def prepare_stopwords(
 ) -> StopTokens:  # as saved in `folder`
     "Find the stop tokens of a tokenizer and keep them."
     if source is not None and mode == "published":
-        raise ValueError("mode='published' takes the lists as they are: leave the corpus out, or use mode='safe'")
+        raise ParameterError("mode='published' takes the lists as they are: leave the corpus out, or use mode='safe'")
     stops = stop_tokens(tokenizer, mode, vocab_size)
     if source is not None:
         source = Path(source) if isinstance(source, str) else source

@@ -24,8 +24,10 @@ from ..experiment import registry
 from ..core.files import read_json, write_json
 from ..experiment.params import ParameterError, RunParams
 from ..core.settings import shown
-from .models import Loaded, add_tokens, load_checkpoint, load_tokenizer
-from ..experiment.training import computing, damage, write_manifest
+from .models import add_tokens, load_checkpoint, load_tokenizer
+from ..experiment.checkpoints import damage, write_manifest
+from ..experiment.computing import computing
+from ..experiment.models import Loaded
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ..core import corpus
-from ..core.corpus import Dialogue
+from ..core.sources import SUFFIXES, is_hub_id
+from ..core.text import text_hash
+from .dialogues import Dialogue, check_overlap, load_dialogues
 from ..experiment.params import ParameterError, RunParams
 from ..core.settings import shown
 
@@ -38,7 +39,7 @@ class Splits:
         "What data.json holds: counts, hashes, sources, decisions."
         counts = {name: len(rows) for name, rows in self.rows.items()}
         texts = {name: "\n".join("\n".join((r.fname, r.dialogue, *r.summaries)) for r in rows) for name, rows in self.rows.items()}
-        hashes = {name: corpus.text_hash(text) for name, text in texts.items()}
+        hashes = {name: text_hash(text) for name, text in texts.items()}
         return {"rows": counts, "sha256": hashes, "notes": self.notes, "sources": self.sources}
 
 # %% ../../nbs/summarization/13_data.ipynb #38bddb2d
@@ -59,7 +60,7 @@ def find_split_files(
 ) -> dict[str, str]:  # split -> file
     "Which file of a folder is which split, by name; two files for one split are an error."
     found: dict[str, str] = {}
-    for file in sorted(p for p in folder.iterdir() if p.suffix.lower() in corpus.READERS):
+    for file in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
         for split, words in _SPLIT_WORDS.items():
             if not words & set(re.split(r"[\W_]+", file.stem.lower())):
                 continue
@@ -79,7 +80,7 @@ def take_out(
     share: float,  # of the rows to take, 0 to 1
 ) -> list[Dialogue]:  # the rows taken
     "Take a share of the rows, chosen by the hash of their dialogue; at least one, never all."
-    order = sorted(rows, key=lambda row: corpus.text_hash(row.dialogue))
+    order = sorted(rows, key=lambda row: text_hash(row.dialogue))
     taken = {id(row) for row in order[: min(max(1, round(len(rows) * share)), len(rows) - 1)]}
     out = [row for row in rows if id(row) in taken]
     rows[:] = [row for row in rows if id(row) not in taken]
@@ -94,7 +95,7 @@ def load_splits(
     if config.train_rows and config.train_rows < len(splits.rows["train"]):
         splits.notes.append(f"train_rows={config.train_rows} of {len(splits.rows['train'])} training rows are used.")
         splits.rows["train"] = splits.rows["train"][: config.train_rows]
-    corpus.check_overlap(splits.rows)
+    check_overlap(splits.rows)
     return splits
 
 
@@ -114,8 +115,8 @@ def _where(config: RunParams) -> dict[str, tuple[str, str | None]]:
 def _from_sources(config: RunParams) -> Splits:
     splits = Splits({})
     for name, (source, hub_split) in _where(config).items():
-        from_hub = not Path(source).exists() and corpus.is_hub_id(source)
-        loaded = corpus.load_dialogues(
+        from_hub = not Path(source).exists() and is_hub_id(source)
+        loaded = load_dialogues(
             source, policy=config.data_policy, max_chars=config.max_chars,
             need_summary=name != "test", hub_split=hub_split if from_hub else None,
         )

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..experiment.params import RunParams
 from .beam import fastest_search
 from .data import MARKERS, encoder
-from ..experiment.training import out_of_memory
+from ..experiment.batches import out_of_memory
 
 # %% ../../nbs/summarization/22_generation.ipynb #399efe2b
 def generation_config(

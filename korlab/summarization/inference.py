@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import corpus
+from ..core.text import tidy
 from ..experiment import runs
-from ..core.corpus import DataReport, Dialogue
+from ..core.accounts import DataReport
+from .dialogues import Dialogue, load_dialogues
 from ..core.files import FileError, atomic
 from ..experiment.params import ParameterError, RunParams
 from ..core.settings import portable, shown
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from korlab.summarization.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/summarization/50_inference.ipynb #5402e72a
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def ready(
     dialogue: str,  # as somebody pasted it
 ) -> str:  # as the corpus loader would give it; ParameterError when nothing is left
     "Clean a dialogue the way training data is cleaned."
-    text = corpus.tidy(dialogue)
+    text = tidy(dialogue)
     if not text:
         raise ParameterError("the dialogue is empty: paste its turns, one a line, such as '#Person1#: 안녕하세요.'")
     return text
@@ -95,7 +96,7 @@ def load_summarizer(
     from korlab.summarization.data import check_markers
     from korlab.summarization.generation import generation_config
     from korlab.summarization.models import check_length, check_precision
-    from korlab.experiment.training import choose_device, choose_precision
+    from korlab.experiment.computing import choose_device, choose_precision
 
     folder, config = runs.find_model({"run": run} | given)
     loaded = load_model(folder)
@@ -210,7 +211,7 @@ _WITHOUT_EFFECT = ("run", "name", "data", "rouge_refs")
 
 def summarize_file(
     names: Sequence[str],  # runs, checkpoints or adapters; several are an ensemble
-    source: str,  # a file, a folder or a hub dataset id, as for `corpus.load_dialogues`
+    source: str,  # a file, a folder or a hub dataset id, as for `load_dialogues`
     to: Path,  # the CSV to write
     note: Callable[[str], None] = print,  # told which search is used
     **given: Any,  # parameters laid over those of every run, named as in evaluate.ipynb
@@ -223,7 +224,7 @@ def summarize_file(
         raise ParameterError(f"{shown(to)} is the input itself: name another file")
     config = [runs.find_model({"run": name, "data": source} | given)[1] for name in names][0]
     limits = {"policy": config.data_policy, "max_chars": config.max_chars}
-    rows, report = corpus.load_dialogues(source, need_summary=False, **limits)
+    rows, report = load_dialogues(source, need_summary=False, **limits)
     given = {k: v for k, v in given.items() if k not in ("data_policy", "max_chars")}
     candidates = each_summary(names, [row.dialogue for row in rows], note, **given)
     found, index = mbr(candidates, config.rouge_mode)

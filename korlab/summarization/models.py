@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPEAKERS', 'PRIVATE', 'PLACEHOLDERS', 'FRAMES', 'BUILDERS', 'ordinary_tokens', 'train_tokenizer', 'mini_bart',
-           'keep_head_apart', 'mini_t5', 'mini_mt5', 'check_precision', 'CheckpointError', 'Loaded', 'load_tokenizer',
-           'load_checkpoint', 'add_tokens', 'keep_spaces', 'build', 'check_length']
+           'keep_head_apart', 'mini_t5', 'mini_mt5', 'check_precision', 'load_tokenizer', 'load_checkpoint',
+           'add_tokens', 'keep_spaces', 'check_length', 'build']
 
 # %% ../../nbs/summarization/20_models.ipynb #1b8056a6
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,11 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from ..core.files import FileError
-from ..experiment.params import ParameterError
-from ..experiment.registry import Model
-from ..core.settings import shown
-from .data import MARKERS
 from ..core.text import PLACEHOLDER
+from ..experiment.models import Loaded, loading, origin_of
+from ..experiment.params import ParameterError
+from ..experiment.studies import Model
+from .data import MARKERS
 
 # %% ../../nbs/summarization/20_models.ipynb #744754a7
 SPEAKERS: tuple[str, ...] = tuple(f"#Person{i}#" for i in range(1, 8))
@@ -60,29 +58,10 @@ _T5 = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # no bo
 FRAMES: dict[str, dict[str, str]] = {"bart": _BART, "t5": _T5, "mt5": _T5}
 
 
-def train_tokenizer(
-    texts: Iterable[str],  # dialogues and summaries of the training split only
-    vocab_size: int = 2000,  # pieces learnt, before placeholders and byte pieces are added
-    family: str = "bart",  # whose framing tokens to use, a key of FRAMES
-    markers: str | None = None,  # tokens that will stand around every dialogue, a key of MARKERS
-) -> PreTrainedTokenizerFast:  # encodes without adding the framing tokens
-    "Train a BPE with byte fallback in which every placeholder, and each marker, is one ordinary token."
-    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\n"), "isolated"),
-        pre_tokenizers.Metaspace(prepend_scheme="never"),
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.Punctuation(),
-    ])
-    frame = FRAMES[family]
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(frame.values()), show_progress=False)
-    bpe.train_from_iterator((PLACEHOLDER.sub(" ", text) for text in texts), trainer)
-    wrapped = _wrapped(_with_bytes(bpe), frame | {"model_max_length": 1024})
-    wrapped.add_tokens(ordinary_tokens(markers))
-    return wrapped
+def _wrapped(backend: Tokenizer, options: dict[str, Any]) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **options)
 
-
+# %% ../../nbs/summarization/20_models.ipynb #ea33d195
 def _with_bytes(bpe: Tokenizer) -> Tokenizer:
     "Add the 256 byte pieces and the decoder that puts them together again."
     state = json.loads(bpe.to_str())
@@ -94,9 +73,31 @@ def _with_bytes(bpe: Tokenizer) -> Tokenizer:
     whole.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return whole
 
+# %% ../../nbs/summarization/20_models.ipynb #888162b9
+def _cuts() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"\n"), "isolated"),
+        pre_tokenizers.Metaspace(prepend_scheme="never"),
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.Punctuation(),
+    ])
 
-def _wrapped(backend: Tokenizer, options: dict[str, Any]) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **options)
+# %% ../../nbs/summarization/20_models.ipynb #9c6b466f
+def train_tokenizer(
+    texts: Iterable[str],  # dialogues and summaries of the training split only
+    vocab_size: int = 2000,  # pieces learnt, before placeholders and byte pieces are added
+    family: str = "bart",  # whose framing tokens to use, a key of FRAMES
+    markers: str | None = None,  # tokens that will stand around every dialogue, a key of MARKERS
+) -> PreTrainedTokenizerFast:  # encodes without adding the framing tokens
+    "Train a BPE with byte fallback in which every placeholder, and each marker, is one ordinary token."
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.normalizer, bpe.pre_tokenizer = normalizers.NFC(), _cuts()
+    frame = FRAMES[family]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(frame.values()), show_progress=False)
+    bpe.train_from_iterator((PLACEHOLDER.sub(" ", text) for text in texts), trainer)
+    wrapped = _wrapped(_with_bytes(bpe), frame | {"model_max_length": 1024})
+    wrapped.add_tokens(ordinary_tokens(markers))
+    return wrapped
 
 # %% ../../nbs/summarization/20_models.ipynb #e3900262
 def mini_bart(
@@ -129,27 +130,29 @@ def keep_head_apart(
     return True
 
 # %% ../../nbs/summarization/20_models.ipynb #edbc38b2
-def _mini_t5(
-    kinds: tuple[type, type], tokenizer: PreTrainedTokenizerBase, width: int, layers: int, gated: bool
-) -> PreTrainedModel:
-    make_config, make_model = kinds
-    model = make_model(make_config(
+def _t5_shape(tokenizer: PreTrainedTokenizerBase, width: int, layers: int, gated: bool) -> dict[str, Any]:
+    "Arguments of a T5 configuration."
+    return dict(
         vocab_size=len(tokenizer), d_model=width, d_kv=width // 8, num_heads=8, d_ff=3 * width,
         num_layers=layers, num_decoder_layers=layers, dropout_rate=0.0, tie_word_embeddings=not gated,
         feed_forward_proj="gated-gelu" if gated else "relu", decoder_start_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    ))
+    )
+
+
+def _started(model: T5ForConditionalGeneration, gated: bool) -> T5ForConditionalGeneration:
+    "Make the queries small and, in version 1.1, give the output layer weights of its own."
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(".q.weight"):
                 weight.mul_(0.3)
     if gated:
-        head = torch.empty_like(model.shared.weight).normal_(std=width**-0.5)
+        head = torch.empty_like(model.shared.weight).normal_(std=model.config.d_model**-0.5)
         model.lm_head.weight = torch.nn.Parameter(head)
         keep_head_apart(model)
     return model
 
-
+# %% ../../nbs/summarization/20_models.ipynb #5875fe25
 def mini_t5(
     tokenizer: PreTrainedTokenizerBase,  # decides vocabulary size and special ids
     width: int = 128,  # d_model
@@ -157,16 +160,16 @@ def mini_t5(
     gated: bool = True,  # version 1.1; False builds the first T5: relu, tied
 ) -> T5ForConditionalGeneration:  # random weights; draws from torch's generator
     "A small T5 that learns from scratch within a few hundred updates."
-    return _mini_t5((T5Config, T5ForConditionalGeneration), tokenizer, width, layers, gated)
+    return _started(T5ForConditionalGeneration(T5Config(**_t5_shape(tokenizer, width, layers, gated))), gated)
 
-
+# %% ../../nbs/summarization/20_models.ipynb #a2dd9a81
 def mini_mt5(
     tokenizer: PreTrainedTokenizerBase,  # decides vocabulary size and special ids
     width: int = 128,  # d_model
     layers: int = 2,  # of encoder and decoder each
 ) -> MT5ForConditionalGeneration:  # random weights; draws from torch's generator
     "A small mT5 that learns from scratch within a few hundred updates."
-    return _mini_t5((MT5Config, MT5ForConditionalGeneration), tokenizer, width, layers, gated=True)
+    return _started(MT5ForConditionalGeneration(MT5Config(**_t5_shape(tokenizer, width, layers, True))), gated=True)
 
 
 BUILDERS = {"bart": mini_bart, "mt5": mini_mt5, "t5": mini_t5}
@@ -181,21 +184,6 @@ def check_precision(
         raise ParameterError(f"precision='fp16': {model.config.model_type} overflows in fp16; use bf16 or fp32")
 
 # %% ../../nbs/summarization/20_models.ipynb #45e10ffd
-class CheckpointError(FileError):
-    "A checkpoint that cannot be loaded; the message says how to get it."
-
-
-@dataclass
-class Loaded:
-    "A model with its tokenizer, and one sentence on where they came from."
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    origin: str
-    new_tokens: list[str] = field(default_factory=list)  # tokens whose embedding rows nobody has trained yet
-    facts: dict[str, Any] = field(default_factory=dict)  # what model.json says besides: how the model is trained
-
-
 def load_tokenizer(
     source: str,  # local folder or hub id
 ) -> PreTrainedTokenizerFast:  # saved again, it is loaded the same way by everyone
@@ -210,29 +198,7 @@ def load_tokenizer(
     frame = {name: token for name, token in found.special_tokens_map.items() if isinstance(token, str)}
     return _wrapped(Tokenizer.from_str(json.dumps(state)), frame | {"model_max_length": found.model_max_length})
 
-
-def load_checkpoint(
-    source: str,  # local folder or hub id
-    **how: Any,  # passed on to AutoModelForSeq2SeqLM.from_pretrained
-) -> Loaded:  # on the CPU, in the precision of the file
-    "Load a seq2seq model and its tokenizer from a folder, the local cache or the hub; safetensors only."
-    try:
-        tokenizer = load_tokenizer(source)
-        with _without_tie_warning():
-            model = AutoModelForSeq2SeqLM.from_pretrained(source, use_safetensors=True, **how)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"the checkpoint {source!r} could not be loaded ({first}). Three ways to get it: connect to the Hugging "
-            f"Face Hub (set HF_TOKEN if it is gated), download it once with `hf download {source}` so that the cache "
-            f"has it, or pass checkpoint=FOLDER with a local copy that holds config.json, model.safetensors and the "
-            f"tokenizer files."
-        ) from error
-    keep_head_apart(model)
-    where = f"folder {shown(source)}" if Path(source).is_dir() else f"hub checkpoint {source}"
-    return Loaded(model, tokenizer, where)
-
-
+# %% ../../nbs/summarization/20_models.ipynb #d4a137ed
 @contextmanager
 def _without_tie_warning() -> Iterator[None]:
     "Drop the advice to change a T5's configuration, which transformers itself overrules."
@@ -242,6 +208,22 @@ def _without_tie_warning() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(silent)
+
+# %% ../../nbs/summarization/20_models.ipynb #de67b42e
+_LOCAL = "pass checkpoint=FOLDER with a local copy that holds config.json, model.safetensors and the tokenizer files"
+
+
+def load_checkpoint(
+    source: str,  # local folder or hub id
+    **how: Any,  # passed on to AutoModelForSeq2SeqLM.from_pretrained
+) -> Loaded[PreTrainedModel]:  # on the CPU, in the precision of the file
+    "Load a seq2seq model and its tokenizer from a folder, the local cache or the hub; safetensors only."
+    with loading(source, _LOCAL):
+        tokenizer = load_tokenizer(source)
+        with _without_tie_warning():
+            model = AutoModelForSeq2SeqLM.from_pretrained(source, use_safetensors=True, **how)
+    keep_head_apart(model)
+    return Loaded(model, tokenizer, origin_of(source))
 
 # %% ../../nbs/summarization/20_models.ipynb #29095da0
 def add_tokens(
@@ -281,31 +263,7 @@ def keep_spaces(
     backend.pre_tokenizer = pre_tokenizers.Sequence([*kept, pre_tokenizers.Metaspace(prepend_scheme="first")])
     return True
 
-# %% ../../nbs/summarization/20_models.ipynb #01ca498f
-def build(
-    entry: Model,  # the registry's entry
-    size: str,  # "mini" or "full"
-    texts: Iterable[str],  # training text, for the mini tokenizer; not read for full
-    vocab_size: int | None = None,  # pieces of the mini tokenizer
-    checkpoint: str | None = None,  # in place of the registered one, for full
-    max_source_length: int = 512,  # longest input the run will feed
-    markers: str | None = None,  # tokens around every dialogue, a key of MARKERS
-) -> Loaded:  # model, tokenizer, origin
-    "Build the mini model or load the full one, ready for dialogues."
-    if size == "mini":
-        tokenizer = train_tokenizer(texts, vocab_size, entry.family, markers)
-        origin = f"mini {entry.family} built from its config"
-        every = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))  # nobody has trained any row of a mini
-        loaded = Loaded(BUILDERS[entry.family](tokenizer), tokenizer, origin, every)
-    else:
-        loaded = load_checkpoint(checkpoint or entry.hub_id)
-        loaded.new_tokens = add_tokens(loaded.model, loaded.tokenizer, ordinary_tokens(markers))
-        kinds = "placeholder and marker" if markers else "placeholder"
-        loaded.origin += f"; {len(loaded.new_tokens)} {kinds} tokens added"
-    check_length(loaded.model, max_source_length)
-    return loaded
-
-
+# %% ../../nbs/summarization/20_models.ipynb #8abcb3de
 def check_length(
     model: PreTrainedModel,  # any seq2seq model
     max_source_length: int,  # longest input in tokens
@@ -317,3 +275,35 @@ def check_length(
             f"max_source_length={max_source_length}: this {model.config.model_type} has {positions} positions; "
             f"set max_source_length to {positions} or less"
         )
+
+# %% ../../nbs/summarization/20_models.ipynb #cc2f2021
+def _mini(entry: Model, texts: Iterable[str], vocab_size: int | None, markers: str | None) -> Loaded[PreTrainedModel]:
+    tokenizer = train_tokenizer(texts, vocab_size, entry.family, markers)
+    every = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))  # nobody has trained any row of a mini
+    return Loaded(BUILDERS[entry.family](tokenizer), tokenizer, f"mini {entry.family} built from its config", every)
+
+
+def _published(source: str, markers: str | None) -> Loaded[PreTrainedModel]:
+    loaded = load_checkpoint(source)
+    loaded.new_tokens = add_tokens(loaded.model, loaded.tokenizer, ordinary_tokens(markers))
+    kinds = "placeholder and marker" if markers else "placeholder"
+    loaded.origin += f"; {len(loaded.new_tokens)} {kinds} tokens added"
+    return loaded
+
+# %% ../../nbs/summarization/20_models.ipynb #01ca498f
+def build(
+    entry: Model,  # the registry's entry
+    size: str,  # "mini" or "full"
+    texts: Iterable[str],  # training text, for the mini tokenizer; not read for full
+    vocab_size: int | None = None,  # pieces of the mini tokenizer
+    checkpoint: str | None = None,  # in place of the registered one, for full
+    max_source_length: int = 512,  # longest input the run will feed
+    markers: str | None = None,  # tokens around every dialogue, a key of MARKERS
+) -> Loaded[PreTrainedModel]:  # model, tokenizer, origin
+    "Build the mini model or load the full one, ready for dialogues."
+    if size == "mini":
+        loaded = _mini(entry, texts, vocab_size, markers)
+    else:
+        loaded = _published(checkpoint or entry.hub_id, markers)
+    check_length(loaded.model, max_source_length)
+    return loaded

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..core import charts
 from ..experiment import registry
-from ..core.corpus import Dialogue, load_dialogues, text_hash
+from .dialogues import Dialogue, load_dialogues
+from ..core.text import text_hash
 from ..core.files import read_json, read_jsonl, write_json, write_jsonl
 from ..experiment.params import EvaluationParams as SharedEvaluationParams
 from ..experiment.params import Needs, RunParams, setting
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from korlab.summarization.data import Splits
-    from korlab.summarization.models import Loaded
+    from korlab.experiment.models import Loaded
 
 # %% ../../nbs/summarization/60_study.ipynb #9fac7295
 ON_BEAMS = Needs("num_beams", "greater than 1", lambda beams: bool(beams) and beams > 1)
@@ -170,7 +171,7 @@ def _record_model(run: Run, loaded: "Loaded", splits: "Splits") -> None:
 
 
 def _computing(run: Run) -> dict[str, str]:
-    from korlab.experiment.training import computing
+    from korlab.experiment.computing import computing
 
     return computing(run.path("computing.json"), run.config.device, run.config.precision)
 

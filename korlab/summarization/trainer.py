@@ -6,16 +6,12 @@
 __all__ = ['token_loss', 'Seq2SeqLabTrainer', 'ModelTrainer', 'create_trainer']
 
 # %% ../../nbs/summarization/30_trainer.ipynb #41ef3cc1
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache
-from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -24,18 +20,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
-    set_seed,
 )
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from ..experiment import tracking, training
-from ..core.files import read_json, write_json
+from ..experiment.config import Config
+from ..experiment.training import LabTrainer, Training
 from ..metrics.rouge import rouge
-from ..experiment.params import RunParams
 from . import adapters
 from .beam import base_model, describe_search, fastest_search, supported
 from .generation import decode, generation_config
 from .models import check_precision
+from .parameters import Params
 
 # %% ../../nbs/summarization/30_trainer.ipynb #832d7d74
 def token_loss(
@@ -49,7 +43,7 @@ def token_loss(
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 # %% ../../nbs/summarization/30_trainer.ipynb #e929c522
-class Seq2SeqLabTrainer(training.LabTrainer, Seq2SeqTrainer):
+class Seq2SeqLabTrainer(LabTrainer, Seq2SeqTrainer):
     "Seq2SeqTrainer with the lab's checkpoints, batches and beam search."
 
     def prediction_step(self, *args: Any, **options: Any) -> tuple:
@@ -57,13 +51,67 @@ class Seq2SeqLabTrainer(training.LabTrainer, Seq2SeqTrainer):
         with fastest_search(self.model):
             return super().prediction_step(*args, **options)
 
+# %% ../../nbs/summarization/30_trainer.ipynb #9173e507
+def _scores(prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase, mode: str) -> dict[str, float]:
+    "ROUGE means and their sum as fractions, and the mean length of predictions in tokens."
+    ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    scores = rouge(decode(ids, tokenizer), decode(prediction.label_ids, tokenizer), mode=mode)
+    pad = (-100, tokenizer.pad_token_id)
+    length = float(np.mean(np.sum(~np.isin(ids, pad), axis=1)))
+    return scores.means | {"rouge_sum": scores.rouge_sum, "gen_len": length}
+
+# %% ../../nbs/summarization/30_trainer.ipynb #dbe9abe9
+def _write(training: Training, tokenizer: PreTrainedTokenizerBase, draft: Path) -> None:
+    "Write a trained model, an adapter merged into it, and its tokenizer."
+    if adapters.is_adapted(training.model):
+        adapters.finish(training.model, tokenizer, training.config, training.folder).save_pretrained(draft)
+    else:
+        training.trainer.save_model(str(draft))
+    tokenizer.save_pretrained(draft)
+
+# %% ../../nbs/summarization/30_trainer.ipynb #6b436cb2
+class _Seq2SeqTraining(Training):
+    "How a seq2seq model is trained on encoded rows."
+
+    trainer_class, arguments_class = Seq2SeqLabTrainer, Seq2SeqTrainingArguments
+    best_by, better = "eval_rouge_sum", "higher"
+
+    tokenizer: PreTrainedTokenizerBase
+    eval_dataset: list[dict]  # long rows first
+
+    def prepare(self) -> None:
+        "Refuse what cannot be computed, and say how evaluation searches."
+        check_precision(self.model, self.place["precision"])
+        if self.eval_dataset:
+            self.note(f"Evaluating during training: {describe_search(self.config.own.num_beams, supported(self.model))}")
+
+    def row_lengths(self) -> list[int] | None:
+        "Source and target together, where batches are cut by token budget."
+        if self.config.training.batching != "tokens":
+            return None
+        return [len(row["input_ids"]) + len(row["labels"]) for row in self.train_dataset]
+
+    def own_arguments(self) -> dict[str, Any]:
+        "Generate in evaluation; group by length where the run says so."
+        sampling = "group_by_length" if self.config.training.batching == "length" else "random"
+        return dict(predict_with_generate=True, train_sampling_strategy=sampling)
+
+    def write(self, draft: Path) -> None:
+        "Write model and tokenizer."
+        _write(self, self.tokenizer, draft)
+
+    def advice(self, reason: str) -> str:
+        "What to change when one row does not fit."
+        return (f"out of memory even with batches of one row ({reason}): lower max_source_length, set "
+                f"gradient_checkpointing=true, or train an adapter with adapter=qlora")
+
 # %% ../../nbs/summarization/30_trainer.ipynb #bdbc1e13
-class ModelTrainer:
+class ModelTrainer(_Seq2SeqTraining):
     "Fine-tune a seq2seq model on encoded rows and keep the checkpoint with the best `eval_rouge_sum`."
 
     def __init__(
         self,
-        config: RunParams,  # effective parameters of a summarization run
+        config: Config[Params],  # effective parameters of a summarization run
         model: PreTrainedModel,  # trained in place
         tokenizer: PreTrainedTokenizerBase,  # the model's
         train_dataset: Sequence[dict],  # rows with input_ids and labels
@@ -71,152 +119,30 @@ class ModelTrainer:
         folder: Path | str = "out",  # where checkpoints, history and the final model go
         note: Callable[[str], None] = print,  # told what a reader of the run should know
         callbacks: Sequence[Any] = (),  # called beside the lab's own: TrainerCallback objects
+        on_smaller: Callable[[dict[str, int]], None] | None = None,  # told the batches in force, once they were halved
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.train_dataset, self.folder, self.note = list(train_dataset), Path(folder), note
-        self.config = replace(config, **read_json(self._batch_file)) if self._batch_file.exists() else config
-        self.callbacks = list(callbacks)
+        self.tokenizer, self.train_dataset = tokenizer, list(train_dataset)
         # Long rows first: generation then never waits for one long dialogue among short ones.
         self.eval_dataset = sorted(eval_dataset or [], key=lambda row: -len(row["input_ids"]))
         net = base_model(model)  # a peft model would keep the search to itself and generate with the base's own
         net.generation_config = generation_config(config, net)
-        self.place = training.computing(self.folder / "computing.json", config.device, config.precision)
-        note("Computing on {device} ({device_reason}) in {precision} ({precision_reason}).".format(**self.place))
-        check_precision(model, self.place["precision"])
-        if self.eval_dataset:
-            note(f"Evaluating during training: {describe_search(config.num_beams, supported(model))}")
-        set_seed(config.seed)
-        self.trainer = self._create_trainer()
+        super().__init__(config, model, folder, note, callbacks, bool(self.eval_dataset), on_smaller)
 
-    @property
-    def _batch_file(self) -> Path:  # the batch sizes that fit, once the wanted ones did not
-        return self.folder / "batch.json"
-
-    def _lengths(self) -> list[int]:
-        return [len(row["input_ids"]) + len(row["labels"]) for row in self.train_dataset]
-
-    def _batches(self) -> int:
-        if self.config.batching == "tokens":
-            return len(training.TokenBudgetSampler(self._lengths(), self.config.batch_size, self.config.seed))
-        return -(-len(self.train_dataset) // self.config.batch_size)
-
-    def _create_training_args(self) -> Seq2SeqTrainingArguments:
-        shared = training.arguments(
-            self.config, self.folder, self.place, self._batches(), "eval_rouge_sum" if self.eval_dataset else None
-        )
-        by_length = self.config.batching == "length"
-        return Seq2SeqTrainingArguments(
-            **shared, predict_with_generate=True, train_sampling_strategy="group_by_length" if by_length else "random",
+    def parts(self) -> dict[str, Any]:
+        "Rows, the collator that pads them, the loss of an update, and the scores."
+        collator = DataCollatorForSeq2Seq(self.tokenizer, model=self.model, label_pad_token_id=-100)
+        return dict(
+            processing_class=self.tokenizer, train_dataset=self.train_dataset, eval_dataset=self.eval_dataset or None,
+            data_collator=collator, compute_loss_func=token_loss, compute_metrics=self.compute_metrics,
         )
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         "ROUGE-1/2/L/Lsum F1 and their sum (fractions), and the mean length of predictions in tokens."
-        ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        found, wanted = decode(ids, self.tokenizer), decode(prediction.label_ids, self.tokenizer)
-        scores = rouge(found, wanted, mode=self.config.rouge_mode)
-        pad = (-100, self.tokenizer.pad_token_id)
-        length = float(np.mean(np.sum(~np.isin(ids, pad), axis=1)))
-        return scores.means | {"rouge_sum": scores.rouge_sum, "gen_len": length}
-
-    def _create_trainer(self) -> Seq2SeqTrainer:
-        trainer = Seq2SeqLabTrainer(
-            model=self.model, args=self._create_training_args(), processing_class=self.tokenizer,
-            train_dataset=self.train_dataset, eval_dataset=self.eval_dataset or None,
-            data_collator=DataCollatorForSeq2Seq(self.tokenizer, model=self.model, label_pad_token_id=-100),
-            compute_loss_func=token_loss, compute_metrics=self.compute_metrics,
-            callbacks=[*training.watchers(self.config, self.folder, bool(self.eval_dataset)), *self.callbacks],
-        )
-        trainer.batch_lengths = self._lengths() if self.config.batching == "tokens" else None
-        for printer in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(printer)
-        return trainer
-
-    def train(
-        self,
-        resume: bool = True,  # go on from the newest whole checkpoint, if there is one
-    ) -> dict[str, Any]:  # train_metrics, eval_metrics, best_model_checkpoint, final_model_path
-        "Train to the end, with smaller batches where memory is short; keep the best weights and save them."
-        self._keep_start()
-        while (full := self._train_once(resume)) is not None:
-            self._shrink(full)
-        self._start_file.unlink()
-        tracking.finish(self.config)
-        return self._result()
-
-    def _train_once(self, resume: bool) -> str | None:
-        "Train from the newest whole checkpoint or the start; returns the message of a full memory, None at the end."
-        start = training.newest_whole_checkpoint(self.folder / "checkpoints", self.note) if resume else None
-        if start:
-            self.note(f"Going on from {start.name}.")
-        try:
-            self.trainer.train(resume_from_checkpoint=str(start) if start else None)
-        except Exception as error:  # noqa: BLE001: what is no full memory is raised again
-            if not training.out_of_memory(error):
-                raise
-            return " ".join(str(error).split())[:200] or type(error).__name__
-        return None
-
-    @property
-    def _start_file(self) -> Path:  # the trainable weights before the first update, until the last
-        return self.folder / "start.safetensors"
-
-    def _trainable(self) -> dict[str, torch.Tensor]:
-        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-
-    def _keep_start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: weight.detach().contiguous() for name, weight in self._trainable().items()}, self._start_file)
-
-    def _shrink(self, reason: str) -> None:
-        "Make a new trainer with smaller batches and the weights of the start; a checkpoint's are laid over them."
-        c = self.config
-        smaller = training.smaller_batches(c.batch_size, c.accumulation, c.eval_batch_size)
-        if smaller is None:
-            raise RuntimeError(
-                f"out of memory even with batches of one row ({reason}): lower max_source_length, set "
-                f"gradient_checkpointing=true, or train an adapter with adapter=qlora"
-            )
-        self.note("Out of memory: batch {} × {} becomes {batch_size} × {accumulation}, evaluation {} becomes "
-                  "{eval_batch_size} ({}).".format(c.batch_size, c.accumulation, c.eval_batch_size, reason, **smaller))
-        write_json(self._batch_file, smaller)
-        self.config, self.trainer = replace(c, **smaller), None
-        clear_device_cache(garbage_collection=True)
-        with torch.no_grad():
-            weights = self._trainable()
-            for name, value in load_file(self._start_file).items():
-                weights[name].copy_(value)
-        self.model.zero_grad(set_to_none=True)
-        set_seed(c.seed)
-        self.trainer = self._create_trainer()
-
-    def _result(self) -> dict[str, Any]:
-        found = training.outcome(self.trainer, self.config, self.place)
-        return found | {"final_model_path": str(self.save(self.folder / "model"))}
-
-    def evaluate(self) -> dict[str, float]:
-        "Score the dev rows; without any, warn and return nothing."
-        if not self.eval_dataset:
-            warnings.warn("there are no dev rows to evaluate on", stacklevel=2)
-            return {}
-        return self.trainer.evaluate()
-
-    def save(
-        self,
-        folder: Path,  # replaced as a whole
-    ) -> Path:  # the folder: safetensors, config, generation config, tokenizer, manifest
-        "Save model, an adapter merged into it, and tokenizer so that the folder is either whole or absent."
-        draft = training.draft_of(folder)
-        if adapters.is_adapted(self.model):
-            adapters.finish(self.model, self.tokenizer, self.config, self.folder).save_pretrained(draft)
-        else:
-            self.trainer.save_model(str(draft))
-        self.tokenizer.save_pretrained(draft)
-        (draft / "training_args.bin").unlink(missing_ok=True)
-        return training.publish(draft, folder)
+        return _scores(prediction, self.tokenizer, self.config.own.rouge_mode)
 
 # %% ../../nbs/summarization/30_trainer.ipynb #2ba83aee
 def create_trainer(
-    config: RunParams,  # effective parameters, e.g. `registry.configure({"epochs": 3})`
+    config: Config[Params],  # effective parameters, e.g. `studies.configure({"epochs": 3})`
     model: PreTrainedModel,  # trained in place
     tokenizer: PreTrainedTokenizerBase,  # the model's
     train_dataset: Sequence[dict],  # rows with input_ids and labels

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CompareParams', 'Entry', 'entry_of', 'choose_entries', 'Comparison', 'open_comparison', 'differing',
-           'parameter_tables', 'cautions', 'split_of', 'data_hash']
+           'parameter_tables', 'data_hash', 'cautions']
 
 # %% ../../nbs/workbench/01_comparing.ipynb #00456673
 import hashlib
@@ -12,10 +12,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from ..experiment import registry
+from ..experiment.studies import Study, check_name
 from ..core.files import opening, read_json
 from ..experiment.params import ParameterError, checked, setting, unknown_name
 from ..experiment.runs import Run, RunError, find_run
@@ -51,7 +50,7 @@ class Entry:
         "Whether there are scores to compare."
         return self.state == "done"
 
-
+# %% ../../nbs/workbench/01_comparing.ipynb #bad3bc83
 def entry_of(
     run: Run,  # any run
 ) -> Entry:  # done only when its scores are written
@@ -118,46 +117,19 @@ class Comparison:
         return [entry for entry in self.entries if entry.done]
 
     @property
-    def study(self) -> str:
+    def study(self) -> Study:
         "The study all runs belong to."
         return self.baseline.run.study
-
-    @property
-    def own(self) -> ModuleType:
-        "What the study itself knows of comparisons: a `registry.Comparison`."
-        return registry.comparison(self.study)
 
     @property
     def title(self) -> str:
         "How many runs, their sizes, data and split: the first line of the report."
         configs = [entry.run.config for entry in self.done]
-        sizes, data = dict.fromkeys(c.size for c in configs), dict.fromkeys(portable(c.data) for c in configs)
+        sizes, data = dict.fromkeys(c.run.size for c in configs), dict.fromkeys(portable(c.rows.data) for c in configs)
         facts = (f"실행 {len(self.entries)}개 비교", ", ".join(sizes), ", ".join(data), self.asked.split)
         return f"{self.folder.name}: {' · '.join(facts)}"
 
-# %% ../../nbs/workbench/01_comparing.ipynb #eca73d2e
-def open_comparison(
-    given: dict[str, Any],  # what compare.ipynb's parameters cell and papermill set
-) -> Comparison:  # its folder exists
-    "Check the parameters, find the runs, and choose the baseline."
-    asked = checked(CompareParams, given)
-    registry.check_name(asked.name)
-    entries = choose_entries(asked.runs)
-    if not any(entry.done for entry in entries):
-        names = ", ".join(entry.name for entry in entries)
-        raise RunError(f"runs={asked.runs!r}: none of {names} has finished; train them first")
-    homes = {entry.run.study for entry in entries if entry.run}
-    if len(homes) > 1:
-        studies = " and ".join(sorted(homes))
-        raise ParameterError(f"runs={asked.runs!r}: these belong to {studies}; compare runs of one study")
-    names = registry.comparison(*homes).titles([entry.name for entry in entries])
-    entries = tuple(Entry(e.name, e.state, e.error, e.run, names[e.name]) for e in entries)
-    folder = settings().runs / "comparisons" / (asked.name or _own_name(asked))
-    with opening(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return Comparison(folder, entries, _baseline(entries, asked.baseline), asked)
-
-
+# %% ../../nbs/workbench/01_comparing.ipynb #90c8b951
 def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
     if name is None:
         return next(entry for entry in entries if entry.done)
@@ -177,12 +149,34 @@ def _own_name(asked: CompareParams) -> str:
         return known[-1] if asked.runs == "latest" else asked.runs
     return hashlib.sha256(json.dumps(asdict(asked), ensure_ascii=False).encode()).hexdigest()[:8]
 
+# %% ../../nbs/workbench/01_comparing.ipynb #eca73d2e
+def open_comparison(
+    given: dict[str, Any],  # what compare.ipynb's parameters cell and papermill set
+) -> Comparison:  # its folder exists
+    "Check the parameters, find the runs, and choose the baseline."
+    asked = checked(CompareParams, given)
+    check_name(asked.name)
+    entries = choose_entries(asked.runs)
+    if not any(entry.done for entry in entries):
+        names = ", ".join(entry.name for entry in entries)
+        raise RunError(f"runs={asked.runs!r}: none of {names} has finished; train them first")
+    homes = {entry.run.entry.study for entry in entries if entry.run}
+    if len(homes) > 1:
+        studies = " and ".join(sorted(homes))
+        raise ParameterError(f"runs={asked.runs!r}: these belong to {studies}; compare runs of one study")
+    names = next(entry.run for entry in entries if entry.run).study.comparison.titles([entry.name for entry in entries])
+    entries = tuple(Entry(e.name, e.state, e.error, e.run, names[e.name]) for e in entries)
+    folder = settings().runs / "comparisons" / (asked.name or _own_name(asked))
+    with opening(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return Comparison(folder, entries, _baseline(entries, asked.baseline), asked)
+
 # %% ../../nbs/workbench/01_comparing.ipynb #72d43079
 def differing(
     found: Comparison,  # any
 ) -> tuple[dict[str, list[str | None]], int]:  # parameter -> a value a finished run, in their order; and how many are equal
     "What the finished runs were told differently."
-    configs = [asdict(entry.run.config) for entry in found.done]
+    configs = [entry.run.config.flat() for entry in found.done]
     values = {name: [config[name] for config in configs] for name in configs[0] if name != "name"}
     unequal = {name: list(map(_plain, row)) for name, row in values.items() if any(value != row[0] for value in row)}
     return unequal, len(values) - len(unequal)
@@ -215,29 +209,6 @@ def parameter_tables(
     return Markdown("\n\n".join([*shown_tables, f"나머지 파라미터 {same}개는 모두 같다."]))
 
 # %% ../../nbs/workbench/01_comparing.ipynb #90cc9a82
-def cautions(
-    found: Comparison,  # any
-) -> list[str]:  # Korean sentences, the gravest first; none where all is well
-    "What a reader must know before comparing."
-    said = [f"**{e.label}** 실행은 끝나지 않아 비교에서 빠졌다({e.state}): {escape(e.error)}" for e in found.entries if not e.done]
-    for what, facts in _FACTS.items():
-        groups: dict[str, list[str]] = {}
-        for entry in found.done:
-            groups.setdefault(facts(entry.run, found.asked.split), []).append(entry.label)
-        if len(groups) > 1:
-            told = "; ".join(f"{value} ({_some(labels)})" for value, labels in groups.items())
-            said.append(f"{what} 서로 다르다: {told}")
-    return said
-
-
-def split_of(
-    run: Run,  # an evaluated run
-    split: str,  # any
-) -> dict[str, Any]:  # as the study wrote it; empty where the split was not scored
-    "What metrics.json holds of one split."
-    return run.read("metrics")["splits"].get(split, {})
-
-
 def data_hash(
     run: Run,  # any run
     split: str,  # one of its splits
@@ -246,13 +217,30 @@ def data_hash(
     return (run.read("data")["sha256"].get(split) if run.has("data") else None) or "없음"
 
 
+_FACTS: dict[str, Callable[[Run, str], str]] = {
+    "채점 데이터가": lambda run, split: f"sha256 {data_hash(run, split)[:8]}",
+    "훈련 데이터가": lambda run, split: f"sha256 {data_hash(run, 'train')[:8]}",
+    "크기가": lambda run, split: run.config.run.size,
+    "씨앗값이": lambda run, split: str(run.config.computing.seed),
+}
+
+# %% ../../nbs/workbench/01_comparing.ipynb #6f87be6b
 def _some(labels: Sequence[str], most: int = 3) -> str:
     return ", ".join(labels[:most]) + (f" 외 {len(labels) - most}개" if len(labels) > most else "")
 
 
-_FACTS: dict[str, Callable[[Run, str], str]] = {
-    "채점 데이터가": lambda run, split: f"sha256 {data_hash(run, split)[:8]}",
-    "훈련 데이터가": lambda run, split: f"sha256 {data_hash(run, 'train')[:8]}",
-    "크기가": lambda run, split: run.config.size,
-    "씨앗값이": lambda run, split: str(run.config.seed),
-}
+def cautions(
+    found: Comparison,  # any
+) -> list[str]:  # Korean sentences, the gravest first; none where all is well
+    "What a reader must know before comparing."
+    said = [
+        f"**{e.label}** 실행은 끝나지 않아 비교에서 빠졌다({e.state}): {escape(e.error)}" for e in found.entries if not e.done
+    ]
+    for what, facts in _FACTS.items():
+        groups: dict[str, list[str]] = {}
+        for entry in found.done:
+            groups.setdefault(facts(entry.run, found.asked.split), []).append(entry.label)
+        if len(groups) > 1:
+            told = "; ".join(f"{value} ({_some(labels)})" for value, labels in groups.items())
+            said.append(f"{what} 서로 다르다: {told}")
+    return said

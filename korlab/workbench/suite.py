@@ -26,9 +26,10 @@ from typing import Any, TextIO
 
 import psutil
 
-from ..experiment import params, registry, runs
+from ..experiment import results, runs, studies
 from ..core.errors import LabError
 from ..core.files import FileError, atomic, opening, read_json, write_json
+from ..core.yamls import read_yaml
 from ..experiment.params import ParameterError
 from ..report.render import render_run
 from ..core.settings import root, settings, shown
@@ -59,7 +60,8 @@ def layers(
     "Merge base.yaml, an experiment, overlays and single values; without a `name` the files' stems become the run's."
     base = settings().params / "base.yaml"
     stems = [experiment.stem, *(overlay.stem for overlay in overlays), *(["quick"] if quick else [])]
-    merged = params.load_layers([*([base] if base.is_file() else []), experiment, *overlays]) | dict(given)
+    files = [*([base] if base.is_file() else []), experiment, *overlays]
+    merged = {name: value for file in files for name, value in read_yaml(file).items()} | dict(given)
     return {"name": "-".join(stems)} | merged | ({"epochs": 1, "max_steps": None} if quick else {})
 
 
@@ -71,8 +73,8 @@ def plan(
     values: dict[str, Any] = {}
     try:
         values = layers(experiment, **how)
-        return Plan(str(experiment), values, runs.run_folder(registry.configure(values)))
-    except ParameterError as error:
+        return Plan(str(experiment), values, runs.run_folder(studies.configure(values)))
+    except LabError as error:
         text = str(error)
         return Plan(
             str(experiment), values, error=text if text.startswith(str(experiment)) else f"{experiment}: {text}"
@@ -146,7 +148,7 @@ def suite_folder(
     name: str | None = None,  # None makes one from the plans
 ) -> Path:  # whether it exists or not
     "Where a suite is."
-    registry.check_name(name)
+    studies.check_name(name)
     return settings().runs / "suites" / (name or suite_name(plans))
 
 
@@ -342,7 +344,7 @@ def overview(
     "What one line can say of a run: the study's score, then time, memory and size of the training."
     facts, size = run.read("train")["train_metrics"], run.read("model")
     stages = run.status["stages"].values()
-    return registry.study(run.study).overview(run) | {
+    return results.overview(results.read(run), run.study.measures) | {
         "seconds": round(sum(stage.get("seconds", 0) for stage in stages), 1),
         "training_cpu_seconds": facts["cpu_seconds"], "peak_memory_mib": facts.get("peak_memory_mib"),
         "trainable": size["trainable"], "parameters": size["parameters"],

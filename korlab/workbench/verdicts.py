@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core import charts
-from ..experiment import registry
-from .comparing import Comparison, Entry, data_hash
 from ..core.files import read_jsonl, write_json
-from ..metrics.stats import Paired
-from ..metrics.stats import compare_scores, holm
+from ..core.tables import Markdown, pipe_table
+from ..experiment import results
 from ..experiment.params import ParameterError
+from ..experiment.results import Scored
 from ..experiment.runs import Run
-from ..core.tables import Markdown, pipe_table, points, signed
+from ..metrics.measures import Interval, Measure, gain, ranked, written
+from ..metrics.stats import Paired, compare_scores, holm
+from .comparing import Comparison, Entry, data_hash
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,30 +32,31 @@ class Setting:
     "What is compared."
 
     split: str  # a scored split of the baseline
-    mode: str  # how it is counted: what ROUGE takes for a word, how many passages are searched
-    measure: str  # a key of the study's MEASURES
-    label: str  # what tables call the measure
+    mode: str  # how it is counted, e.g. what is taken for a word or how many passages are searched
+    measure: Measure  # one of the study's
 
     def __str__(self) -> str:
-        return f"{self.split} · {self.label} ({self.mode})"
+        return f"{self.split} · {self.measure.label} ({self.mode})"
+
+    def interval(self, one: Scored | None) -> Interval | None:
+        "The number in question of one score; None where it was not scored."
+        return one.measures.get(self.measure.name) if one else None
+
+# %% ../../nbs/workbench/02_verdicts.ipynb #4a47d5bc
+def _one_of(name: str, value: str, choices: Iterable[str]) -> str:
+    if value not in choices:
+        raise ParameterError(f"{name}={value!r}: the baseline has {', '.join(choices)}")
+    return value
 
 
 def setting_of(
     found: Comparison,  # from `comparing.open_comparison`
 ) -> Setting:  # checked against what the baseline has
     "Fill in what was not asked for; ParameterError names what there is instead."
-    asked, run, own = found.asked, found.baseline.run, found.own
-    split = _one_of("split", asked.split, run.read("metrics")["splits"])
-    modes = own.modes(run, split)
-    mode = _one_of("mode", asked.mode or modes[0], modes)
-    measure = _one_of("measure", asked.measure or next(iter(own.MEASURES)), own.MEASURES)
-    return Setting(split, mode, measure, own.MEASURES[measure])
-
-
-def _one_of(name: str, value: str, choices: Iterable[str]) -> str:
-    if value not in choices:
-        raise ParameterError(f"{name}={value!r}: the baseline has {', '.join(choices)}")
-    return value
+    asked, scored = found.asked, results.read(found.baseline.run)
+    split = _one_of("split", asked.split, scored.splits)
+    mode = _one_of("mode", asked.mode or scored.modes(split)[0], scored.modes(split))
+    return Setting(split, mode, found.study.measure(asked.measure))
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #34ea86f9
 def members(
@@ -64,50 +66,51 @@ def members(
     return [
         {
             "run": entry.label + (" (기준 실행)" if entry is found.baseline else ""), "folder": f"`{entry.name}`",
-            "model": entry.run and entry.run.config.model, "size": entry.run and entry.run.config.size,
+            "model": entry.run and entry.run.config.run.model, "size": entry.run and entry.run.config.run.size,
             "state": entry.state,
         }
         for entry in found.entries
     ]
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #33c649f9
+def _columns(measures: Sequence[Measure], one: Scored) -> dict[str, Any]:
+    "n and a column a measure."
+    return {k: v for k, v in results.score_row(one, measures).items() if k not in ("split", "system", "mode")}
+
+
 def scores(
     found: Comparison,  # any
     split: str | None = None,  # another split than the one in question
     mode: str | None = None,  # another way of counting
 ) -> list[dict[str, Any]]:  # one row a run, then one a floor
     "The first measures of every finished run with 95 % intervals, in one split and mode."
-    chosen, own, rows = setting_of(found), found.own, []
+    chosen, study, rows = setting_of(found), found.study, []
     place = split or chosen.split, mode or chosen.mode
+    beside = study.comparison.describe
     for entry in found.done:
-        if summary := own.summary(entry.run, *place):
-            rows.append({"run": entry.label} | own.describe(entry.run, place[0]) | _cells(own.MEASURES, summary))
-    blank = dict.fromkeys(own.describe(found.baseline.run, place[0]))
-    floors = own.floors(found.baseline.run, *place)
-    return rows + [{"run": name} | blank | _cells(own.MEASURES, summary) for name, summary in floors.items()]
-
-
-def _cells(measures: Mapping[str, str], summary: Mapping[str, Any]) -> dict[str, Any]:
-    shown = list(measures.items())[:4]  # with their intervals, a page is as wide as four
-    return {"n": summary[shown[0][0]]["n"]} | {label: points(summary[key]) for key, label in shown}
+        if one := results.read(entry.run).own(*place):
+            rows.append({"run": entry.label, **beside(entry.run, place[0]), **_columns(study.measures, one)})
+    blank, base = dict.fromkeys(beside(found.baseline.run, place[0])), results.read(found.baseline.run)
+    return rows + [{"run": one.system, **blank, **_columns(study.measures, one)} for one in base.baselines(*place)]
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #c219f7b8
+def _dot(name: str, interval: Interval, scale: float) -> dict[str, Any]:
+    values = {"value": interval.mean, "low": interval.low, "high": interval.high}
+    return {"system": name} | {key: scale * value for key, value in values.items()}
+
+
 def score_figure(
     found: Comparison,  # any
 ) -> "Figure":  # a dot and its interval for every run
     "The score in question, with the baseline's interval as a band."
-    chosen, own = setting_of(found), found.own
-    place = chosen.split, chosen.mode
-    summaries = {entry.label: own.summary(entry.run, *place) for entry in found.done}
-    floors = own.floors(found.baseline.run, *place)
-    table = [_dot(name, summary[chosen.measure]) for name, summary in (summaries | floors).items() if summary]
-    return charts.score_dots(table, found.baseline.label, [*floors], title=f"{chosen}, 95 % 신뢰구간", label=chosen.label)
-
-
-def _dot(name: str, interval: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "system": name, "value": 100 * interval["mean"], "low": 100 * interval["low"], "high": 100 * interval["high"]
-    }
+    chosen, base = setting_of(found), results.read(found.baseline.run)
+    place, m = (chosen.split, chosen.mode), chosen.measure
+    rows = [(entry.label, results.read(entry.run).own(*place)) for entry in found.done]
+    floors = [(one.system, one) for one in base.baselines(*place)]
+    table = [_dot(name, interval, m.scale) for name, one in (*rows, *floors) if (interval := chosen.interval(one))]
+    return charts.score_dots(
+        table, found.baseline.label, [name for name, _ in floors], f"{chosen}, 95 % 신뢰구간", m.label, m.digits, m.better
+    )
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #c0caf7aa
 def refusal(
@@ -116,16 +119,16 @@ def refusal(
     chosen: Setting,  # where
 ) -> str | None:  # a Korean sentence; None where the two may be compared
     "Why two runs cannot be compared item by item."
-    if chosen.split not in run.read("metrics")["splits"]:
+    ours, theirs = (results.read(one) for one in (run, baseline))
+    if chosen.split not in ours.splits:
         return f"이 실행은 {chosen.split} 분할을 채점하지 않았다."
-    here, there = (data_hash(r, chosen.split)[:8] for r in (run, baseline))
+    here, there = (data_hash(one, chosen.split)[:8] for one in (run, baseline))
     if here != there:
         return f"{chosen.split} 데이터가 기준 실행과 달라(sha256 {here} ≠ {there}) 짝지어 비교할 수 없다."
-    ours, theirs = (registry.comparison(r.study).summary(r, chosen.split, chosen.mode) for r in (run, baseline))
-    if not ours:
+    if not (mine := ours.own(chosen.split, chosen.mode)):
         return f"이 실행은 {chosen.mode} 방식으로 세지 않았다."
-    same = ours["signature"] == theirs["signature"]
-    return None if same else f"세는 방법이 다르다: `{ours['signature']}` ≠ `{theirs['signature']}`"
+    signature = theirs.own(chosen.split, chosen.mode).signature
+    return None if mine.signature == signature else f"세는 방법이 다르다: `{mine.signature}` ≠ `{signature}`"
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #52d5d506
 @dataclass(frozen=True)
@@ -138,6 +141,10 @@ class Versus:
     refused: str | None  # why there is no test
 
 
+def _scores(run: Run, chosen: Setting) -> dict[str, float]:
+    return results.item_scores(run, chosen.split, chosen.mode, chosen.measure.name)
+
+# %% ../../nbs/workbench/02_verdicts.ipynb #75a21d10
 def against_baseline(
     found: Comparison,  # any
     split: str | None = None,  # another split than the one in question
@@ -146,12 +153,12 @@ def against_baseline(
     "Test every run against the baseline on the same items."
     chosen, base = setting_of(found), found.baseline.run
     chosen = replace(chosen, split=split or chosen.split, mode=mode or chosen.mode)
-    theirs, pairs, refused = found.own.item_scores(base, chosen), {}, {}
     others = [entry for entry in found.done if entry is not found.baseline]
+    refused = {entry.name: refusal(entry.run, base, chosen) for entry in others}
+    theirs, pairs = _scores(base, chosen), {}
     for entry in others:
-        refused[entry.name] = refusal(entry.run, base, chosen)
         if refused[entry.name] is None:
-            ours = found.own.item_scores(entry.run, chosen)
+            ours = _scores(entry.run, chosen)
             pairs[entry.name] = compare_scores([ours[item] for item in theirs], list(theirs.values()))
     corrected = dict(zip(pairs, holm([pair.p_value for pair in pairs.values()])))
     return [Versus(e, pairs.get(e.name), corrected.get(e.name), refused[e.name]) for e in others]
@@ -159,56 +166,62 @@ def against_baseline(
 # %% ../../nbs/workbench/02_verdicts.ipynb #f88e6dd8
 def verdict(
     one: Versus,  # a run against the baseline
+    measure: Measure,  # which way is better
     alpha: float = 0.05,  # chance of a false alarm in the whole table
 ) -> str:  # Korean
     "What the corrected test allows to say."
-    if one.pair is None:
-        return one.refused
+    if one.pair is None or one.corrected is None:
+        return one.refused or ""
     if one.corrected >= alpha:
         return "가릴 수 없다"
-    return "높다" if one.pair.difference.mean > 0 else "낮다"
+    moved = "높다" if one.pair.difference.mean > 0 else "낮다"
+    if not measure.lower:
+        return moved
+    return f"{moved} ({'더 좋다' if gain(measure, one.pair.difference.mean) > 0 else '더 나쁘다'})"
 
-
+# %% ../../nbs/workbench/02_verdicts.ipynb #a53773a2
 def significance(
     found: Comparison,  # any
 ) -> list[dict[str, Any]]:  # one row a run other than the baseline
-    "The tests as a table, in points out of 100."
-    rows = []
+    "The tests as a table."
+    m, rows = setting_of(found).measure, []
     for one in against_baseline(found):
         gap = one.pair and one.pair.difference
         rows.append({
             "run": one.entry.label, "n": gap and gap.n,
-            "baseline": gap and 100 * one.pair.b, "score": gap and 100 * one.pair.a,
-            "difference": gap and signed(gap.to_dict()),
-            "p": gap and f"{one.pair.p_value:.4f}", "p (Holm)": gap and f"{one.corrected:.4f}", "verdict": verdict(one),
+            "baseline": gap and m.scale * one.pair.b, "score": gap and m.scale * one.pair.a,
+            "difference": gap and written(m, gap, sign=True),
+            "p": gap and f"{one.pair.p_value:.4f}", "p (Holm)": gap and f"{one.corrected:.4f}",
+            "verdict": verdict(one, m),
         })
     return rows
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #00027b4a
-def other_scores(
-    found: Comparison,  # any
-) -> Markdown:  # a small table for each split and mode but the one in question
-    "The same scores in every other split and mode that was stored; * marks what Holm's correction leaves below 0.05."
-    chosen, run = setting_of(found), found.baseline.run
-    places = [(split, mode) for split in run.read("metrics")["splits"] for mode in found.own.modes(run, split)]
-    return Markdown("\n\n".join(
-        f"### {split} · {mode}\n\n{pipe_table(_short_scores(found, split, mode))}"
-        for split, mode in places if (split, mode) != (chosen.split, chosen.mode)
-    ) or "다른 점수는 없다.")
+def _starred(one: Versus, measure: Measure) -> str | None:
+    return one.pair and written(measure, one.pair.difference, sign=True) + "*" * (one.corrected < 0.05)
 
 
 def _short_scores(found: Comparison, split: str, mode: str) -> list[dict[str, Any]]:
     "Scores without the columns beside them; with differences where the runs stored the score of every item."
-    blank, run = found.own.describe(found.baseline.run, split), found.baseline.run
+    run, measure = found.baseline.run, setting_of(found).measure
+    blank = found.study.comparison.describe(run, split)
     rows = [{key: value for key, value in row.items() if key not in blank} for row in scores(found, split, mode)]
-    if mode != found.own.modes(run, split)[0]:
+    if mode != results.read(run).modes(split)[0]:
         return rows
-    gaps = {one.entry.label: _starred(one) for one in against_baseline(found, split, mode)}
+    gaps = {one.entry.label: _starred(one, measure) for one in against_baseline(found, split, mode)}
     return [row | {"difference": gaps.get(row["run"])} for row in rows]
 
-
-def _starred(one: Versus) -> str | None:
-    return one.pair and signed(one.pair.difference.to_dict()) + "*" * (one.corrected < 0.05)
+# %% ../../nbs/workbench/02_verdicts.ipynb #7f0cf1ff
+def other_scores(
+    found: Comparison,  # any
+) -> Markdown:  # a small table for each split and mode but the one in question
+    "The same scores in every other split and mode that was stored; * marks what Holm's correction leaves below 0.05."
+    chosen, base = setting_of(found), results.read(found.baseline.run)
+    places = [(split, mode) for split in base.splits for mode in base.modes(split)]
+    return Markdown("\n\n".join(
+        f"### {split} · {mode}\n\n{pipe_table(_short_scores(found, split, mode))}"
+        for split, mode in places if (split, mode) != (chosen.split, chosen.mode)
+    ) or "다른 점수는 없다.")
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #a0cb600c
 def costs(
@@ -222,14 +235,14 @@ def costs(
             "run": entry.label, "seconds": spent.get("seconds"), "CPU seconds": spent.get("cpu_seconds"),
             "peak MiB": spent.get("peak_memory_mib"), "updates": spent.get("updates"), "epochs": spent.get("epochs"),
             "device": spent.get("device"), "precision": spent.get("precision"),
-        } | found.own.planned(entry.run))
+        } | dict(found.study.comparison.planned(entry.run)))
     return rows
 
 
 def _spent(run: Run) -> dict[str, Any]:
     return run.read("train")["train_metrics"] if run.has("train") else {}
 
-
+# %% ../../nbs/workbench/02_verdicts.ipynb #a9e9047a
 def parameters(
     found: Comparison,  # any
 ) -> list[dict[str, Any]]:  # one row a finished run
@@ -241,7 +254,7 @@ def parameters(
         rows.append({
             "run": entry.label, "parameters": total, "trainable": trained,
             "share": f"{100 * trained / total:.1f} %" if total and trained is not None else None,
-        } | {label: model.get(key) for key, label in found.own.PARTS.items()})
+        } | {label: model.get(key) for key, label in found.study.comparison.parts.items()})
     return rows
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #67d42a5a
@@ -249,19 +262,21 @@ def curves(
     found: Comparison,  # any
 ) -> "Figure":  # loss and dev score of every run that trained, over the epochs
     "The learning curves of all runs in one figure."
-    chosen = setting_of(found)
+    m = setting_of(found).measure
     histories = {entry.label: read_jsonl(entry.run.path("history.jsonl")) for entry in found.done}
-    dev = f"eval_{chosen.measure.replace('@', '')}"  # the Trainer's names have no @
-    panels = {"loss": "훈련 손실", "eval_loss": "dev 손실", dev: f"dev {chosen.label}"}
-    return charts.run_curves({name: rows for name, rows in histories.items() if rows}, panels, scale={dev: 100})
+    panels = {"loss": "훈련 손실", "eval_loss": "dev 손실", m.dev: f"dev {m.label}"}
+    trained = {name: rows for name, rows in histories.items() if rows}
+    return charts.run_curves(trained, panels, scale={m.dev: m.scale}, better={m.dev: m.better})
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #e1689f9b
 def choose_items(
     scores: Sequence[Sequence[float]],  # one row a system, one column an item
     n: int = 3,  # items on which the systems are far apart
+    measure: Measure | None = None,  # which way is better; higher when None
 ) -> list[tuple[int, str]]:  # column and why, in Korean; none twice
     "Pick the items to show; of equals the first."
-    columns = [(min(column), max(column)) for column in zip(*scores)]
+    sign = -1 if measure and measure.lower else 1
+    columns = [(min(column), max(column)) for column in zip(*([sign * value for value in row] for row in scores))]
     order = sorted(range(len(columns)), key=lambda i: columns[i][0] - columns[i][1])
     chosen = {i: "가장 크게 갈렸다" for i in order[:n] if columns[i][0] < columns[i][1]}
     rest = [i for i in range(len(columns)) if i not in chosen]
@@ -272,7 +287,7 @@ def choose_items(
         chosen[min(rest, key=lambda i: columns[i][1])] = "모두 못했다"
     return list(chosen.items())
 
-
+# %% ../../nbs/workbench/02_verdicts.ipynb #005c561c
 def comparable(
     found: Comparison,  # any
 ) -> list[Entry]:  # the baseline and every run that was scored on the same items in the same way
@@ -285,51 +300,54 @@ def comparable(
 def headline(
     found: Comparison,  # any
 ) -> str:  # Korean
-    "Which run scored highest, and whether that is more than luck."
+    "Which run scored best, and whether that is more than luck."
     chosen = setting_of(found)
-    tests = [one for one in against_baseline(found) if one.pair]
-    best = max(tests, key=lambda one: one.pair.a, default=None)
-    if best is None:
+    m, tests = chosen.measure, [one for one in against_baseline(found) if one.pair]
+    if not tests:
         return f"{chosen}: 같은 데이터로 채점한 다른 실행이 없어 기준 실행 {found.baseline.label}에 견줄 것이 없다."
-    words = {"높다": "기준 실행보다 높다", "낮다": "기준 실행보다 낮다"}
+    best = tests[ranked(m, [one.pair.a for one in tests])[0]]
+    words = {True: f"기준 실행보다 {verdict(best, m)}", False: "어느 쪽이 높은지 가릴 수 없다"}
     return (
-        f"{chosen}, n={best.pair.difference.n}: 기준 실행 {found.baseline.label}의 점수는 {100 * best.pair.b:.1f}이고, "
-        f"나머지 가운데 가장 높은 {best.entry.label}의 점수는 {100 * best.pair.a:.1f}이다. 차이 "
-        f"{signed(best.pair.difference.to_dict())}, Holm p = {best.corrected:.4f}: "
-        f"{words.get(verdict(best), '어느 쪽이 높은지 가릴 수 없다')}."
+        f"{chosen}, n={best.pair.difference.n}: 기준 실행 {found.baseline.label}의 점수는 {m.scale * best.pair.b:.{m.digits}f}이고, "
+        f"나머지 가운데 가장 {'낮은' if m.lower else '높은'} {best.entry.label}의 점수는 "
+        f"{m.scale * best.pair.a:.{m.digits}f}이다. 차이 {written(m, best.pair.difference, sign=True)}, "
+        f"Holm p = {best.corrected:.4f}: {words[best.corrected < 0.05]}."
     )
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #c213d3c6
-def numbers(
-    found: Comparison,  # any
-) -> dict[str, Any]:  # plain JSON
-    "Every number of the comparison."
-    chosen, base = setting_of(found), found.baseline.run
-    tests = {one.entry.name: one for one in against_baseline(found)}
-    return {
-        "study": found.study, "split": chosen.split, "mode": chosen.mode, "measure": chosen.measure,
-        "label": chosen.label,
-        "baseline": found.baseline.name, "correction": f"Holm, {sum(t.pair is not None for t in tests.values())} tests",
-        "floors": found.own.floors(base, chosen.split, chosen.mode),
-        "runs": [_record(found, entry, chosen, tests.get(entry.name)) for entry in found.entries],
-    }
-
-
 def _record(found: Comparison, entry: Entry, chosen: Setting, test: Versus | None) -> dict[str, Any]:
+    "Every number of one run."
     record: dict[str, Any] = {"run": entry.name, "title": entry.label, "state": entry.state, "error": entry.error}
     if not entry.done:
         return record
-    c, own = entry.run.config, found.own
-    built = entry.run.read("model") if entry.run.has("model") else {}
+    run, own = entry.run, found.study.comparison
+    built = run.read("model") if run.has("model") else {}
+    interval = chosen.interval(results.read(run).own(chosen.split, chosen.mode))
     record |= {
-        "model": c.model, "size": c.size, "seed": c.seed, "cost": _spent(entry.run),
-        "trained": {key: built.get(key) for key in ("parameters", "trainable", *own.PARTS)},
-        "score": (own.summary(entry.run, chosen.split, chosen.mode) or {}).get(chosen.measure),
-    } | own.record(entry.run, chosen)
+        "model": run.config.run.model, "size": run.config.run.size, "seed": run.config.computing.seed, "cost": _spent(run),
+        "trained": {key: built.get(key) for key in ("parameters", "trainable", *own.parts)},
+        "score": interval.to_dict() if interval else None,
+    } | dict(own.record(run, chosen))
     if test:
         pair = test.pair.to_dict() if test.pair else {}
         record["against_baseline"] = {"refused": test.refused, "p_holm": test.corrected} | pair
     return record
+
+# %% ../../nbs/workbench/02_verdicts.ipynb #8a98b1ef
+def numbers(
+    found: Comparison,  # any
+) -> dict[str, Any]:  # plain JSON
+    "Every number of the comparison."
+    chosen, base = setting_of(found), results.read(found.baseline.run)
+    tests = {one.entry.name: one for one in against_baseline(found)}
+    floors = base.baselines(chosen.split, chosen.mode)
+    return {
+        "study": found.study.name, "split": chosen.split, "mode": chosen.mode, "measure": chosen.measure.name,
+        "label": chosen.measure.label, "better": chosen.measure.better,
+        "baseline": found.baseline.name, "correction": f"Holm, {sum(t.pair is not None for t in tests.values())} tests",
+        "floors": {one.system: {k: v.to_dict() for k, v in one.measures.items()} for one in floors},
+        "runs": [_record(found, entry, chosen, tests.get(entry.name)) for entry in found.entries],
+    }
 
 
 def save(
@@ -339,24 +357,25 @@ def save(
     write_json(found.folder / "comparison.json", numbers(found))
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #3bc4864a
-def summary_rows(
-    saved: Mapping[str, Any],  # what `numbers` gave
-    *more: str,  # keys of `trained` to show, e.g. "adapter"
-) -> list[dict[str, Any]]:  # one row a finished run, the best first
-    "Score, difference from the baseline and cost of each run, for a README."
-    runs = [run for run in saved["runs"] if run["state"] == "done" and run["score"]]
-    runs.sort(key=lambda run: -run["score"]["mean"])
-    return [
-        {"run": run["title"]} | {key: run["trained"][key] for key in more} | {
-            "n": run["score"]["n"], f"{saved['label']} ({saved['mode']})": points(run["score"]),
-            "difference": _gap(run), "CPU s": round(run["cost"]["cpu_seconds"]),
-        }
-        for run in runs
-    ]
-
-
-def _gap(run: Mapping[str, Any]) -> str:  # with its interval, starred when Holm's correction leaves it below 0.05
+def _gap(run: Mapping[str, Any], measure: Measure) -> str:
+    "The difference with its interval, starred when Holm's correction leaves it below 0.05."
     test = run.get("against_baseline")
     if not test or test["refused"]:
         return "baseline" if not test else "–"
-    return signed(test["difference"]) + "*" * (test["p_holm"] < 0.05)
+    return written(measure, Interval(**test["difference"]), sign=True) + "*" * (test["p_holm"] < 0.05)
+
+
+def summary_rows(
+    saved: Mapping[str, Any],  # what `numbers` gave
+    measure: Measure,  # the one in question
+    *more: str,  # keys of `trained` to show
+) -> list[dict[str, Any]]:  # one row a finished run, the best first
+    "Score, difference from the baseline and cost of each run, for a README."
+    runs = [run for run in saved["runs"] if run["state"] == "done" and run["score"]]
+    return [
+        {"run": run["title"]} | {key: run["trained"][key] for key in more} | {
+            "n": run["score"]["n"], f"{measure.label} ({saved['mode']})": written(measure, Interval(**run["score"])),
+            "difference": _gap(run, measure), "CPU s": round(run["cost"]["cpu_seconds"]),
+        }
+        for run in (runs[i] for i in ranked(measure, [run["score"]["mean"] for run in runs]))
+    ]

@@ -1,4 +1,4 @@
-"""What the corpus notebook cannot say itself: every kind of bad file, nothing lost under damage, atomic saving."""
+"""What the chapter of dialogues cannot say itself: every kind of bad file, nothing lost under damage, atomic saving."""
 
 import csv
 import io
@@ -13,8 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from korlab.core import corpus
-from korlab.core.corpus import DataError, Dialogue, check_overlap, load_dialogues, save_dialogues, text_hash
+from korlab.core import rows as reader
+from korlab.core.accounts import DataError
+from korlab.summarization.dialogues import Dialogue, check_overlap, load_dialogues, save_dialogues
+from korlab.core.schemas import text_fault
+from korlab.core.text import PLACEHOLDER, normalize, text_hash, tidy
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HEAD = "fname,dialogue,summary\n"
@@ -171,7 +174,7 @@ def test_a_file_of_no_use_stops_in_one_sentence(tmp_path, name, content, kind, m
 ])
 def test_a_path_that_does_not_exist_is_never_sought_on_the_hub(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(corpus, "read_hub", lambda *args, **kwargs: pytest.fail("asked the hub"))
+    monkeypatch.setattr(reader, "hub_dataset", lambda *args, **kwargs: pytest.fail("asked the hub"))
     put(tmp_path, "folder/x.xlsx", b"PK")
     with pytest.raises(DataError) as caught:
         load_dialogues(source)
@@ -421,10 +424,10 @@ def test_every_row_in_memory_is_kept_or_listed(items):
 # ---- saving -----------------------------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30).map(
-    lambda text: corpus.tidy(corpus.normalize(text))).filter(lambda text: corpus.text_fault("summary", text) is None)
+    lambda text: tidy(normalize(text))).filter(lambda text: text_fault("summary", text) is None)
 FNAME = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).map(
-    lambda text: corpus.normalize(text).strip()).filter(lambda text: corpus.text_fault("fname", text) is None)
-ROW = st.builds(Dialogue, FNAME.filter(lambda name: not corpus.PLACEHOLDER.search(name)), TEXT,
+    lambda text: normalize(text).strip()).filter(lambda text: text_fault("fname", text) is None)
+ROW = st.builds(Dialogue, FNAME.filter(lambda name: not PLACEHOLDER.search(name)), TEXT,
                 st.lists(TEXT, min_size=1, max_size=3).map(tuple), st.just("") | TEXT)
 
 
@@ -571,7 +574,7 @@ def test_hub_failure_is_one_sentence(hub):
 
 def test_import_stays_light():
     heavy = "{'torch', 'datasets', 'pyarrow', 'pandas', 'numpy', 'kiwipiepy'}"
-    code = f"import sys, korlab.core.corpus; print({heavy} & set(sys.modules))"
+    code = f"import sys, korlab.summarization.dialogues; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"set()"
 
 
