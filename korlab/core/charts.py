@@ -209,7 +209,7 @@ def _open_edges(
     from matplotlib.ticker import MaxNLocator
 
     room = 0.5 if low == high else 0
-    edges = MaxNLocator(25, steps=[1, 2, 2.5, 5, 10]).tick_values(low - room, high + room).tolist()
+    edges = [float(edge) for edge in MaxNLocator(25, steps=[1, 2, 2.5, 5, 10]).tick_values(low - room, high + room)]
     return [min(edges[0], low), *edges[1:-1], max(edges[-1], high)]
 
 # %% ../../nbs/core/06_charts.ipynb #9b37740f
@@ -229,7 +229,8 @@ def _edges(
 # %% ../../nbs/core/06_charts.ipynb #edc829b8
 def _row(ax: "Axes", name: str, values: list[float], edges: list[float], color: str, facts: str) -> Any:
     "One histogram of a stack: name at the upper left, facts at the upper right, no vertical axis."
-    for bar in (bars := ax.hist(values, bins=edges, color=color, rwidth=0.9)[2]):
+    bars: Any = ax.hist(values, bins=edges, color=color, rwidth=0.9)[2]
+    for bar in bars:
         bar.set(edgecolor=color, linewidth=0.9, visible=bar.get_height() > 0)  # the edge keeps a lone item visible
     ax.set_title(name, pad=5, fontweight="bold")
     ax.set_title(facts, pad=5, loc="right", color=MUTED, fontsize=9)

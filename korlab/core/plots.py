@@ -72,7 +72,7 @@ INK, MUTED, GREY = "#1f2933", "#67727e", "#a3abb5"  # text, small text, baseline
 _GRID = "#e7eaee"
 
 
-def house_rc() -> dict[str, Any]:  # matplotlib rc parameters
+def house_rc() -> dict[Any, Any]:  # matplotlib rc parameters; matplotlib types each key by itself
     "The style as matplotlib settings. Falls back to DejaVu for symbols the Hangul font lacks, such as ✓."
     from cycler import cycler
 
@@ -166,7 +166,7 @@ def save(
 # %% ../../nbs/core/05_plots.ipynb #f549ef10
 def _bundle(figure: "Figure") -> tuple[dict[str, str], dict[str, Any]]:
     "A figure as Jupyter displays it: its data in two forms, and what a page needs to know of the picture."
-    picture, alt = png(figure), figure.get_label()
+    picture, alt = png(figure), str(figure.get_label())
     width = int.from_bytes(picture[16:20], "big") // 2  # pixels on a page; the picture has twice as many
     data = {"image/png": base64.b64encode(picture).decode(), "text/plain": alt}
     return data, {"image/png": {"alt": alt, "width": width}}
@@ -205,10 +205,10 @@ def new_figure(
 ) -> tuple["Figure", Any]:  # the figure, and its axes as `Figure.subplots` gives them
     "An empty house figure. Fill it inside `with house_style():`, or after `use_house_style()`."
     with house_style():
-        figure = _house_figure()(figsize=(_WIDTH, height), layout="constrained")
+        figure = _house_figure()(figsize=(_WIDTH, height))
+        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06, wspace=0.06)
         figure.set_label(title)
         axes = figure.subplots(rows, columns, **options)
         if title:
             figure.suptitle(title, x=0, ha="left")
-        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.06)
     return figure, axes

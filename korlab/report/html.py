@@ -58,7 +58,7 @@ def _add_contents(soup: "BeautifulSoup") -> None:
         link = soup.new_tag("a", href=f"#{chapter['id']}")
         link.string = chapter.get_text()
         nav.append(link)
-    cell = next((p for p in chapters[0].parents if "cell" in p.get("class", [])), chapters[0])
+    cell = next((p for p in chapters[0].parents if "cell" in p.get_attribute_list("class")), chapters[0])
     (chapters[0] if chapters[0].find_previous_sibling() else cell).insert_before(nav)
 
 # %% ../../nbs/report/03_html.ipynb #ac3d05ff
@@ -117,9 +117,10 @@ def outside_resources(
 
     soup = BeautifulSoup(page, "html.parser")
     loading = ("src", "srcset", "poster", "data", "background")
-    found = [tag[name] for name in loading for tag in soup.find_all(attrs={name: True})]
-    found += [tag.get("href", "") for tag in soup.find_all(["link", "image", "use"])]
-    styles = [tag.get_text() for tag in soup.find_all("style")] + [tag["style"] for tag in soup.find_all(style=True)]
+    found = [str(tag[name]) for name in loading for tag in soup.find_all(None, attrs={name: True})]
+    found += [str(tag.get("href", "")) for tag in soup.find_all(["link", "image", "use"])]
+    styles = [tag.get_text() for tag in soup.find_all("style")]
+    styles += [str(tag["style"]) for tag in soup.find_all(style=True)]
     for style in styles:
         found += re.findall(r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)", style)
     addresses = ["".join(address) for address in found]

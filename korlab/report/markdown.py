@@ -126,6 +126,6 @@ def to_markdown(
     filters = dict(code_block=_code_block, fenced=fenced, html_block=_html_block, picture=_picture)
     exporter = MarkdownExporter(config=config, raw_template=_TEMPLATE, filters=filters)
     resources = {"unique_key": "figure", "output_files_dir": files, "korlab": {"code": code}}
-    text, resources = exporter.from_notebook_node(notebook, resources)
+    text, made = exporter.from_notebook_node(notebook, resources)
     blocks = [block.strip("\n").rstrip() for block in text.split("\0")]
-    return "\n\n".join(filter(None, blocks)) + "\n", resources.get("outputs") or {}
+    return "\n\n".join(filter(None, blocks)) + "\n", made.get("outputs") or {}
