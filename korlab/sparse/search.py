@@ -103,7 +103,7 @@ def token_places(
         places += [(token, start, end)] if start < end else []
     return places
 
-
+# %% ../../nbs/sparse/50_search.ipynb #21390129
 def cut_at(
     text: str,  # a passage
     places: Iterable[tuple[int, int, int]],  # as from `token_places`
@@ -130,7 +130,7 @@ class Explained:
     tokens: tuple[tuple[str, float, bool], ...]  # token, its share of the score, whether it stands in the text
     pieces: tuple[tuple[str, float, str], ...]  # text, share of the score of the tokens on it, and these in words
 
-
+# %% ../../nbs/sparse/50_search.ipynb #d14fa68c
 def explain(
     encoder: Encoder,  # whose tokenizer it is
     index: SparseIndex,  # with texts
@@ -171,13 +171,13 @@ def _named(hit: Explained) -> tuple[list[str], list[str], str]:
     added = [f"{token} {share:.0%}" for token, share, here in strongest if not here]
     return inside, added, f"그 밖의 {len(rest)}개 {sum(share for _, share, _ in rest):.0%}" if rest else ""
 
-
+# %% ../../nbs/sparse/50_search.ipynb #a67b65da
 def _marked(text: str, share: float, words: str) -> str:
     "A piece of a passage that counts, as HTML."
     strength = 0.05 + 0.4 * share**0.5
     return f'<mark class="kl-token" style="--s:{strength:.2f}" title="{html.escape(words)}">{html.escape(text)}</mark>'
 
-
+# %% ../../nbs/sparse/50_search.ipynb #4c97e180
 def _card(number: int, hit: Explained) -> str:
     "A hit as HTML."
     text = "".join(_marked(*piece) if piece[2] else html.escape(piece[0]) for piece in hit.pieces)
@@ -187,7 +187,7 @@ def _card(number: int, hit: Explained) -> str:
     return (f'<article class="kl-hit"><header><b>{number}. {html.escape(hit.id)}</b><span>점수 {hit.score:.2f}</span>'
             f"</header><p>{text}</p><footer>{tags}{rest}</footer></article>")
 
-
+# %% ../../nbs/sparse/50_search.ipynb #b1c550ce
 def _section(number: int, hit: Explained) -> str:
     "A hit as Markdown; only the strongest tokens are marked."
     least = hit.tokens[:_SHOWN][-1][1] if hit.tokens else 1
@@ -268,7 +268,7 @@ class SearchParams:
     query: str = setting("개를 데리고 갈 수 있는 조용한 숙소", "what to look for")
     k: int = setting(10, "how many hits", low=1)
 
-
+# %% ../../nbs/sparse/50_search.ipynb #d964540f
 def start(
     given: Mapping[str, Any],  # what search.ipynb's parameters cell and papermill set
 ) -> Searcher:  # ready to be called
