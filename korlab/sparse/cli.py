@@ -113,7 +113,7 @@ def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False)
     "Six checks before a long training, without training; exit code 1 when one fails."
     from korlab.experiment import studies
     from korlab.sparse.study import verify as checks
-    from korlab.workbench.suite import layers
+    from korlab.workbench.plans import layers
 
     raise _judged(checks(studies.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))))
 
@@ -123,17 +123,19 @@ def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) 
     "Train on 500 triples for two epochs; say whether the loss falls, vectors are sparse, and what memory it takes."
     from korlab.experiment.runs import find_run
     from korlab.sparse.study import quick_checks
-    from korlab.workbench import suite as suites
+    from korlab.workbench.driving import run_suite
+    from korlab.workbench.plans import plan
+    from korlab.workbench.suite import open_suite
 
-    plan = suites.plan(experiment, overlays=[*_overlays(mini=mini, quick=True), *overlay])
-    if plan.error:
-        raise ParameterError(plan.error)
-    suite = suites.open_suite([plan])
+    one = plan(experiment, overlays=[*_overlays(mini=mini, quick=True), *overlay])
+    if one.error:
+        raise ParameterError(one.error)
+    suite = open_suite([one])
     with live(suite) as watch:
-        good = suites.run_suite(suite, True, watch)
+        good = run_suite(suite, True, watch)
     if not good:
         raise RunError(suite.read()["experiments"][0]["error"])
-    raise _judged(quick_checks(find_run(str(plan.folder))))
+    raise _judged(quick_checks(find_run(str(one.folder))))
 
 # %% ../../nbs/sparse/64_cli.ipynb #7e70a3a8
 register(app, {"run": "train", "evaluate": "eval", "compare": "compare"})
