@@ -8,7 +8,7 @@ __all__ = ['app', 'idf', 'stopwords', 'verify', 'quick', 'export', 'upload', 'in
 # %% ../../nbs/sparse/64_cli.ipynb #c6e87db7
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,7 +41,7 @@ _MINI = Annotated[
 ]
 
 # %% ../../nbs/sparse/64_cli.ipynb #c0da2c86
-def _one_of(option: str, value: str, choices: Sequence[str]) -> str:
+def _one_of(option: str, value: str, choices: Sequence[str]) -> Any:  # the value, now known to be a choice
     if value not in choices:
         raise ParameterError(f"{option} {value!r}: choose one of {', '.join(choices)}")
     return value
@@ -325,7 +325,7 @@ def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int) -> "Hi
     from korlab.sparse import opensearch
     from korlab.sparse.encoders import load_encoder
 
-    _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
+    how = _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
     service, encoder = opensearch.connect(), load_encoder(run)
-    found = opensearch.search_collection(service, encoder, {"query": query}, alias, mode, k)["query"]
+    found = opensearch.search_collection(service, encoder, {"query": query}, alias, how, k)["query"]
     return opensearch.explain_hits(encoder, query, found)
