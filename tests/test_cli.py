@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from korlab.cli.main import command_line
 from korlab.core.errors import LabError
 from korlab.experiment import studies
-from korlab.workbench import suite
+from korlab.workbench import driving, watching
 
 KORLAB = [str(Path(sys.executable).with_name("korlab"))]
 MAIN = "from korlab.cli.main import main; main()"
@@ -99,14 +99,14 @@ def test_a_bug_in_a_notebook_keeps_its_traceback(tmp_path, monkeypatch):
     import papermill
 
     (tmp_path / "nbs").mkdir()
-    monkeypatch.setattr(suite, "root", lambda: tmp_path)
+    monkeypatch.setattr(driving, "root", lambda: tmp_path)
     for source, wanted in (("1 / 0", papermill.PapermillExecutionError),
                            ("from korlab.core.errors import LabError; raise LabError('too few rows')", LabError)):
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
         nbformat.write(book, tmp_path / "nbs" / "broken.ipynb")
         with pytest.raises(wanted) as caught:
-            suite.execute_notebook("broken", tmp_path / "out.ipynb", {})
+            driving.execute_notebook("broken", tmp_path / "out.ipynb", {})
         assert ("1 / 0" in str(caught.value)) == (wanted is not LabError)
     assert str(caught.value) == "LabError: too few rows"
 
@@ -139,5 +139,5 @@ def test_the_background_is_the_same_command_once_more(tmp_path):
     record = {"name": "night", "state": "running", "pid": 0, "experiments": []}
     told = f"import json; from pathlib import Path; p = Path({str(folder)!r}); import os\n"
     told += f"(p / 'summary.json').write_text(json.dumps({json.dumps(record)} | {{'pid': os.getpid()}}))"
-    number = suite.start_in_background(folder, [sys.executable, "-c", told])
+    number = watching.start_in_background(folder, [sys.executable, "-c", told])
     assert json.loads((folder / "summary.json").read_text())["pid"] == number

@@ -118,13 +118,13 @@ def lab(request, tmp_path_factory) -> tuple[Path, str]:
 
 def run_in(lab: Path, *words: str) -> str:
     env = os.environ | {"PYTHONPATH": str(lab), "KORLAB_RUNS": str(lab / "runs")}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=lab, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *words], cwd=lab, env=env, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 
 
 def papermill(lab: Path, notebook: str, out: Path, *options: str) -> None:
-    run_in(lab, "papermill", f"nbs/{notebook}.ipynb", str(out), "--no-progress-bar", *options)
+    run_in(lab, "-m", "papermill", f"nbs/{notebook}.ipynb", str(out), "--no-progress-bar", *options)
 
 
 def test_a_new_study_does_all_there_is_to_do(lab):
@@ -137,7 +137,7 @@ def test_a_new_study_does_all_there_is_to_do(lab):
     metrics = json.loads((runs / "long" / "metrics.json").read_text(encoding="utf-8"))
     assert [one["system"] for one in metrics["scores"]] == ["green-tea", "water"]
 
-    run_in(folder, "korlab.cli.main", "run", "params/tea/short.yaml")
+    run_in(folder, "-c", "from korlab.cli.main import main; main()", "run", "params/tea/short.yaml")
     report = (runs / "short" / "report.md").read_text(encoding="utf-8")
     assert report.startswith("# green-tea · mini · embedded") and "차가 우러났다." in report
 
@@ -165,7 +165,7 @@ def test_what_the_new_study_declares_is_its_own(lab):
     code = "from korlab.experiment.runs import open_run; r = open_run({'model': 'green-tea', 'name': 'own'}); print(r.config.own.covered, r.given)"
     env = os.environ | {"PYTHONPATH": str(folder), "KORLAB_RUNS": str(folder / "runs")}
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "True {'model': 'green-tea'}", done.stderr[-2000:]
+    assert done.stdout.strip() == "True {'model': 'green-tea', 'name': 'own'}", done.stderr[-2000:]
     parameters = folder / "korlab" / "tea" / "parameters.py"
     before = parameters.read_text(encoding="utf-8")
     parameters.write_text(before.replace("minutes: float | None = setting(None", "epochs: float | None = setting(None"), encoding="utf-8")

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from korlab.summarization.dialogues import save_dialogues
-from korlab.workbench import suite
+from korlab.workbench import plans, suite, watching
 from korlab.core.files import read_json
 from korlab.summarization.data import embedded
 
@@ -142,14 +142,14 @@ def test_a_process_number_that_was_given_away_is_not_signalled(tmp_path):
     facts = {"name": "suite", "state": "running", "pid": os.getpid(), "process_started": 0.0, "experiments": []}
     (tmp_path / "suite" / "summary.json").write_text(json.dumps(facts))
     found = suite.Suite(tmp_path / "suite")
-    assert suite.driver(found) is None and suite.stop_suite(found) is False
+    assert watching.driver(found) is None and watching.stop_suite(found) is False
 
 
 def test_quick_is_one_epoch_of_each_in_runs_of_their_own():
     recipes = sorted((ROOT / "params" / "summarization").glob("0*.yaml"))
-    plans = [suite.plan(file, quick=True) for file in recipes]
-    assert len(plans) == 7 and {one.values["epochs"] for one in plans} == {1}
-    assert all(one.folder.name.endswith("-quick") for one in plans)
+    planned = [plans.plan(file, quick=True) for file in recipes]
+    assert len(planned) == 7 and {one.values["epochs"] for one in planned} == {1}
+    assert all(one.folder.name.endswith("-quick") for one in planned)
     shown = korlab("run", *map(str, recipes), "--dry-run", "-1", runs=ROOT / "nowhere")
     assert shown.returncode == 0 and shown.stdout.count("│ learning_rate ") == 7 and not (ROOT / "nowhere").exists()
 
@@ -160,7 +160,7 @@ def test_a_background_command_that_fails_at_once_says_why(experiments, tmp_path)
     folder.mkdir(parents=True)
     os.environ["KORLAB_RUNS"], before = str(tmp_path), os.environ.get("KORLAB_RUNS")
     try:
-        held = suite.open_suite([suite.plan(Path(file)) for file in experiments], "taken")
+        held = suite.open_suite([plans.plan(Path(file)) for file in experiments], "taken")
         refused = korlab("run", *experiments, "--background", "--suite", "taken", runs=tmp_path)
         held.close()
     finally:

@@ -32,27 +32,7 @@ def load_secrets(
     load_dotenv(file or root() / ".env", override=False)
     return [name for name in SECRETS if os.environ.get(name)]
 
-# %% ../../nbs/experiment/04_tracking.ipynb #cf640e0e
-def check(
-    config: Config,  # tracking and tracking_*
-) -> None:
-    "Raise a `ParameterError` when the chosen service cannot be used."
-    packages = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
-    package = packages.get(config.tracker.tracking)
-    if package and importlib.util.find_spec(package) is None:
-        raise ParameterError(f"tracking={config.tracker.tracking!r}: {package} is not installed; pip install 'korlab[tracking]'")
-    if config.tracker.tracking == "wandb" and not config.tracker.tracking_offline and not _wandb_login():
-        raise ParameterError(
-            "tracking='wandb': no login was found; put WANDB_API_KEY into the environment or .env, run `wandb login`, "
-            "or set tracking_offline=true"
-        )
-    if config.tracker.tracking == "mlflow" and not config.tracker.tracking_offline and not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise ParameterError(
-            "tracking='mlflow': MLFLOW_TRACKING_URI says nowhere to write to; set it in the environment or .env, "
-            "or set tracking_offline=true"
-        )
-
-
+# %% ../../nbs/experiment/04_tracking.ipynb #5c9c3fcc
 def _wandb_login() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -60,6 +40,31 @@ def _wandb_login() -> bool:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+# %% ../../nbs/experiment/04_tracking.ipynb #cf640e0e
+def _check_account(service: str) -> None:
+    "Refuse a service that cannot be reached from here."
+    if service == "wandb" and not _wandb_login():
+        raise ParameterError(
+            "tracking='wandb': no login was found; put WANDB_API_KEY into the environment or .env, run `wandb login`, "
+            "or set tracking_offline=true"
+        )
+    if service == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ParameterError(
+            "tracking='mlflow': MLFLOW_TRACKING_URI says nowhere to write to; set it in the environment or .env, "
+            "or set tracking_offline=true"
+        )
+
+
+def check(
+    config: Config,  # tracking and tracking_*
+) -> None:
+    "Raise a `ParameterError` when the chosen service cannot be used."
+    service = config.tracker.tracking
+    if service != "none" and importlib.util.find_spec(service) is None:
+        raise ParameterError(f"tracking={service!r}: {service} is not installed; pip install 'korlab[tracking]'")
+    if not config.tracker.tracking_offline:
+        _check_account(service)
 
 # %% ../../nbs/experiment/04_tracking.ipynb #8c6f87e5
 def run_name(
@@ -71,28 +76,51 @@ def run_name(
         write_json(file, {"name": f"{datetime.now():%m%d-%H%M}-{folder.resolve().name}"})
     return read_json(file)["name"]
 
-# %% ../../nbs/experiment/04_tracking.ipynb #78c4e41b
+# %% ../../nbs/experiment/04_tracking.ipynb #f87a2e2c
+def _tags(config: Config) -> list[str]:
+    return [tag.strip() for tag in (config.tracker.tracking_tags or "").split(",") if tag.strip()]
+
+
+def _for_wandb(config: Config, folder: Path) -> dict[str, str | None]:
+    return {
+        "WANDB_PROJECT": config.tracker.tracking_project or "korlab", "WANDB_ENTITY": config.tracker.tracking_entity,
+        "WANDB_TAGS": ",".join(_tags(config)), "WANDB_MODE": "offline" if config.tracker.tracking_offline else "online",
+        "WANDB_DIR": str(folder), "WANDB_RUN_ID": run_name(folder), "WANDB_RESUME": "allow", "WANDB_SILENT": "true",
+    }
+
+# %% ../../nbs/experiment/04_tracking.ipynb #2bf3780f
+def _for_mlflow(config: Config, folder: Path) -> dict[str, str | None]:
+    tags = json.dumps({tag: "true" for tag in _tags(config)}, ensure_ascii=False)
+    own = f"sqlite:///{folder.resolve()}/mlflow.db" if config.tracker.tracking_offline else None
+    return {
+        "MLFLOW_EXPERIMENT_NAME": config.tracker.tracking_project or "korlab", "MLFLOW_TAGS": tags,
+        "MLFLOW_TRACKING_URI": own, "MLFLOW_RUN_ID": read_json(folder / "tracking.json").get("mlflow_run"),
+    }
+
+# %% ../../nbs/experiment/04_tracking.ipynb #bf549bc9
 def environment(
     config: Config,  # tracking and tracking_*
     folder: Path,  # the run's
 ) -> dict[str, str]:  # environment variables for the service's integration
     "What the integrations of transformers are told."
-    project, tags = config.tracker.tracking_project or "korlab", [t.strip() for t in (config.tracker.tracking_tags or "").split(",") if t.strip()]
-    if config.tracker.tracking == "wandb":
-        said = {
-            "WANDB_PROJECT": project, "WANDB_ENTITY": config.tracker.tracking_entity, "WANDB_TAGS": ",".join(tags),
-            "WANDB_MODE": "offline" if config.tracker.tracking_offline else "online", "WANDB_DIR": str(folder),
-            "WANDB_RUN_ID": run_name(folder), "WANDB_RESUME": "allow", "WANDB_SILENT": "true",
-        }
-    else:
-        said = {
-            "MLFLOW_EXPERIMENT_NAME": project, "MLFLOW_TAGS": json.dumps({tag: "true" for tag in tags}, ensure_ascii=False),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder.resolve()}/mlflow.db" if config.tracker.tracking_offline else None,
-            "MLFLOW_RUN_ID": read_json(folder / "tracking.json").get("mlflow_run"),
-        }
+    said = (_for_wandb if config.tracker.tracking == "wandb" else _for_mlflow)(config, folder)
     return {name: value for name, value in said.items() if value}
 
+# %% ../../nbs/experiment/04_tracking.ipynb #1e0d2365
+def _mlflow_callback(folder: Path) -> Any:
+    from transformers.integrations import MLflowCallback
 
+    class KeptMLflowCallback(MLflowCallback):
+        "MLflow's callback, which remembers the id it was given so that a resumed run goes on in the same record."
+
+        def setup(self, args: Any, state: Any, model: Any) -> None:
+            super().setup(args, state, model)
+            file = folder / "tracking.json"
+            write_json(file, read_json(file) | {"mlflow_run": self._ml_flow.active_run().info.run_id})
+
+    return KeptMLflowCallback()
+
+# %% ../../nbs/experiment/04_tracking.ipynb #78c4e41b
 def callbacks(
     config: Config,  # tracking and tracking_*
     folder: Path,  # the run's
@@ -109,20 +137,6 @@ def callbacks(
     run_name(folder)
     os.environ.update(environment(config, folder))
     return [integrations.WandbCallback() if config.tracker.tracking == "wandb" else _mlflow_callback(folder)]
-
-
-def _mlflow_callback(folder: Path) -> Any:
-    from transformers.integrations import MLflowCallback
-
-    class KeptMLflowCallback(MLflowCallback):
-        "MLflow's callback, which remembers the id it was given so that a resumed run goes on in the same record."
-
-        def setup(self, args: Any, state: Any, model: Any) -> None:
-            super().setup(args, state, model)
-            file = folder / "tracking.json"
-            write_json(file, read_json(file) | {"mlflow_run": self._ml_flow.active_run().info.run_id})
-
-    return KeptMLflowCallback()
 
 # %% ../../nbs/experiment/04_tracking.ipynb #3371e047
 def finish(

@@ -88,7 +88,7 @@ class Phase:
     lr: float = 1.0  # factor on the learning rate's own schedule
     kinds: Mapping[str, float] = field(default_factory=dict)  # share of each Triple.kind; empty draws every row once
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #f091e4b6
 V25_PHASES = (
     Phase(8, 0.08, {"infonce": 2.5, "kd": 2.5}, 1.0, {"single": 0.4, "multi": 0.35, "original": 0.25}),
     Phase(17, 0.05, {"infonce": 3.0, "kd": 1.5}, 0.5, {"single": 0.3, "multi": 0.35, "hard": 0.35}),
@@ -141,7 +141,7 @@ def updates_an_epoch(
     "Count the updates of one epoch."
     return max(math.ceil(len(loader) / accumulation), 1)
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #d24db338
 class Curriculum(TrainerCallback):
     "Put temperature, term weights and learning rate of the phase in force; a function of the step alone."
 
@@ -194,7 +194,7 @@ def apportion(
         counts[kind] += 1
     return counts
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #eba48215
 def distinct_batches(
     rows: Sequence[int],  # row numbers in the order to be cut
     keys: Sequence[Any],  # of each row number: equal keys shall not meet
@@ -314,7 +314,7 @@ class ActiveDims(TrainerCallback, ExportableState):
 class Collapsed(LabError):
     "Training whose vectors are all empty or all full; the message says what to change."
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #775bb6a0
 def collapse_message(
     what: str,  # "query" or "document"
     dims: float,  # mean active dimensions over the window
@@ -380,7 +380,7 @@ def memory_hint(
                "update), " if smaller else "")
     return f"memory is full: try {batches}max_length below {max_length}, or a smaller vocabulary"
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #4860ed6e
 def speed_hint(
     seconds: float,  # an update
     args: TrainingArguments,  # what the training uses
@@ -389,7 +389,7 @@ def speed_hint(
     off = [advice for advice, on in {"precision=bf16": args.bf16, "workers=4": args.dataloader_num_workers}.items() if not on]
     return f"an update takes {seconds:.1f} s: try {', '.join(off)}" if off else None
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #efe51fb1
 def stop_hint(
     ratio: float,  # mean weight of content tokens / mean weight of stop tokens, on raw vectors
     weights: Mapping[str, float],  # regulariser weights in force: document_weight, query_weight

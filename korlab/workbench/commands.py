@@ -21,7 +21,8 @@ from .terminal import complain, grid, live, print_table, values_of, where
 
 if TYPE_CHECKING:
     from korlab.experiment.runs import Run
-    from korlab.workbench.suite import Plan, Suite
+    from korlab.workbench.plans import Plan
+    from korlab.workbench.suite import Suite
 
 # %% ../../nbs/workbench/09_commands.ipynb #d7ff2219
 _PARAM = Annotated[list[str], typer.Option("-p", "--param", help="NAME VALUE, laid over the files; repeatable")]
@@ -47,20 +48,21 @@ def run(
     suite: _NAME = None,
 ) -> None:
     "Train and evaluate experiments, one after another, and render their reports."
-    from korlab.workbench import suite as suites
+    from korlab.workbench.plans import check_plans, plan
+    from korlab.workbench.suite import open_suite, suite_folder
 
     given = values_of(param)
-    plans = [suites.plan(one, overlays=overlay, given=given, quick=quick) for one in experiments]
-    suites.check_plans(plans)
+    plans = [plan(one, overlays=overlay, given=given, quick=quick) for one in experiments]
+    check_plans(plans)
     for one in plans:
         if one.error:
             complain(one.error)
     if dry_run:
         _print_plans(plans)
     elif background:
-        _send_off(suites.suite_folder(plans, suite))
+        _send_off(suite_folder(plans, suite))
     else:
-        _drive(suites.open_suite(plans, suite), not resume, jobs)
+        _drive(open_suite(plans, suite), not resume, jobs)
 
 # %% ../../nbs/workbench/09_commands.ipynb #12c653be
 def _print_plans(plans: Sequence["Plan"]) -> None:
@@ -75,7 +77,7 @@ def _print_plans(plans: Sequence["Plan"]) -> None:
 
 # %% ../../nbs/workbench/09_commands.ipynb #3e97d8d5
 def _send_off(folder: Path) -> None:
-    from korlab.workbench.suite import start_in_background
+    from korlab.workbench.watching import start_in_background
 
     number = start_in_background(folder, _again(sys.orig_argv))
     typer.echo(
@@ -89,7 +91,7 @@ def _again(words: Sequence[str]) -> list[str]:
 
 # %% ../../nbs/workbench/09_commands.ipynb #01553613
 def _drive(suite: "Suite", fresh: bool, jobs: int) -> None:
-    from korlab.workbench.suite import run_suite
+    from korlab.workbench.driving import run_suite
 
     typer.secho(f"{len(suite.plans)} experiment{'s' * (len(suite.plans) > 1)} → {where(suite.folder)}", bold=True)
     try:
@@ -132,7 +134,8 @@ _SUITE = Annotated[str | None, typer.Argument(metavar="SUITE", help="a suite's n
 
 def status(suite: _SUITE = None) -> None:
     "Show how far a suite is."
-    from korlab.workbench.suite import driver, find_suite, progress
+    from korlab.workbench.suite import find_suite
+    from korlab.workbench.watching import driver, progress
 
     found = find_suite(suite)
     facts, process = found.read(), driver(found)
@@ -152,7 +155,8 @@ _FOLLOW = Annotated[bool, typer.Option("--follow", help="go on until the suite e
 
 def logs(suite: _SUITE = None, experiment: _EXPERIMENT = None, lines: _LINES = 20, follow: _FOLLOW = False) -> None:
     "Print the end of an experiment's log."
-    from korlab.workbench.suite import driver, find_suite, tail
+    from korlab.workbench.suite import find_suite
+    from korlab.workbench.watching import driver, tail
 
     found = find_suite(suite)
     for line in tail(_log(found, experiment), lines, going=lambda: follow and driver(found) is not None):
@@ -181,7 +185,8 @@ def monitor(suite: _SUITE = None, once: _ONCE = False) -> None:
     from rich.console import Group
     from rich.live import Live
 
-    from korlab.workbench.suite import driver, find_suite, machine, progress
+    from korlab.workbench.suite import find_suite
+    from korlab.workbench.watching import driver, machine, progress
 
     found = find_suite(suite)
     with Live(Group(machine(), grid(progress(found))), refresh_per_second=1) as view:
@@ -193,7 +198,8 @@ def monitor(suite: _SUITE = None, once: _ONCE = False) -> None:
 # %% ../../nbs/workbench/09_commands.ipynb #61f26ba1
 def stop(suite: _SUITE = None) -> None:
     "End a running suite; the command that started it goes on from there."
-    from korlab.workbench.suite import find_suite, stop_suite
+    from korlab.workbench.suite import find_suite
+    from korlab.workbench.watching import stop_suite
 
     found = find_suite(suite)
     ended = stop_suite(found)
@@ -239,7 +245,7 @@ def evaluate(
     "Score a trained model, or any checkpoint, on any data."
     from korlab.experiment.evaluations import open_evaluation
     from korlab.report.render import render
-    from korlab.workbench.suite import execute_notebook
+    from korlab.workbench.driving import execute_notebook
 
     given = _given(**{"run": run, "data": data, "name": name} | values_of(param))
     opened, _ = open_evaluation(given)
@@ -282,7 +288,7 @@ def tune(
 def _search(given: dict[str, Any]) -> None:
     from korlab.report.render import render
     from korlab.workbench import tuning
-    from korlab.workbench.suite import execute_notebook
+    from korlab.workbench.driving import execute_notebook
 
     search = tuning.open_search(given)
     search.close()
@@ -315,7 +321,7 @@ def compare(
     from korlab.core.files import read_json, write_json
     from korlab.report.render import render
     from korlab.workbench import comparing, verdicts
-    from korlab.workbench.suite import execute_notebook
+    from korlab.workbench.driving import execute_notebook
 
     asked = {"baseline": baseline, "split": split, "mode": mode, "measure": measure, "name": name}
     found = comparing.open_comparison(given := {"runs": ",".join(runs)} | asked)

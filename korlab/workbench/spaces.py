@@ -25,7 +25,7 @@ from korlab.experiment.params import (
     setting,
     unknown_name,
 )
-from .suite import layers
+from .plans import layers
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

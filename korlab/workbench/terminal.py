@@ -108,7 +108,7 @@ def print_table(
 def _redrawn(suite: "Suite") -> Iterator[Callable[[], None]]:
     from rich.live import Live
 
-    from korlab.workbench.suite import progress
+    from korlab.workbench.watching import progress
 
     with Live(grid(progress(suite)), refresh_per_second=2) as view:
         yield lambda: view.update(grid(progress(suite)))
@@ -117,7 +117,7 @@ def _redrawn(suite: "Suite") -> Iterator[Callable[[], None]]:
 # %% ../../nbs/workbench/08_terminal.ipynb #b2d36cb0
 @contextmanager
 def _announced(suite: "Suite") -> Iterator[Callable[[], None]]:
-    from korlab.workbench.suite import progress
+    from korlab.workbench.watching import progress
 
     said: set[tuple[str, str]] = set()
 
