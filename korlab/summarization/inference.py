@@ -85,7 +85,7 @@ def each_summary(
     "Let one system after the other summarise the same dialogues."
     found = []
     for name in names:
-        tell = (lambda text: note(f"{name}: {text}")) if note else None
+        tell = (lambda text, who=name: note(f"{who}: {text}")) if note else None
         found.append(load_summarizer(name, **given)(dialogues, desc=f"summarize {Path(name).name}", note=tell))
         _let_go()
     return found
@@ -124,8 +124,8 @@ def summarize_file(
     "Summarise every usable row of a source and write `fname,summary`."
     _check_request(names, source, Path(to), given)
     config = [evaluations.find_model({"run": name, "data": source} | given)[1] for name in names][0]
-    limits = {"policy": config.rows.data_policy, "max_chars": config.rows.max_chars}
-    rows, report = load_dialogues(source, need_summary=False, **limits)
+    asked = config.rows
+    rows, report = load_dialogues(source, need_summary=False, policy=asked.data_policy, max_chars=asked.max_chars)
     given = {k: v for k, v in given.items() if k not in ("data_policy", "max_chars")}
     candidates = each_summary(names, [row.dialogue for row in rows], note, **given)
     found, index = mbr(candidates, config.own.rouge_mode)
