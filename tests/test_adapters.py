@@ -15,10 +15,10 @@ from safetensors import safe_open
 from transformers import set_seed
 
 from korlab.experiment import runs, studies
+from korlab.experiment.models import Loaded
 from korlab.experiment.params import ParameterError
 from korlab.summarization import adapters, models, study
 from korlab.summarization.data import embedded, encode
-from korlab.experiment.models import Loaded
 from korlab.summarization.models import PLACEHOLDERS
 from korlab.summarization.trainer import ModelTrainer
 

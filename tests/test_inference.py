@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from typer.testing import CliRunner
 
-from korlab.core.accounts import DataError
-from korlab.experiment import evaluations, runs
 from korlab.cli.main import command_line
-from korlab.summarization.dialogues import Dialogue, save_dialogues
+from korlab.core.accounts import DataError
 from korlab.core.files import FileError, read_json, read_jsonl
-from korlab.metrics.rouge import tokenise
+from korlab.experiment import evaluations, runs
 from korlab.experiment.params import ParameterError
+from korlab.metrics.rouge import tokenise
 from korlab.summarization import inference, models, study, summarizer
 from korlab.summarization.data import MARKERS, embedded, encoder
+from korlab.summarization.dialogues import Dialogue, save_dialogues
 from korlab.summarization.generation import decode
 
 SMALL = {k: v for k, v in TINY.items() if k != "train_rows"} | {

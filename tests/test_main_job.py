@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, TINY, flags, papermill
 
 from korlab.core import files
-from korlab.summarization.dialogues import Dialogue, save_dialogues
 from korlab.summarization.data import embedded
+from korlab.summarization.dialogues import Dialogue, save_dialogues
 
 
 def read(run: Path, name: str) -> dict:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from korlab.experiment.studies import configure
+from korlab.core.text import PLACEHOLDER
 from korlab.experiment.params import ParameterError
+from korlab.experiment.studies import configure
 from korlab.summarization import postprocess as pp
 from korlab.summarization.models import PLACEHOLDERS
-from korlab.core.text import PLACEHOLDER
 
 ALL = {"repair_placeholders": True, "tidy": True, "drop_repeats": True, "drop_similar": 0.85, "max_words": 8}
 SHRINKING = {name: value for name, value in ALL.items() if name != "repair_placeholders"}

@@ -75,7 +75,7 @@ def find_split_files(
     found: dict[str, str] = {}
     where = f"data={shown(folder)!r}"
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    for split, file in ((split, file) for file in files for split in _split_names(file)):
+    for split, file in ((name, one) for one in files for name in _split_names(one)):
         if split in found:
             raise ParameterError(
                 f"{where}: both {Path(found[split]).name} and {file.name} look like the {split} split; "

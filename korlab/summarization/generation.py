@@ -80,7 +80,7 @@ def _generate(
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
     try:
         return decode(model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), tokenizer)
-    except Exception as error:  # noqa: BLE001: what is no full memory is raised again
+    except Exception as error:  # what is no full memory is raised again
         if not (can_shrink and out_of_memory(error)):
             raise
     return None
