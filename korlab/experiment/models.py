@@ -16,7 +16,7 @@ from ..core.files import FileError
 from ..core.settings import shown
 
 # %% ../../nbs/experiment/12_models.ipynb #006f86ff
-_ModelT = TypeVar("ModelT")
+_ModelT = TypeVar("_ModelT")
 
 
 @dataclass
