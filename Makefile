@@ -1,6 +1,6 @@
 # Two commands, each complete from a fresh clone with Python 3.11 or newer:
 #   make run    train the quickstart experiment, render its report, print the scores
-#   make test   check the export, run every notebook and every test
+#   make test   check the export, styles and types, run every notebook and every test
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/summarization/quickstart
@@ -16,6 +16,8 @@ run: setup
 test: setup
 	nbdev_export
 	@git diff --exit-code --stat -- korlab || { echo "korlab/ is out of step with nbs/: run nbdev_export and commit both"; exit 1; }
+	ruff check
+	mypy
 	export KORLAB_RUNS=$$(mktemp -d) && nbdev_test --n-workers 2 && rm -r "$$KORLAB_RUNS"
 	pytest
 

@@ -14,11 +14,11 @@ from conftest import TINY, Killed, dies_after_saving
 from safetensors import safe_open
 from transformers import set_seed
 
-from korlab.experiment import registry, runs
+from korlab.experiment import runs, studies
+from korlab.experiment.models import Loaded
 from korlab.experiment.params import ParameterError
 from korlab.summarization import adapters, models, study
 from korlab.summarization.data import embedded, encode
-from korlab.experiment.models import Loaded
 from korlab.summarization.models import PLACEHOLDERS
 from korlab.summarization.trainer import ModelTrainer
 
@@ -54,7 +54,7 @@ def mini(tokenizers):
 
 
 def configure(kind: str, **given):
-    return registry.configure(SMALL | {"model": NAMES[kind]} | given)
+    return studies.configure(SMALL | {"model": NAMES[kind]} | given)
 
 
 def trainer(loaded: Loaded, config, folder: Path) -> ModelTrainer:
@@ -236,7 +236,7 @@ def test_a_full_model_names_its_checkpoint_as_the_base(tokenizers, mini, tmp_pat
     models.mini_mt5(bare, 32, 1).save_pretrained(published)
     bare.save_pretrained(published)
     config = configure("mt5", size="full", checkpoint=str(published), adapter="qlora", workers=0, vocab_size=None)
-    loaded = models.build(registry.model("mt5-xlsum"), "full", [], checkpoint=str(published))
+    loaded = models.build(studies.model("mt5-xlsum"), "full", [], checkpoint=str(published))
     assert loaded.new_tokens == list(PLACEHOLDERS)
     loaded = adapters.make_trainable(loaded, config, tmp_path / "run")
     trainer(loaded, config, tmp_path / "run").train()
@@ -266,7 +266,7 @@ def test_the_study_trains_scores_and_records_an_adapter(tmp_path, monkeypatch):
     facts = run.read("model")
     assert (facts["adapter"], facts["adapter_reason"]) == ("qlora", "asked for")
     assert facts["new_token_rows"] == facts["vocabulary"]  # nobody has trained any row of a mini before
-    assert facts["trainable"] == study.modules(run)[-1]["trainable"] < facts["parameters"]
+    assert facts["trainable"] == run.read("modules")[-1]["trainable"] < facts["parameters"]
     assert run.path("adapter", "adapter_model.safetensors").exists() and run.has("metrics")
 
 
@@ -309,7 +309,7 @@ def test_unsloth_is_used_where_it_can_work(on_gpu, mini, tmp_path, monkeypatch):
     loaded = adapters.make_trainable(mini("bart"), config, tmp_path)
     assert calls[0]["max_seq_length"] == 360 and calls[0]["load_in_4bit"]
     assert (calls[1]["r"], calls[1]["lora_alpha"], calls[1]["checkpointing"]) == (4, 8, "unsloth")
-    assert calls[1]["random_state"] == config.seed and calls[1]["target_modules"] == list(LAYERS["bart"])
+    assert calls[1]["random_state"] == config.computing.seed and calls[1]["target_modules"] == list(LAYERS["bart"])
     assert (loaded.facts["adapter"], loaded.facts["adapter_reason"]) == ("unsloth", "asked for")
 
 
@@ -355,5 +355,5 @@ def test_auto_says_why(device, installed, backend, reason, monkeypatch):
 
 def test_lora_parameters_without_an_adapter_are_an_error():
     with pytest.raises(ParameterError, match="lora_rank=8 would have no effect because adapter='full'"):
-        registry.configure({"model": "kobart", "lora_rank": 8})
-    assert registry.configure({"model": "kobart", "adapter": "auto"}).lora_rank is not None
+        studies.configure({"model": "kobart", "lora_rank": 8})
+    assert studies.configure({"model": "kobart", "adapter": "auto"}).own.lora_rank is not None

@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from korlab.experiment import registry
+from korlab.experiment.studies import configure
 from korlab.summarization.beam import fastest_search, shared_cross_attention, supported
 from korlab.summarization.data import embedded, encode, encoder
 from korlab.summarization.generation import summarize
@@ -250,7 +250,7 @@ def test_evaluation_during_training_and_inference_use_it(tmp_path: Path, cross_r
     corpus, said = embedded().rows["train"][:40], []
     tokenizer = train_tokenizer((text for row in corpus for text in (row.dialogue, *row.summaries)), 400)
     rows = encode(corpus, tokenizer).rows
-    config = registry.configure({k: v for k, v in TINY.items() if k != "train_rows"} | {"num_beams": 3})
+    config = configure({k: v for k, v in TINY.items() if k != "train_rows"} | {"num_beams": 3})
     model = mini_bart(tokenizer, width=32, layers=1)
     trainer = ModelTrainer(config, model, tokenizer, rows, rows[:6], tmp_path, said.append)
     trainer.evaluate()

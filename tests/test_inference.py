@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from typer.testing import CliRunner
 
-from korlab.core.accounts import DataError
-from korlab.experiment import runs
 from korlab.cli.main import command_line
-from korlab.summarization.dialogues import Dialogue, save_dialogues
+from korlab.core.accounts import DataError
 from korlab.core.files import FileError, read_json, read_jsonl
-from korlab.metrics.rouge import tokenise
+from korlab.experiment import evaluations, runs
 from korlab.experiment.params import ParameterError
-from korlab.summarization import inference, models, study
+from korlab.metrics.rouge import tokenise
+from korlab.summarization import inference, models, study, summarizer
 from korlab.summarization.data import MARKERS, embedded, encoder
+from korlab.summarization.dialogues import Dialogue, save_dialogues
 from korlab.summarization.generation import decode
 
 SMALL = {k: v for k, v in TINY.items() if k != "train_rows"} | {
@@ -172,11 +172,11 @@ def test_an_evaluation_scores_what_was_mended_and_keeps_the_rest(lab, monkeypatc
 
     monkeypatch.setattr(inference.Summarizer, "generate", generate)
     options = {"tidy": True, "drop_repeats": True, "repair_placeholders": True}
-    run, checkpoint = runs.open_evaluation({"run": "plain"} | options)
-    metrics = study.evaluate_on(run, checkpoint)
+    run, checkpoint = evaluations.open_evaluation({"run": "plain"} | options)
+    found = study.evaluate_on(run, checkpoint)
     run.finish()
-    n = metrics["splits"]["test"]["n"]
-    assert metrics["postprocessed"]["splits"] == {"test": {"n": n, "changed": n // 2}} and n > 1
+    n = found.own("test").n
+    assert found.about["postprocessed"]["splits"] == {"test": {"n": n, "changed": n // 2}} and n > 1
     raw, final = (summaries(run.path("predictions", name)) for name in ("test.raw.csv", "test.csv"))
     assert {row["summary"] for row in final} == {"#Person1#은 간다."}
     assert {row["summary"] for row in raw} == {"#Person1#은 간다.", "#Person 1#은 간다 간다 ."}
@@ -186,7 +186,7 @@ def test_an_evaluation_scores_what_was_mended_and_keeps_the_rest(lab, monkeypatc
 def test_everything_a_run_leaves_gives_its_scored_summaries(part, lab):
     folder = lab / "runs" / "summarization" / "special"
     system = inference.load_summarizer(str(folder / part) if part else "special")
-    assert system.config.markers == "korean" and system.config.max_words == 4
+    assert system.config.own.markers == "korean" and system.config.own.max_words == 4
     rows = read_jsonl(folder / "predictions" / "test.jsonl")
     assert system([row["dialogue"] for row in rows]) == [row["prediction"] for row in rows]
     assert len({row["prediction"] for row in rows} - {""}) > 1
@@ -221,7 +221,7 @@ def test_a_checkpoint_without_a_run_must_be_told(lab, tmp_path):
     told = dict(model="kobart", max_source_length=48, prefix="요약: ", device="cpu")
     with pytest.raises(ParameterError, match="set markers='korean'"):
         inference.load_summarizer(str(bare), **told)
-    assert inference.load_summarizer(str(bare), markers="korean", **told).config.markers == "korean"
+    assert inference.load_summarizer(str(bare), markers="korean", **told).config.own.markers == "korean"
     with pytest.raises(ParameterError, match="max_source_length=2000: this bart has 1024 positions"):
         inference.load_summarizer("plain", max_source_length=2000)
 
@@ -297,11 +297,11 @@ def test_the_command_refuses_in_one_sentence(words, sentence, lab, tmp_path):
 
 def test_a_file_that_does_not_read_back_never_appears(tmp_path, monkeypatch):
     rows = [Dialogue("a", "…"), Dialogue("b", "…")]
-    inference.write_predictions(tmp_path / "out.csv", rows, ["하나", "둘"])
-    read = inference._read_pairs
-    monkeypatch.setattr(inference, "_read_pairs", lambda path: read(path)[:1])
+    summarizer.write_predictions(tmp_path / "out.csv", rows, ["하나", "둘"])
+    read = summarizer._read_pairs
+    monkeypatch.setattr(summarizer, "_read_pairs", lambda path: read(path)[:1])
     with pytest.raises(FileError, match="1 of 2 rows were read back"):
-        inference.write_predictions(tmp_path / "out.csv", rows, ["셋", "넷"])
+        summarizer.write_predictions(tmp_path / "out.csv", rows, ["셋", "넷"])
     assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
     assert [row["summary"] for row in summaries(tmp_path / "out.csv")] == ["하나", "둘"]
 
@@ -310,8 +310,8 @@ def test_a_file_that_does_not_read_back_never_appears(tmp_path, monkeypatch):
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=6))
 def test_any_text_comes_back(tmp_path_factory, found):
     path = tmp_path_factory.getbasetemp() / "any.csv"
-    inference.write_predictions(path, [Dialogue(str(i), "…") for i in range(len(found))], found)
-    assert inference.read_predictions(path) == found
+    summarizer.write_predictions(path, [Dialogue(str(i), "…") for i in range(len(found))], found)
+    assert summarizer.read_predictions(path) == found
 
 
 # ---- the notebook ----------------------------------------------------------------------------------------------------

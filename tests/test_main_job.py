@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, TINY, flags, papermill
 
 from korlab.core import files
-from korlab.summarization.dialogues import save_dialogues
 from korlab.summarization.data import embedded
+from korlab.summarization.dialogues import Dialogue, save_dialogues
 
 
 def read(run: Path, name: str) -> dict:
@@ -96,7 +96,7 @@ def test_the_report_says_what_metrics_say(quickstart):
 # ---- scoring other rows ------------------------------------------------------------------------------------------
 
 def test_rows_without_summaries_get_predictions_and_no_score(quickstart, tmp_path):
-    rows = [corpus.Dialogue(r.fname, r.dialogue) for r in embedded().rows["natural"][:5]]
+    rows = [Dialogue(r.fname, r.dialogue) for r in embedded().rows["natural"][:5]]
     with open(tmp_path / "test.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerows([("fname", "dialogue"), *((r.fname, r.dialogue) for r in rows)])

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from korlab.experiment import registry
+from korlab.core.text import PLACEHOLDER
 from korlab.experiment.params import ParameterError
+from korlab.experiment.studies import configure
 from korlab.summarization import postprocess as pp
 from korlab.summarization.models import PLACEHOLDERS
-from korlab.core.text import PLACEHOLDER
 
 ALL = {"repair_placeholders": True, "tidy": True, "drop_repeats": True, "drop_similar": 0.85, "max_words": 8}
 SHRINKING = {name: value for name, value in ALL.items() if name != "repair_placeholders"}
@@ -42,16 +42,16 @@ def names(text: str) -> list[str]:
 @example("#Person1#Person2# #Person 2 #Person1#", ALL)
 @example("", ALL)
 def test_a_second_time_changes_nothing(text, given_options):
-    config = registry.configure(given_options)
-    once = pp.postprocess(text, TALK, config)
-    assert pp.postprocess(once, TALK, config) == once
+    own = configure(given_options).own
+    once = pp.postprocess(text, TALK, own)
+    assert pp.postprocess(once, TALK, own) == once
     assert once == text or given_options
 
 
 @settings(max_examples=300, deadline=None)
 @given(summaries)
 def test_nothing_is_added_but_the_signs_of_a_placeholder(text):
-    shorter = pp.postprocess(text, TALK, registry.configure(SHRINKING))
+    shorter = pp.postprocess(text, TALK, configure(SHRINKING).own)
     assert len(shorter.split()) <= len(text.split()) and len(shorter) <= len(text)
     mended = pp.repair_placeholders(text, TALK)
     assert re.sub(r"[#\s]", "", mended).lower() == re.sub(r"[#\s]", "", text).lower()
@@ -60,7 +60,7 @@ def test_nothing_is_added_but_the_signs_of_a_placeholder(text):
 @settings(max_examples=300, deadline=None)
 @given(summaries)
 def test_no_name_is_lost_or_made_up(text):
-    keeping = registry.configure({name: value for name, value in SHRINKING.items() if name != "max_words"})
+    keeping = configure({name: value for name, value in SHRINKING.items() if name != "max_words"}).own
     assert set(names(pp.postprocess(text, TALK, keeping))) == set(names(text))
     assert set(names(pp.limit_words(text, 5))) <= set(names(text))
     known = set(names(TALK))
@@ -106,11 +106,11 @@ def test_one_form_of_hangul_is_a_copy_of_the_other():
 def test_a_long_stutter_takes_no_time():
     start = time.process_time()
     for text in ("가" * 20_000, "가 " * 4_000, "가 나 다 라 마 " * 500, "a" * 5_000 + "#" * 5_000, "Person 1" * 1_000):
-        pp.postprocess(text, TALK, registry.configure(ALL))
+        pp.postprocess(text, TALK, configure(ALL).own)
     assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("given_options", [{"drop_similar": 0}, {"drop_similar": 1.2}, {"max_words": 0}, {"tidy": 1}])
 def test_options_out_of_range_are_refused(given_options):
     with pytest.raises(ParameterError):
-        registry.configure(given_options)
+        configure(given_options)

@@ -1,11 +1,11 @@
 """The seven published experiments, value for value: a transcript of the table the recipes were published with."""
 
-from dataclasses import asdict
-
 import pytest
 from conftest import ROOT
 
-from korlab.experiment import params, registry
+from korlab.core.yamls import read_yaml
+from korlab.experiment import studies
+from korlab.experiment.params import ParameterError
 from korlab.summarization import models
 from korlab.summarization.adapters import resolve_targets
 from korlab.summarization.data import embedded
@@ -47,8 +47,12 @@ MARKERS = {"01_mt5_xlsum_korean_adapted": "korean", "01_mt5_xlsum_ultimate": "xm
 MINI = ROOT / "params" / "summarization" / "overlays" / "mini.yaml"
 
 
+def layers(name: str, *overlays) -> dict:
+    return {key: value for file in (experiment_file(name), *overlays) for key, value in read_yaml(file).items()}
+
+
 def effective(name: str, *overlays) -> dict:
-    return asdict(registry.configure(params.load_layers([experiment_file(name), *overlays])))
+    return studies.configure(layers(name, *overlays)).flat()
 
 
 def test_there_are_seven_and_one_baseline():
@@ -58,7 +62,7 @@ def test_there_are_seven_and_one_baseline():
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_file_says_what_was_published(name):
-    found = params.load_yaml(experiment_file(name))
+    found = read_yaml(experiment_file(name))
     published = {k: v for k, v in zip(COLUMNS, TABLE[name], strict=True) if v is not None} | COMMON
     corrected = {c.name: c.published for c in CORRECTIONS if c.recipe == name}
     differs = {k: v for k, v in published.items() if found.get(k) != v}
@@ -70,7 +74,7 @@ def test_a_file_says_what_was_published(name):
 @pytest.mark.parametrize("name", TABLE)
 def test_what_is_in_the_file_is_in_force(name):
     values = effective(name)
-    for key, value in params.load_yaml(experiment_file(name)).items():
+    for key, value in read_yaml(experiment_file(name)).items():
         assert values[key] == value, key
     assert values["lora_alpha"] == 2 * values["lora_rank"]
     if values["model"] != "kobart":
@@ -79,31 +83,31 @@ def test_what_is_in_the_file_is_in_force(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_mini_keeps_what_makes_a_recipe(name):
-    full, mini, overlay = effective(name), effective(name, MINI), params.load_yaml(MINI)
+    full, mini, overlay = effective(name), effective(name, MINI), read_yaml(MINI)
     assert {k for k in full if full[k] != mini[k]} - set(overlay) <= {"max_chars", "threads", "vocab_size", "adam_beta2"}
     assert mini["batch_size"] * mini["accumulation"] == full["batch_size"] * full["accumulation"]
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_target_is_there_and_the_trainer_gets_the_recipe(name, tmp_path):
-    config = registry.configure(params.load_layers([experiment_file(name), MINI]) | {"tracking": "none"})
+    config = studies.configure(layers(name, MINI) | {"tracking": "none"})
     rows = embedded().rows["train"][:40]
     texts = [text for row in rows for text in (row.dialogue, *row.summaries)]
-    loaded = models.build(registry.model(config.model), "mini", texts, 400, None, config.max_source_length)
-    assert min(resolve_targets(loaded.model, config.lora_targets).values()) >= 1
+    loaded = models.build(studies.model(config.run.model), "mini", texts, 400, None, config.own.max_source_length)
+    assert min(resolve_targets(loaded.model, config.own.lora_targets).values()) >= 1
     if name in {c.recipe for c in CORRECTIONS if c.name == "lora_targets"}:
         published = next(c.published for c in CORRECTIONS if c.recipe == name and c.name == "lora_targets")
-        with pytest.raises(params.ParameterError, match="matches no linear layer"):
+        with pytest.raises(ParameterError, match="matches no linear layer"):
             resolve_targets(loaded.model, published)
     rows = [{"input_ids": [5] * 9, "labels": [6] * 5}] * 60
     args = ModelTrainer(config, loaded.model, loaded.tokenizer, rows, rows[:2], tmp_path, lambda text: None).trainer.args
-    assert args.lr_scheduler_type == config.scheduler and args.warmup_steps == config.warmup
-    assert args.train_sampling_strategy == "group_by_length" and args.gradient_accumulation_steps == config.accumulation
-    assert args.logging_steps == config.logging_steps and args.load_best_model_at_end
+    assert args.lr_scheduler_type == config.training.scheduler and args.warmup_steps == config.training.warmup
+    assert args.train_sampling_strategy == "group_by_length" and args.gradient_accumulation_steps == config.training.accumulation
+    assert args.logging_steps == config.training.logging_steps and args.load_best_model_at_end
     generation = loaded.model.generation_config
-    assert (generation.num_beams, generation.max_new_tokens) == (config.num_beams, config.max_target_length)
-    assert generation.length_penalty == (config.length_penalty or 1.0)
-    assert generation.no_repeat_ngram_size == config.no_repeat_ngram_size
+    assert (generation.num_beams, generation.max_new_tokens) == (config.own.num_beams, config.own.max_target_length)
+    assert generation.length_penalty == (config.own.length_penalty or 1.0)
+    assert generation.no_repeat_ngram_size == config.own.no_repeat_ngram_size
 
 
 def test_the_baseline_is_model_trainers_defaults():

@@ -14,10 +14,11 @@ from torch import nn
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
-from korlab.experiment import registry
 from korlab.core.files import read_json, read_jsonl
-from korlab.experiment.params import ParameterError, load_yaml
+from korlab.core.yamls import read_yaml
+from korlab.experiment.params import ParameterError
 from korlab.experiment.runs import Run
+from korlab.experiment.studies import configure
 from korlab.experiment.training import MemoryFull
 from korlab.cli.main import command_line
 from korlab.sparse import idf, stopwords, study
@@ -69,7 +70,7 @@ def trainer_of(base: Path, folder: Path, stop: np.ndarray | None = None, **given
     if given.get("stop_tokens") == "hard":
         fuse(model, stop=torch.from_numpy(stop))
     prices, notes = idf.count_df(TEXTS, model.tokenizer).penalties(), []
-    made = SparseTrainer(registry.configure(WANTED | given), model, TRIPLES, None, folder, prices, stop, notes.append)
+    made = SparseTrainer(configure(WANTED | given), model, TRIPLES, None, folder, prices, stop, notes.append)
     made.notes = notes
     return made
 
@@ -175,7 +176,7 @@ def test_no_phase_brings_back_the_teacher_a_run_goes_without(base, tmp_path):
 
 
 def test_the_optimiser_is_the_published_one(base, tmp_path):
-    given = load_yaml(ROOT / "params" / "sparse" / "v25.yaml")
+    given = read_yaml(ROOT / "params" / "sparse" / "v25.yaml")
     made = trainer_of(base, tmp_path, np.arange(168) < 9, **given | {"tracking": "none", "device": "cpu"}).trainer
     made.create_optimizer_and_scheduler(num_training_steps=100)
     assert type(made.optimizer).__name__ == "AdamW"
@@ -325,8 +326,8 @@ def prices(texts: set[str], tokenizer, published: bool) -> np.ndarray:
     ("sparse-v25", {}, "published", True, 5), ("sparse-v24", {}, None, True, 1)])
 def test_idf_and_stop_tokens_of_the_parameters_reach_the_training(model, given, listed, published, factor, files, tmp_path, monkeypatch):
     """The IDF weights of V24 were configured and never applied."""
-    overlay = load_yaml(files / "overlay.yaml")
-    run = Run(tmp_path, registry.configure(overlay | {"model": model} | given))
+    overlay = read_yaml(files / "overlay.yaml")
+    run = Run(tmp_path, configure(overlay | {"model": model} | given))
     splits = study.data(run)
     loaded, handed = study.model(run, splits), []
     monkeypatch.setattr(trainers, "SparseTrainer", lambda *words: handed.extend(words) or SimpleNamespace(train=dict))
@@ -393,7 +394,7 @@ def test_distillation_without_a_teacher_fails_before_training(files):
     told = korlab(*words, code=1)
     assert "the triples have no teacher scores; set teacher to an encoder that gives them, or kd=0" in told
     with pytest.raises(ParameterError, match="distillation='kl' would have no effect because kd=0"):
-        registry.configure(WANTED | TAUGHT | {"kd": 0.0})
+        configure(WANTED | TAUGHT | {"kd": 0.0})
 
 
 def test_an_exported_model_gives_the_same_vectors_and_is_searched(trained, tmp_path):
@@ -415,7 +416,7 @@ def test_an_exported_model_gives_the_same_vectors_and_is_searched(trained, tmp_p
 def test_another_list_leaves_the_published_query_mask_in_force(base):
     """Which tokens stop is one choice, whether queries hide them from the ranking terms another."""
     for given, masked in (({}, True), ({"stop_list": "safe"}, True), ({"form": "bounded"}, False)):
-        config = registry.configure({"model": "sparse-v25"} | given)
+        config = configure({"model": "sparse-v25"} | given)
         encoder = assemble(base, 48)
         size = len(encoder.tokenizer)
         loss = trainers.make_loss(config, encoder, np.ones(size, np.float32), np.arange(size) < 9)
@@ -427,7 +428,7 @@ def test_no_checkpoint_is_the_best_while_the_regularisers_grow(base, tmp_path, m
     """Dense vectors rank well early on; choosing them would undo what the rest of the training is for."""
     monkeypatch.setattr(trainers.DevSearch, "__call__", lambda self, model, *_, steps=-1, **__: {"ndcg10": 1 / steps})
     dev = Collection({"d": TRIPLES[0].positive}, {"q": TRIPLES[0].query}, {"q": {"d": 1}})
-    config = registry.configure(WANTED | {"regularizer_warmup": warmup, "keep_checkpoints": 3})
+    config = configure(WANTED | {"regularizer_warmup": warmup, "keep_checkpoints": 3})
     model = assemble(base, 48)
     made = SparseTrainer(config, model, TRIPLES, dev, tmp_path, idf.count_df(TEXTS, model.tokenizer).penalties(), note=lambda text: None)
     assert made.train()["best_model_checkpoint"] == f"checkpoint-{best}"

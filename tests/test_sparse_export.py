@@ -31,9 +31,12 @@ from transformers import (
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
-from korlab.experiment import registry
+from korlab.experiment import results
+from korlab.experiment.results import Scored
 from korlab.core.files import read_json
 from korlab.experiment.runs import Run
+from korlab.experiment.studies import configure
+from korlab.metrics.measures import Interval
 from korlab.sparse import export as ex
 from korlab.sparse.head import fuse
 from korlab.sparse.idf import count_df
@@ -243,15 +246,16 @@ def example(folder: Path) -> dict[str, float]:
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A finished run's folder, as far as an export reads it."""
-    config = registry.configure({"model": "sparse-ko", "size": "mini"})
+    config = configure({"model": "sparse-ko", "size": "mini"})
     home = Run(tmp_path / "ko", config)
     encoder(tmp_path / "base").save_pretrained(str(home.path("model")), create_model_card=False)
-    score = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 200, "level": 0.95, "documents": 3660}
-    home.write("config", {"effective": vars(config), "given": {}})
+    score = {"ndcg@10": Interval(0.5, 0.4, 0.6, 200)}
+    scored = [Scored(name, "test", "3,660 documents", 200, score, "exact", name != "sparse-ko") for name in ("sparse-ko", "BM25 eojeol")]
+    results.write(home, scored, {}, {"test": {"documents": 3660}})
+    home.write("config", {"effective": config.flat(), "given": {}})
     home.write("modules", [{"module": "encoder", "parameters": 1, "trainable": 1}])
     home.write("model", {"origin": "mini roberta built from its config"})
     home.write("train", {"train_metrics": {"epochs": 3.0, "updates": 120, "loss": 0.1}})
-    home.write("metrics", {"splits": {"test": {"systems": {"korlab": {"ndcg@10": score}, "BM25 eojeol": {"ndcg@10": score}}}}})
     return home.folder
 
 

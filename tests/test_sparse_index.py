@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from korlab.cli.main import command_line
 from korlab.experiment import params
 from korlab.metrics.retrieval import evaluate
-from korlab.sparse import search
+from korlab.sparse import encoders, search
 from korlab.sparse import index as ix
 
 QUARTERS = st.integers(0, 12).map(lambda n: n / 4)  # products and sums of these are exact in float32
@@ -301,22 +301,22 @@ def encoder_folder(tmp_path_factory):
 
 def test_an_index_is_used_again_only_with_its_own_model(encoder_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KORLAB_RUNS", str(encoder_folder.parents[2]))
-    encoder = search.load_encoder("latest", device="cpu")
+    encoder = encoders.load_encoder("latest", device="cpu")
     passages = search.read_passages(str(encoder_folder.parents[2] / "passages.txt"))
-    built = search.open_index(encoder, passages, tmp_path / "index")
+    built = encoders.open_index(encoder, passages, tmp_path / "index")
     vectors = encoder.documents(TEXTS)
     assert vectors.dtype == np.float32 and vectors.shape == (3, built.vocabulary) and encoder.max_length == 8
-    refuse = search.Encoder("none", encoder.tokenizer, encoder.queries, None, None, encoder.sha256)
-    assert search.open_index(refuse, passages, tmp_path / "index").search(vectors) == built.search(vectors)
-    other = search.Encoder("other", encoder.tokenizer, encoder.queries, None, None, "another")
+    refuse = encoders.Encoder("none", encoder.tokenizer, encoder.queries, None, None, encoder.sha256)
+    assert encoders.open_index(refuse, passages, tmp_path / "index").search(vectors) == built.search(vectors)
+    other = encoders.Encoder("other", encoder.tokenizer, encoder.queries, None, None, "another")
     with pytest.raises(ix.SparseIndexError, match="was built from other weights"):
-        search.open_index(other, passages, tmp_path / "index")
-    with pytest.raises(search.RunError, match="neither a sparse run nor the folder of a SparseEncoder.*: tiny"):
-        search.find_encoder("missing")
+        encoders.open_index(other, passages, tmp_path / "index")
+    with pytest.raises(encoders.RunError, match="neither a sparse run nor the folder of a SparseEncoder.*: tiny"):
+        encoders.find_encoder("missing")
 
 
 def test_marks_end_where_the_model_stopped_reading(encoder_folder):
-    encoder = search.load_encoder(str(encoder_folder), device="cpu")
+    encoder = encoders.load_encoder(str(encoder_folder), device="cpu")
     long = " ".join(["지하철"] * 20)
     assert len(search.token_places(long, encoder.tokenizer, encoder.max_length)) == 8
     assert len(search.token_places(long, encoder.tokenizer)) == 20
@@ -338,8 +338,8 @@ def test_cutting_a_text_loses_nothing(text, data):
 
 
 def test_a_passage_cannot_break_the_page(encoder_folder):
-    encoder = search.load_encoder(str(encoder_folder), device="cpu")
-    index = search.open_index(encoder, {"<i>": TEXTS[1]})
+    encoder = encoders.load_encoder(str(encoder_folder), device="cpu")
+    index = encoders.open_index(encoder, {"<i>": TEXTS[1]})
     shown = search.Searcher(encoder, index)("지하철")
     page, text = shown._repr_html_(), shown._repr_markdown_()
     assert "&lt;b&gt;" in re.sub(r"</?mark[^>]*>", "", page) and "<i>" not in page + text
@@ -372,12 +372,12 @@ def test_the_commands_take_a_run_by_its_folder_and_explain_hits(encoder_folder, 
     """A run's modules.json is a table of parameters, not sentence-transformers' list of modules."""
     run, passages = encoder_folder.parent, encoder_folder.parents[2] / "passages.txt"
     (run / "modules.json").write_text('[{"module": "encoder", "parameters": 1, "trainable": 1}]')
-    assert search.find_encoder(str(run)) == encoder_folder
+    assert encoders.find_encoder(str(run)) == encoder_folder
     code, said = korlab("index", run, passages, "--to", tmp_path / "index")
     assert code == 0 and "3 passages" in said
     code, said = korlab("search", "지하철", "--run", run, "--documents", passages, "--index", tmp_path / "index", "-k", 2)
     assert code == 0, said
-    encoder = search.load_encoder(str(run), "cpu")
+    encoder = encoders.load_encoder(str(run), "cpu")
     found = search.Searcher(encoder, ix.load_index(tmp_path / "index"))("지하철", 2).hits
     lines = [line for line in said.splitlines() if line.strip()]
     assert lines.pop(0).startswith("rank  score  id") and len(lines) == 6
@@ -419,7 +419,7 @@ def test_what_cannot_be_searched_is_one_sentence(encoder_folder, tmp_path):
 def test_the_parameters_cell_says_what_the_dataclass_says():
     cells = nbformat.read(ROOT / "nbs" / "search.ipynb", as_version=4).cells
     source, = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    assert source == params.cell_source(search.SearchParams), "paste the output of korlab.experiment.params.cell_source"
+    assert source == params.cell_source({"": search.SearchParams}), "paste the output of korlab.experiment.params.cell_source"
 
 
 def test_the_notebook_searches_a_file(encoder_folder, tmp_path):
@@ -431,7 +431,7 @@ def test_the_notebook_searches_a_file(encoder_folder, tmp_path):
     shown = [o.data for c in cells if c.cell_type == "code" for o in c.outputs if "data" in o]
     text = "\n".join(data.get("text/markdown", "") for data in shown)
     assert "문서 3개" in text and "질의 **막차 시간**" in text
-    expected = search.Searcher(search.load_encoder(str(encoder_folder), "cpu"), ix.load_index(tmp_path / "index"))
+    expected = search.Searcher(encoders.load_encoder(str(encoder_folder), "cpu"), ix.load_index(tmp_path / "index"))
     assert any(data.get("text/html", "") == expected("막차 시간", 2)._repr_html_() for data in shown)
     assert json.loads((tmp_path / "index" / "manifest.json").read_text(encoding="utf-8"))["documents"] == 3
 

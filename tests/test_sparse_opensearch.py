@@ -33,7 +33,7 @@ from typer.testing import CliRunner
 from korlab.cli.main import command_line
 from korlab.sparse import opensearch as os_
 from korlab.sparse.opensearch import Layout, OpenSearchError, Service
-from korlab.sparse.search import Encoder, word_encoder
+from korlab.sparse.encoders import Encoder, word_encoder
 
 pytest.importorskip("opensearchpy", reason="opensearch-py is an extra: pip install 'korlab[opensearch]'")
 
@@ -527,7 +527,7 @@ def command(fake, tmp_path, monkeypatch):
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     raw.train_from_iterator(texts * 3, trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[UNK]"], show_progress=False))
     encoder = word_encoder(texts, PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]"))
-    monkeypatch.setattr("korlab.sparse.search.load_encoder", lambda run: encoder)
+    monkeypatch.setattr("korlab.sparse.encoders.load_encoder", lambda run: encoder)
     monkeypatch.setenv("KORLAB_OPENSEARCH_URL", fake.url)
     (tmp_path / "passages.txt").write_text("\n".join(texts), "utf-8")
 

@@ -13,15 +13,17 @@ from conftest import ROOT, flags, papermill
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
-from korlab.experiment import params, registry
+from korlab.experiment import params, results, studies
 from korlab.core.files import read_json, read_jsonl, write_jsonl
-from korlab.experiment.runs import find_run
-from korlab.sparse import study
+from korlab.core.yamls import read_yaml
+from korlab.experiment.runs import find_run, reopen
+from korlab.sparse.checks import quick_checks, verify
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.idf import PreparedError
+from korlab.sparse.mining import complete_negatives
 from korlab.sparse.models import assemble, encode, load, mini, train_tokenizer
 from korlab.sparse.scenarios import embedded
-from korlab.sparse.study import verify
+from korlab.sparse.splits import load_splits
 
 FAST = {"size": "mini", "max_steps": 8, "eval_steps": 4, "eval_rows": 4, "batch_size": 8, "vocab_size": 900, "max_length": 48,
         "negatives": 1, "tracking": "none", "on_collapse": "warn", "warmup": 0}
@@ -44,30 +46,34 @@ def test_a_collection_alone_runs_through_the_main_notebook(model, folder, tmp_pa
     outcome = papermill(tmp_path / "out.ipynb", *flags(model=model, name="mine", data=folder, **FAST), runs=tmp_path)
     assert outcome.code == 0, outcome.text[-3000:]
     run = tmp_path / "sparse" / "mine"
-    data, metrics = read_json(run / "data.json"), read_json(run / "metrics.json")
+    data, found = read_json(run / "data.json"), results.read(reopen(run))
     assert (data["rows"]["dev"], data["rows"]["test"]) == (6, 18) and data["rows"]["train"] >= 36
     assert "split by hash" in data["notes"][0]
-    test = metrics["splits"]["test"]
-    assert set(test["systems"]) == {"korlab", "BM25 morphemes", "BM25 eojeol"} and set(test["against"]) == set(test["systems"]) - {"korlab"}
-    for table in test["systems"].values():
+    test, systems = found.facts["test"], [model, "BM25 morphemes", "BM25 eojeol"]
+    assert [one.system for one in found.scored] == systems and set(test["against"]) == set(systems) - {model}
+    assert [one.system for one in found.scored if one.baseline] == systems[1:]
+    for one in found.scored:
         for measure in ("ndcg@10", "mrr@10", "recall@10", "hit@10"):
-            assert 0 <= table[measure]["low"] <= table[measure]["mean"] <= table[measure]["high"] <= 1
-            assert (table[measure]["n"], table[measure]["documents"]) == (18, test["documents"])
+            table = one.measures[measure]
+            assert 0 <= table.low <= table.mean <= table.high <= 1
+            assert (table.n, one.n, one.mode) == (18, 18, f"{test['documents']:,} documents")
     rows = read_jsonl(run / "rankings" / "test.jsonl")
     mean = float(np.mean([row["scores"]["korlab"]["ndcg@10"] for row in rows]))
-    assert mean == pytest.approx(test["systems"]["korlab"]["ndcg@10"]["mean"])
+    assert mean == pytest.approx(found.own("test").measures["ndcg@10"].mean)
+    assert results.item_scores(reopen(run), "test", found.own("test").mode, "ndcg@10") == {
+        row["query"]: row["scores"]["korlab"]["ndcg@10"] for row in rows}
     shares = [sum(share for _, share in row["decisive"]["first"]) for row in rows if row["first"]["korlab"]]
     assert shares and all(0 < share <= 1.01 for share in shares)
     assert [row["rule"] for row in test["pruning"]][:2] == ["top 64", "top 32"]
     assert all(-1 <= row["difference"] <= 1 and 0 < row["kept"] <= 1 for row in test["pruning"])
-    assert set(test["latency"]) == set(test["systems"]) and all(0 < time["p50"] for time in test["latency"].values())
+    assert set(test["latency"]) == {"korlab", *systems[1:]} and all(0 < time["p50"] for time in test["latency"].values())
     assert (run / "model" / "modules.json").exists() and not list(run.rglob("*.bin"))
     static = test["sparsity"]["queries"]["active"]["mean"]
     assert static < 40 if model == "sparse-ko-doc" else static > 0
     if model == "sparse-ko-doc":  # its weights lie deeper in the folder than those of a plain encoder
         done = korlab("sparse", "eval", "mine", "--name", "again", runs=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert read_json(run / "evaluations" / "again" / "metrics.json")["splits"]["test"]["systems"] == test["systems"]
+        assert results.read(reopen(run / "evaluations" / "again")).scored == found.scored
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +88,9 @@ def trained(folder, tmp_path_factory):
 def test_scored_again_a_run_is_not_scored_on_what_it_learnt(folder, trained, tmp_path):
     outcome = papermill(tmp_path / "again.ipynb", *flags(run=trained, name="again"), runs=trained.parents[1], notebook="evaluate")
     assert outcome.code == 0, outcome.text[-3000:]
-    first, again = (read_json(place / "metrics.json")["splits"] for place in (trained, trained / "evaluations" / "again"))
-    assert (first["test"]["n"], again["test"]["n"]) == (18, 18)
-    assert first["test"]["systems"] == again["test"]["systems"]
+    first, again = (results.read(reopen(place)) for place in (trained, trained / "evaluations" / "again"))
+    assert (first.own("test").n, again.own("test").n) == (18, 18)
+    assert first.scored == again.scored
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(folder, elsewhere)
     outcome = papermill(tmp_path / "b.ipynb", *flags(run=trained, data=elsewhere, name="b"), runs=trained.parents[1], notebook="evaluate")
@@ -104,8 +110,8 @@ def test_a_trained_run_teaches_another_and_finds_its_negatives(folder, trained, 
     assert done.returncode == 0, done.stderr[-2000:]
     text, kept = (tmp_path / "out" / "both.md").read_text("utf-8"), read_json(tmp_path / "out" / "both.json")
     assert "| first | " in text and "| BM25 morphemes | " in text and "documents), n=18" in text
-    pair, runs = kept["runs"][1]["against_baseline"], [read_json(place / "metrics.json")["splits"]["test"] for place in (trained, run)]
-    means = [result["systems"]["korlab"]["ndcg@10"]["mean"] for result in runs]
+    pair, runs = kept["runs"][1]["against_baseline"], [results.read(reopen(place)) for place in (trained, run)]
+    means = [found.own("test").measures["ndcg@10"].mean for found in runs]
     assert pair["difference"]["mean"] == pytest.approx(means[1] - means[0]) and pair["difference"]["n"] == 18
     assert text.count("### ") >= 6 and "decisive tokens" in text  # sparsity, and the questions that part them
 
@@ -132,38 +138,38 @@ def test_a_loss_that_does_not_fall_is_a_failed_check(trained, tmp_path):
     run = find_run(str(tmp_path / "first"))
     for losses, state in (([4.0, 3.0, 2.0, 1.0], "ok"), ([1.0, 2.0, 3.0, 4.0], "failed"), ([1.0, 1.0, 1.0, 1.0], "failed")):
         write_jsonl(run.path("history.jsonl"), [{"step": i, "epoch": (i + 1) / 2, "loss": loss} for i, loss in enumerate(losses)])
-        assert study.quick_checks(run)[0]["state"] == state
+        assert quick_checks(run)[0]["state"] == state
 
 
 def test_prepared_tables_are_the_ones_that_are_used(folder, trained, tmp_path):
     """What `korlab sparse idf` and `stopwords` wrote reaches the prices; another tokenizer's is refused by name."""
     shell, given = CliRunner(), {"model": "sparse-ko", "data": str(folder)} | FAST
-    splits = study.load_splits(registry.configure(given))
-    study.complete_negatives(splits, 1)
+    splits = load_splits(studies.configure(given))
+    complete_negatives(splits, 1)
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in splits.texts), "utf-8")
     for command in (["idf", str(tmp_path / "texts.jsonl")], ["stopwords"]):
         done = shell.invoke(command_line(), ["sparse", *command, "--tokenizer", str(trained / "base"), "--to", str(tmp_path / command[0])])
         assert done.exit_code == 0, done.output
     prepared = given | {"idf_table": str(tmp_path / "idf"), "stop_table": str(tmp_path / "stopwords")}
-    plain, table = (verify(registry.configure(values)) for values in (given, prepared))
+    plain, table = (verify(studies.configure(values)) for values in (given, prepared))
     assert [row["found"] for row in plain] == [row["found"] for row in table]
     with pytest.raises(PreparedError, match="was made for another tokenizer"):
-        verify(registry.configure(prepared | {"vocab_size": 700}))
+        verify(studies.configure(prepared | {"vocab_size": 700}))
     with pytest.raises(PreparedError, match="IDF weights not found: .*run `korlab sparse idf` first"):
-        verify(registry.configure(given | {"idf_table": str(tmp_path / "nowhere")}))
+        verify(studies.configure(given | {"idf_table": str(tmp_path / "nowhere")}))
 
 
 @pytest.mark.parametrize("model", ["sparse-ko", "sparse-ko-doc"])
 def test_a_padded_checkpoint_is_cut_to_its_tokenizer(model, folder, tmp_path):
     """Published checkpoints pad their output layer; the rows beyond the tokenizer belong to no token."""
-    texts = study.load_splits(registry.configure({"model": "sparse-ko", "data": str(folder)})).texts
+    texts = load_splits(studies.configure({"model": "sparse-ko", "data": str(folder)})).texts
     tokenizer = train_tokenizer(texts, 600)
     padded = mini(tokenizer, max_length=48)
     padded.resize_token_embeddings(len(tokenizer) + 24)
     padded.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     given = {"model": model, "size": "full", "checkpoint": str(tmp_path), "data": str(folder), "precision": "fp32", "device": "cpu"}
-    rows = verify(registry.configure(given | {name: FAST[name] for name in ("batch_size", "max_length", "negatives", "tracking")}))
+    rows = verify(studies.configure(given | {name: FAST[name] for name in ("batch_size", "max_length", "negatives", "tracking")}))
     assert {row["state"] for row in rows} == {"ok"}, rows
     assert f"without 24 rows of its output layer that belong to no token, {len(tokenizer):,} dimensions" in rows[1]["found"]
     weights = np.ones(len(tokenizer), np.float32) if model == "sparse-ko-doc" else None
@@ -175,23 +181,21 @@ def test_a_padded_checkpoint_is_cut_to_its_tokenizer(model, folder, tmp_path):
 
 
 def test_the_published_price_list_is_checked_as_it_is(folder):
-    rows = verify(registry.configure({"model": "sparse-v25", "data": str(folder)} | FAST))
+    rows = verify(studies.configure({"model": "sparse-v25", "data": str(folder)} | FAST))
     assert {row["state"] for row in rows} == {"ok"} and "unseen=published" in rows[2]["found"]
 
 
 def test_an_untrained_direction_is_not_mistaken_for_skill(folder, tmp_path):
     """The encoder is judged on queries training never saw."""
-    from korlab.sparse.study import load_splits
-
-    splits = load_splits(registry.configure({"model": "sparse-ko", "data": str(folder)}))
+    splits = load_splits(studies.configure({"model": "sparse-ko", "data": str(folder)}))
     asked = {triple.query for triple in splits.triples}
     assert not asked & {text for name in splits.scored for text in splits.collections[name].queries.values()}
 
 
 def test_the_published_recipe_is_in_its_file():
-    values = params.load_yaml(ROOT / "params" / "sparse" / "v25.yaml")
-    effective = registry.configure(values)
-    assert all(getattr(effective, name) == value for name, value in values.items())
+    values = read_yaml(ROOT / "params" / "sparse" / "v25.yaml")
+    effective = studies.configure(values)
+    assert all(effective.flat()[name] == value for name, value in values.items())
     published = dict(
         max_length=192, batch_size=48, accumulation=2, epochs=25, learning_rate=3e-5, scheduler="cosine", warmup=0.1, weight_decay=0.01,
         max_grad_norm=1.0, precision="bf16", infonce=3.0, self_reconstruction=0.5, positive_activation=2.0, triplet=0.0, query_weight=0.002,
@@ -199,14 +203,14 @@ def test_the_published_recipe_is_in_its_file():
         keep_checkpoints=3, logging_steps=50, seed=42, teacher="BAAI/bge-m3", curriculum="v25", stop_list="published",
     )
     assert {name: values[name] for name in published} == published
-    v24 = registry.configure(params.load_yaml(ROOT / "params" / "sparse" / "v24.yaml"))
+    v24 = studies.configure(read_yaml(ROOT / "params" / "sparse" / "v24.yaml")).own
     assert (v24.regularizer, v24.stop_tokens, v24.idf_alpha) == ("flops", "none", None)
 
 
 def test_a_parameter_of_another_study_is_refused():
     with pytest.raises(params.ParameterError, match="num_beams=4 belongs to the study 'summarization'"):
-        registry.configure({"model": "sparse-ko", "num_beams": 4})
-    assert registry.configure({"model": "sparse-ko", "tidy": False}).model == "sparse-ko"  # another study's default
+        studies.configure({"model": "sparse-ko", "num_beams": 4})
+    assert studies.configure({"model": "sparse-ko", "tidy": False}).run.model == "sparse-ko"  # another study's default
 
 
 def test_distillation_without_scores_or_teacher_stops(folder, tmp_path):
@@ -215,7 +219,7 @@ def test_distillation_without_scores_or_teacher_stops(folder, tmp_path):
 
 
 def test_six_checks_before_a_long_training(folder):
-    rows = verify(registry.configure({"model": "sparse-ko", "data": str(folder)} | FAST))
+    rows = verify(studies.configure({"model": "sparse-ko", "data": str(folder)} | FAST))
     assert [row["check"] for row in rows] == ["data", "model", "IDF", "stop tokens", "loss", "gradient"]
     assert {row["state"] for row in rows} == {"ok"}
 

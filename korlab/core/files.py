@@ -109,17 +109,17 @@ def reading(
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileError(f"the {what} {portable(str(source))!r} could not be loaded ({first})") from error
 
-# %% ../../nbs/core/02_files.ipynb #a0eee758
+# %% ../../nbs/core/02_files.ipynb #257b874a
 class Fault(NamedTuple):
     "What is wrong with a row."
     kind: str  # short name, e.g. `broken JSON`
     detail: str  # what exactly
 
-
+# %% ../../nbs/core/02_files.ipynb #47e33b54
 def json_object(
     line: str,  # one line of a JSONL file
 ) -> dict[str, Any] | Fault:  # the object, or what is wrong with it
-    "Parse one JSON object, refusing repeated keys, of which Python would quietly keep the last."
+    "Parse one JSON object, refusing repeated keys."
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(made := dict(pairs)) < len(pairs):
             raise ValueError(f"a key occurs twice: {', '.join(key for key, _ in pairs)}")
@@ -133,7 +133,7 @@ def json_object(
         return Fault("broken JSON", f"a {type(item).__name__} where an object is expected")
     return item
 
-# %% ../../nbs/core/02_files.ipynb #20977e94
+# %% ../../nbs/core/02_files.ipynb #6bb7e173
 def utf8_lines(
     path: Path,  # a text file
 ) -> Iterator[str | Fault]:  # its lines, and a fault for each that is not UTF-8
@@ -147,7 +147,7 @@ def utf8_lines(
                 yield Fault("undecodable bytes", f"byte {error.start + 1:,} of the line is not UTF-8")
             codec = "utf-8"
 
-# %% ../../nbs/core/02_files.ipynb #a43115c1
+# %% ../../nbs/core/02_files.ipynb #eb4b7ccb
 def line_rows(
     lines: Iterable[str | Fault],  # of a file, from its first
     parse: Callable[[int, str], Any] | None = None,  # number and text -> row, fault, or None for no row; None: JSON
@@ -159,7 +159,7 @@ def line_rows(
         elif line.strip() and (row := parse(number, line) if parse else json_object(line)) is not None:
             yield number, row
 
-# %% ../../nbs/core/02_files.ipynb #c9a74132
+# %% ../../nbs/core/02_files.ipynb #35485314
 def read_jsonl(
     path: Path,  # the file
 ) -> list[dict[str, Any]]:  # one dict a line; an absent file has no lines

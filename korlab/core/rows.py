@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Item', 'Found', 'read_rows', 'judged_rows', 'load_rows']
 
-# %% ../../nbs/core/15_rows.ipynb #d3332c86
+# %% ../../nbs/core/15_rows.ipynb #5700f23c
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .accounts import DataReport, FileFault, Problem, SourceFile, account, check_policy, counted, label
 from .delimited import Shape, Window, is_blank, misplaced, read_header, record_fault, split_records
@@ -20,7 +20,7 @@ from .files import Fault, line_rows, sha256, utf8_lines
 from .schemas import Columns, Row, Schema, Verdict, find_columns, match_columns, match_keys
 from .sources import Part, files_not_read, find_parts, first_words, hub_dataset
 
-# %% ../../nbs/core/15_rows.ipynb #89c34755
+# %% ../../nbs/core/15_rows.ipynb #210970df
 Item = TypeVar("Item")
 Found = Iterator[tuple[int, Any]]  # line (0 where there is none), and values or a `Fault`
 
@@ -32,11 +32,11 @@ def _judged_text(path: Path, file: SourceFile) -> Encoding:
     require_text(encoding)
     return encoding
 
-
+# %% ../../nbs/core/15_rows.ipynb #5101d091
 def _note_blank(file: SourceFile, number: int) -> None:
     file.notes += [f"{counted(number, 'blank line')} skipped"] if number else []
 
-# %% ../../nbs/core/15_rows.ipynb #b3c5bd7d
+# %% ../../nbs/core/15_rows.ipynb #27b5c82b
 def _sorter(names: Sequence[object], schema: Schema) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Sequence[str]]:
     "What makes values of a row's cells, and notes on the columns."
     if not schema.each_row:
@@ -45,7 +45,7 @@ def _sorter(names: Sequence[object], schema: Schema) -> tuple[Callable[[Sequence
     keys, notes = match_keys(names, schema)
     return lambda cells: {key: None if cell == "" else cell for key, cell in zip(keys, cells, strict=True)}, notes
 
-# %% ../../nbs/core/15_rows.ipynb #66f47270
+# %% ../../nbs/core/15_rows.ipynb #eeb8176f
 def _delimited(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Records of a CSV or TSV file."
     encoding = _judged_text(part.where, file)
@@ -54,7 +54,7 @@ def _delimited(part: Part, file: SourceFile, schema: Schema) -> Found:
     sort, notes = _sorter(head.names, schema)
     file.encoding, file.delimiter, file.notes = encoding.name, head.delimiter, [*encoding.tried, *notes]
     key, blank = find_columns(head.names, schema.field(schema.key)) if schema.key else [], 0
-    for record in split_records(window, head.end, Shape(head.delimiter, len(head.names), key[0] if key else None)):
+    for record in split_records(window, head.end, Shape(head.delimiter, len(head.names), key[0] if key else -1)):
         if is_blank(record):
             blank += 1
             continue
@@ -62,7 +62,7 @@ def _delimited(part: Part, file: SourceFile, schema: Schema) -> Found:
         yield record.begin + 1, fault or sort(record.fields)
     _note_blank(file, blank)
 
-# %% ../../nbs/core/15_rows.ipynb #acec602f
+# %% ../../nbs/core/15_rows.ipynb #377bb7de
 def _line_source(part: Part, file: SourceFile, schema: Schema) -> Callable[[], Iterator[str | Fault]]:
     "What reads the lines of a file, from the first one each time it is called."
     if schema.utf8 or schema.line:
@@ -73,7 +73,7 @@ def _line_source(part: Part, file: SourceFile, schema: Schema) -> Callable[[], I
     return lambda: (line.text if line.broken is None else misplaced(line.broken)
                     for line in text_lines(part.where, encoding))
 
-
+# %% ../../nbs/core/15_rows.ipynb #f6ab440c
 def _counted_lines(lines: Iterable[str | Fault], file: SourceFile) -> Iterator[str | Fault]:
     "Pass lines on; `FileFault` if all of them are blank, else a note of those that were."
     full = blank = 0
@@ -85,7 +85,7 @@ def _counted_lines(lines: Iterable[str | Fault], file: SourceFile) -> Iterator[s
         raise FileFault("0 bytes", "holds nothing but blank lines: copy or download it again")
     _note_blank(file, blank)
 
-# %% ../../nbs/core/15_rows.ipynb #7ee88906
+# %% ../../nbs/core/15_rows.ipynb #76b989cf
 def _keys(items: Iterable[Any]) -> tuple[object, ...]:
     "All keys of the mappings among some rows; `FileFault` if there are none."
     names = tuple(dict.fromkeys(key for item in items if isinstance(item, Mapping) for key in item))
@@ -93,12 +93,12 @@ def _keys(items: Iterable[Any]) -> tuple[object, ...]:
         raise FileFault("no objects", "holds no row with named values: write one JSON object per line")
     return names
 
-
+# %% ../../nbs/core/15_rows.ipynb #4e3584cf
 def _under(columns: Columns, item: Any) -> Any:
     "The values of a mapping under all columns; a fault stays what it is."
     return item if isinstance(item, Fault) else columns.sort([item.get(name) for name in columns.names])
 
-
+# %% ../../nbs/core/15_rows.ipynb #1f0a1784
 def _jsonl(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Objects of a JSONL file, or rows a schema makes of lines."
     lines = _line_source(part, file, schema)
@@ -110,13 +110,13 @@ def _jsonl(part: Part, file: SourceFile, schema: Schema) -> Found:
     for line, item in line_rows(lines()):
         yield line, _under(columns, item)
 
-# %% ../../nbs/core/15_rows.ipynb #dc27e22d
+# %% ../../nbs/core/15_rows.ipynb #2464acc9
 def _unreadable(error: Exception, read: int, rows: int | None = None) -> FileFault:
     after = f" after row {read:,} of {rows:,}" if read else ""
     why = f"is not readable as Parquet{after} ({first_words(error)})"
     return FileFault("broken Parquet", why + ": export or copy it again")
 
-
+# %% ../../nbs/core/15_rows.ipynb #3ab199f5
 def _batches(path: Path) -> Iterator[tuple[list[str], list[tuple]]]:
     "Column names and rows of a Parquet file, a batch at a time, the names first with no rows."
     import pyarrow as pa
@@ -133,7 +133,7 @@ def _batches(path: Path) -> Iterator[tuple[list[str], list[tuple]]]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(error, read, rows) from error
 
-# %% ../../nbs/core/15_rows.ipynb #28fad7a2
+# %% ../../nbs/core/15_rows.ipynb #63e88ca8
 def _parquet(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Rows of a Parquet file."
     file.bytes, file.sha256 = part.where.stat().st_size, sha256(part.where)
@@ -145,14 +145,14 @@ def _parquet(part: Part, file: SourceFile, schema: Schema) -> Found:
         for cells in rows:
             yield 0, sort(cells)
 
-# %% ../../nbs/core/15_rows.ipynb #42e894fa
+# %% ../../nbs/core/15_rows.ipynb #1d81340c
 def _hub_notes(data: Any) -> list[str]:
     "Which split of which commit a dataset is."
     found = (re.search(r"@([0-9a-f]{40})/", url) for url in data.info.download_checksums or ())
     commits = sorted({match[1] for match in found if match})
     return [f"split {data.split}", *(f"commit {commit}" for commit in commits)]
 
-
+# %% ../../nbs/core/15_rows.ipynb #be710f3c
 def _hub(part: Part, file: SourceFile, schema: Schema, **where: str | None) -> Found:
     "Rows of one split of a hub dataset."
     data = hub_dataset(part.where, **where)
@@ -166,7 +166,7 @@ def _hub(part: Part, file: SourceFile, schema: Schema, **where: str | None) -> F
     for cells in _fingerprinted(rows, file):
         yield 0, columns.sort(cells)
 
-# %% ../../nbs/core/15_rows.ipynb #46b765c7
+# %% ../../nbs/core/15_rows.ipynb #5e892e56
 def _fingerprinted(rows: Iterable[Any], file: SourceFile) -> Iterator[Any]:
     "Pass rows on; at last the report has the hash of their values as one JSON list."
     digest, comma = hashlib.sha256(b"["), b""
@@ -178,7 +178,7 @@ def _fingerprinted(rows: Iterable[Any], file: SourceFile) -> Iterator[Any]:
     digest.update(b"]")
     file.sha256 = digest.hexdigest()
 
-# %% ../../nbs/core/15_rows.ipynb #5d8b25e1
+# %% ../../nbs/core/15_rows.ipynb #48e99384
 def _named(item: object, schema: Schema) -> Mapping[Any, Any] | Fault:
     "A row in memory as named values."
     if isinstance(item, Mapping):
@@ -188,7 +188,7 @@ def _named(item: object, schema: Schema) -> Mapping[Any, Any] | Fault:
     wanted = f"a {schema.made.__name__} or a mapping" if schema.made is not object else "a mapping"
     return Fault("not a row", f"a {type(item).__name__} where {wanted} is expected")
 
-
+# %% ../../nbs/core/15_rows.ipynb #e9c0c16a
 def _memory(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Rows in memory."
     items = [_named(item, schema) for item in part.where]
@@ -201,7 +201,7 @@ def _memory(part: Part, file: SourceFile, schema: Schema) -> Found:
     for cells in _fingerprinted(rows, file):
         yield 0, cells if isinstance(cells, Fault) else columns.sort(cells)
 
-# %% ../../nbs/core/15_rows.ipynb #9a418eb2
+# %% ../../nbs/core/15_rows.ipynb #ff546a2b
 _READERS = {"csv": _delimited, "tsv": _delimited, "jsonl": _jsonl, "parquet": _parquet, "memory": _memory}
 
 
@@ -226,7 +226,7 @@ def read_rows(
     if not number:
         raise FileFault("header only", "has a header but no rows: add rows or name another file")
 
-# %% ../../nbs/core/15_rows.ipynb #27c89bc4
+# %% ../../nbs/core/15_rows.ipynb #ceaa6e96
 def judged_rows(
     part: Part,  # what to read
     schema: Schema[Item],  # what is looked for, and what is made of it
@@ -242,13 +242,13 @@ def judged_rows(
             if account(report, file, (row.row, row.line), verdict.problems, schema.warnings):
                 report.nfc_changed += verdict.nfc
                 report.cleaned += verdict.cleaned
-                yield verdict.item
+                yield cast(Item, verdict.item)
     except FileFault as fault:
         report.problems.append(Problem(part.name, 0, 0, fault.kind, fault.detail))
     except OSError as error:
         report.problems.append(Problem(part.name, 0, 0, "unreadable file", f"cannot be read ({error.strerror})"))
 
-# %% ../../nbs/core/15_rows.ipynb #06bd14b3
+# %% ../../nbs/core/15_rows.ipynb #b9bef60d
 def load_rows(
     source: str | Path | list | tuple,  # file, folder, hub id (`owner/name[:split]`), a list of these, or rows
     schema: Schema[Item],  # what is looked for, and what is made of it

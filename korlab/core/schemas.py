@@ -6,7 +6,7 @@
 __all__ = ['Item', 'Row', 'Verdict', 'column_key', 'Field', 'find_columns', 'Schema', 'known_columns', 'Columns', 'match_columns',
            'match_keys', 'as_text', 'text_fault']
 
-# %% ../../nbs/core/12_schemas.ipynb #e8474303
+# %% ../../nbs/core/12_schemas.ipynb #14237440
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from .accounts import FileFault, label
 from .files import Fault
 from .text import normalize
 
-# %% ../../nbs/core/12_schemas.ipynb #e0a849df
+# %% ../../nbs/core/12_schemas.ipynb #ea580641
 @dataclass(frozen=True, slots=True)
 class Row:
     "One row as found."
@@ -34,7 +34,7 @@ class Row:
         "Where it is, for messages."
         return f"row {self.row} of {label(self.file)}"
 
-# %% ../../nbs/core/12_schemas.ipynb #9bc9f378
+# %% ../../nbs/core/12_schemas.ipynb #8061c134
 Item = TypeVar("Item")
 
 
@@ -46,14 +46,14 @@ class Verdict(Generic[Item]):
     nfc: bool = False  # whether NFC changed a text
     cleaned: bool = False  # whether cleaning changed a text
 
-# %% ../../nbs/core/12_schemas.ipynb #906510e0
+# %% ../../nbs/core/12_schemas.ipynb #de5b3fcf
 def column_key(
     name: object,  # column name as found
 ) -> str:  # form in which names are compared
     "Lower-case a column name and unify its separators."
     return re.sub(r"[\s\-]+", "_", normalize(str(name)).strip("\ufeff \t").casefold())
 
-# %% ../../nbs/core/12_schemas.ipynb #d154fc18
+# %% ../../nbs/core/12_schemas.ipynb #e2271f2e
 @dataclass(frozen=True)
 class Field:
     "One thing a study wants to know of a row."
@@ -84,7 +84,7 @@ class Field:
         "Recognise a name or an alias."
         return self.number(key) is not None or key in self.aliases
 
-# %% ../../nbs/core/12_schemas.ipynb #3c7335d2
+# %% ../../nbs/core/12_schemas.ipynb #87e93664
 def find_columns(
     names: Sequence[object],  # column names as found
     wanted: Field,  # what is looked for
@@ -94,12 +94,11 @@ def find_columns(
     hits = [(number, i) for i, key in enumerate(keys) if (number := wanted.number(key)) is not None]
     hits = hits or [(-1, i) for i, key in enumerate(keys) if key in wanted.aliases]
     if len({number for number, _ in hits}) < len(hits):
-        could = " and ".join(repr(str(names[i])) for _, i in hits)
-        raise FileFault("ambiguous column", f"has columns {could}, which could all be '{wanted.name}': "
-                                            "rename or remove one")
+        could = " and ".join(repr(str(names[i])) for _, i in hits) + f", which could all be '{wanted.name}'"
+        raise FileFault("ambiguous column", f"has columns {could}: rename or remove one")
     return [i for _, i in sorted(hits)]
 
-# %% ../../nbs/core/12_schemas.ipynb #233c71b9
+# %% ../../nbs/core/12_schemas.ipynb #de42d1bf
 @dataclass(frozen=True)
 class Schema(Generic[Item]):
     "What a study says of its rows."
@@ -120,7 +119,7 @@ class Schema(Generic[Item]):
         "Look a field up."
         return next(one for one in self.fields if one.name == name)
 
-# %% ../../nbs/core/12_schemas.ipynb #a83df2fc
+# %% ../../nbs/core/12_schemas.ipynb #0df13d80
 def known_columns(
     names: Sequence[object],  # column names as found
     schema: Schema,  # what is looked for
@@ -128,7 +127,7 @@ def known_columns(
     "Count the columns whose name is one of a schema's or an alias."
     return sum(any(one.knows(key) for one in schema.fields) for key in map(column_key, names))
 
-# %% ../../nbs/core/12_schemas.ipynb #f7b5218e
+# %% ../../nbs/core/12_schemas.ipynb #7ea0c8f6
 @dataclass(frozen=True, slots=True)
 class Columns:
     "Where a table keeps what a schema wants."
@@ -143,7 +142,11 @@ class Columns:
         "Sort the cells of a row under the fields."
         return {name: [cells[i] for i in places] for name, places in self.places.items()}
 
-# %% ../../nbs/core/12_schemas.ipynb #3ca80dbe
+# %% ../../nbs/core/12_schemas.ipynb #7775760c
+def _titles(names: Sequence[object]) -> list[str]:
+    return [str(name).strip() or f"(unnamed {i + 1})" for i, name in enumerate(names)]
+
+# %% ../../nbs/core/12_schemas.ipynb #071bcd13
 def _require(
     names: Sequence[object],  # column names as found
     fields: Sequence[Field],  # what is looked for
@@ -155,11 +158,7 @@ def _require(
             why = f"has no column '{one.name}' (it has {', '.join(_titles(names))})"
             raise FileFault("missing column", f"{why}: give that name to the column that holds it{one.otherwise}")
 
-
-def _titles(names: Sequence[object]) -> list[str]:
-    return [str(name).strip() or f"(unnamed {i + 1})" for i, name in enumerate(names)]
-
-# %% ../../nbs/core/12_schemas.ipynb #502d79c8
+# %% ../../nbs/core/12_schemas.ipynb #37907ac7
 def match_columns(
     names: Sequence[object],  # column names as found
     schema: Schema,  # what is looked for
@@ -174,7 +173,7 @@ def match_columns(
     notes += [f"ignored columns: {', '.join(ignored)}"] if ignored else []
     return Columns(tuple(names), found, tuple(notes))
 
-# %% ../../nbs/core/12_schemas.ipynb #a970ba49
+# %% ../../nbs/core/12_schemas.ipynb #982d7e98
 def match_keys(
     names: Sequence[object],  # column names as found
     schema: Schema,  # what is looked for, `each_row`
@@ -190,7 +189,7 @@ def match_keys(
     ignored = [title for i, title in enumerate(_titles(names)) if i not in used]
     return keys, [f"ignored columns: {', '.join(ignored)}"] if ignored else []
 
-# %% ../../nbs/core/12_schemas.ipynb #42589275
+# %% ../../nbs/core/12_schemas.ipynb #c11fa1a9
 def as_text(
     value: object,  # value of one cell
 ) -> str | None:  # text; "" for a missing value, None for something that is not text
@@ -201,11 +200,11 @@ def as_text(
         return value
     return str(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
-# %% ../../nbs/core/12_schemas.ipynb #03aab6c8
+# %% ../../nbs/core/12_schemas.ipynb #242ee0b8
 _NA_LIKE = frozenset({"na", "n/a", "#n/a", "n.a.", "<na>", "nan", "nat", "null", "none", "nil", "-", "--", "없음"})
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-
+# %% ../../nbs/core/12_schemas.ipynb #0964b12b
 def text_fault(
     name: str,  # field the text is for
     text: str,  # text, in the form it would be used

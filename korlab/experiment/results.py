@@ -80,8 +80,9 @@ def write(
         "model": config.run.model, "size": config.run.size, "data": portable(config.rows.data),
         "seed": config.computing.seed,
     }
-    trained = {"training": run.read("train"), "parameters": run.read("model")["parameters"]} if run.has("train") else {}
-    run.write("metrics", about | {"scores": [asdict(one) for one in scored], "splits": dict(facts)} | trained | more)
+    trained = {"training": run.read("train")} if run.has("train") else {}
+    size = {"parameters": run.read("model").get("parameters")} if trained and run.has("model") else {}
+    run.write("metrics", about | {"scores": [asdict(one) for one in scored], "splits": dict(facts)} | trained | size | more)
     return read(run)
 
 # %% ../../nbs/experiment/07_results.ipynb #2b8f7044

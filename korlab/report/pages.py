@@ -119,11 +119,13 @@ def curves(
     run: "Run",  # that trains or has trained
     shown: int = 3,  # dev measures drawn
     ylabel: str = "dev 점수",  # heading of their panel
-) -> "Figure":  # losses and dev scores over the updates
+) -> "Figure | Markdown":  # losses and dev scores over the updates; a sentence where nothing was logged
     "The learning curves, and the step whose checkpoint was kept."
-    first = run.study.dev[:shown]
+    first, history = run.study.dev[:shown], read_jsonl(run.path("history.jsonl"))
+    if not history:
+        return Markdown("학습 곡선이 남지 않았다.")
     return charts.learning_curves(
-        read_jsonl(run.path("history.jsonl")), f"{run.title} · 학습 곡선", {m.dev: m.label for m in first},
+        history, f"{run.title} · 학습 곡선", {m.dev: m.label for m in first},
         run.study.selector.dev, run.study.selector.better, ylabel, first[0].scale,
     )
 

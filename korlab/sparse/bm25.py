@@ -83,6 +83,14 @@ def best_hits(
     return hits
 
 # %% ../../nbs/sparse/26_bm25.ipynb #48c1bf25
+class _Numbering(dict):
+    "A vocabulary that gives each new term the next number."
+
+    def __missing__(self, term: str) -> int:
+        self[term] = len(self)
+        return self[term]
+
+# %% ../../nbs/sparse/26_bm25.ipynb #90642969
 class BM25:
     "An index of documents by BM25."
 
@@ -115,11 +123,3 @@ class BM25:
         blocks = [terms[start : start + 256] for start in range(0, len(terms), 256)]
         scores = (term_counts(block, self.vocabulary) @ self.postings for block in blocks)
         return [hits for block in scores for hits in best_hits(block, self.ids, k)]
-
-
-class _Numbering(dict):
-    "A vocabulary that gives each new term the next number."
-
-    def __missing__(self, term: str) -> int:
-        self[term] = len(self)
-        return self[term]

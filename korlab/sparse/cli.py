@@ -8,7 +8,7 @@ __all__ = ['app', 'idf', 'stopwords', 'verify', 'quick', 'export', 'upload', 'in
 # %% ../../nbs/sparse/64_cli.ipynb #c6e87db7
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,7 +41,7 @@ _MINI = Annotated[
 ]
 
 # %% ../../nbs/sparse/64_cli.ipynb #c0da2c86
-def _one_of(option: str, value: str, choices: Sequence[str]) -> str:
+def _one_of(option: str, value: str, choices: Sequence[str]) -> Any:  # the value, now known to be a choice
     if value not in choices:
         raise ParameterError(f"{option} {value!r}: choose one of {', '.join(choices)}")
     return value
@@ -112,7 +112,7 @@ def _judged(rows: list[dict[str, str]]) -> typer.Exit:
 def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
     "Six checks before a long training, without training; exit code 1 when one fails."
     from korlab.experiment import studies
-    from korlab.sparse.study import verify as checks
+    from korlab.sparse.checks import verify as checks
     from korlab.workbench.plans import layers
 
     raise _judged(checks(studies.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))))
@@ -122,7 +122,7 @@ def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False)
 def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
     "Train on 500 triples for two epochs; say whether the loss falls, vectors are sparse, and what memory it takes."
     from korlab.experiment.runs import find_run
-    from korlab.sparse.study import quick_checks
+    from korlab.sparse.checks import quick_checks
     from korlab.workbench.driving import run_suite
     from korlab.workbench.plans import plan
     from korlab.workbench.suite import open_suite
@@ -152,7 +152,7 @@ _SILENCE = Annotated[bool, typer.Option("--silence", help="fold the stop-token m
 def export(run: _RUN, to: _EXPORT, license: _LICENSE, silence: _SILENCE = False) -> None:
     "Write a trained encoder as files that sentence-transformers, transformers and OpenSearch read without our code."
     from korlab.sparse.export import export as write
-    from korlab.sparse.search import find_encoder
+    from korlab.sparse.encoders import find_encoder
 
     folder = find_encoder(run)
     home = _run_of(folder)
@@ -180,7 +180,7 @@ def _stop_mask(folder: Path, home: "Run | None") -> "np.ndarray":
     "The stop tokens the run was trained with, or those of its study for an encoder from elsewhere."
     from korlab.experiment import studies
     from korlab.sparse.models import load, vocabulary
-    from korlab.sparse.study import stop_mask_of
+    from korlab.sparse.stages import stop_mask_of
 
     loaded, config = load(folder), home.config if home else studies.configure({"model": "sparse-ko"})
     return stop_mask_of(config, loaded.tokenizer, vocabulary(loaded.model))
@@ -233,7 +233,8 @@ def index(
 # %% ../../nbs/sparse/64_cli.ipynb #ac611779
 def _into_folder(run: str, documents: str, folder: Path) -> str:
     "Build the index or open it; what it holds, in one line."
-    from korlab.sparse.search import load_encoder, open_index, read_passages
+    from korlab.sparse.encoders import load_encoder, open_index
+    from korlab.sparse.search import read_passages
 
     passages = read_passages(documents, remark)
     return f"{len(open_index(load_encoder(run), passages, folder)):,} passages: {folder}"
@@ -242,7 +243,8 @@ def _into_folder(run: str, documents: str, folder: Path) -> str:
 def _into_opensearch(run: str, documents: str, alias: str, layout: str) -> str:
     "Send a collection to the cluster; what became of it, in one line."
     from korlab.sparse import opensearch
-    from korlab.sparse.search import load_encoder, read_passages
+    from korlab.sparse.encoders import load_encoder
+    from korlab.sparse.search import read_passages
 
     kind = opensearch.Layout(_one_of("--layout", layout, ("rank_features", "sparse_vector")))
     service, passages = opensearch.connect(), read_passages(documents, remark)
@@ -298,12 +300,14 @@ def search(
     "Find passages, and say which tokens decided."
     import shutil
 
+    if not query.strip():
+        raise ParameterError("the query is empty: type what you are looking for")
     if opensearch:
         _without_effect("with", documents=documents, index=index)
         hits = _from_opensearch(query.strip(), run, opensearch, mode or "sparse", k)
     else:
         _without_effect("without", mode=mode)
-        hits = _from_folder(query, run, documents, index and str(index), k)
+        hits = _from_folder(query, run, documents, str(index) if index else None, k)
     typer.echo("\n".join(_lines(hits, shutil.get_terminal_size((90, 24)).columns)))
 
 # %% ../../nbs/sparse/64_cli.ipynb #9f861f5c
@@ -319,11 +323,9 @@ def _from_folder(query: str, run: str, documents: str | None, index: str | None,
 # %% ../../nbs/sparse/64_cli.ipynb #cf0b72b4
 def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int) -> "Hits":
     from korlab.sparse import opensearch
-    from korlab.sparse.search import load_encoder
+    from korlab.sparse.encoders import load_encoder
 
-    _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
-    if not query:
-        raise ParameterError("the query is empty: type what you are looking for")
+    how = _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
     service, encoder = opensearch.connect(), load_encoder(run)
-    found = opensearch.search_collection(service, encoder, {"query": query}, alias, mode, k)["query"]
+    found = opensearch.search_collection(service, encoder, {"query": query}, alias, how, k)["query"]
     return opensearch.explain_hits(encoder, query, found)

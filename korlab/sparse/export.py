@@ -10,7 +10,7 @@ __all__ = ['RANKING', 'SAMPLES', 'ExportError', 'fold_mask', 'write_query_weight
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import LabError
-from ..experiment import registry, tracking
+from ..experiment import results, tracking
 from ..core.files import opening, read_json, write, write_json
 from ..core.settings import portable, shown
 from ..core.tables import facts, pipe_table
@@ -79,23 +79,28 @@ def write_query_weights(
 RANKING = ("ndcg", "mrr", "recall", "hit", "map", "precision")
 
 
+def _score_row(path: tuple[str, ...], value: Mapping[str, Any]) -> dict[str, Any]:
+    "One score as a row; a ranking score without its circumstances is refused."
+    documents, ranking = value.get("documents"), path[-1].lower().startswith(RANKING)
+    if ranking and not (value["n"] and documents):
+        raise ExportError(f"{'.'.join(path)}: a ranking score needs n and documents; evaluate again")
+    low, high = value.get("low"), value.get("high")
+    return {
+        "score": " · ".join(p for p in path if p != "splits"), "mean": f"{value['mean']:.4f}",
+        "interval": "" if low is None else f"{low:.4f} – {high:.4f} ({value.get('level', 0.95):.0%})",
+        "n": f"{value['n']:,}", "corpus": f"{documents:,} documents" if documents else "–",
+    }
+
+# %% ../../nbs/sparse/52_export.ipynb #eefcf537
 def score_rows(
-    metrics: Mapping[str, Any],  # of a run: any depth, leaves with mean and n, as `Retrieval.summary` gives them
+    metrics: Mapping[str, Any],  # any depth, leaves with mean and n, as `Retrieval.summary` gives them
     path: tuple[str, ...] = (),  # names above
 ) -> Iterator[dict[str, Any]]:  # score, mean, interval, queries, documents
-    "The scores of a metrics.json as rows of a table."
+    "Nested scores as rows of a table."
     for name, value in metrics.items():
         here = (*path, name)
         if isinstance(value, Mapping) and {"mean", "n"} <= set(value):
-            documents, ranking = value.get("documents"), name.lower().startswith(RANKING)
-            if ranking and not (value["n"] and documents):
-                raise ExportError(f"{'.'.join(here)}: a ranking score needs n and documents; evaluate again")
-            low, high = value.get("low"), value.get("high")
-            yield {
-                "score": " · ".join(p for p in here if p != "splits"), "mean": f"{value['mean']:.4f}",
-                "interval": "" if low is None else f"{low:.4f} – {high:.4f} ({value.get('level', 0.95):.0%})",
-                "n": f"{value['n']:,}", "corpus": f"{documents:,} documents" if documents else "–",
-            }
+            yield _score_row(here, value)
         elif isinstance(value, Mapping):
             yield from score_rows(value, here)
 
@@ -113,7 +118,7 @@ class Card:
     data: str = ""  # the data set the scores were measured on
     unscored: str = "This model has not been evaluated."  # said where there are no scores
 
-
+# %% ../../nbs/sparse/52_export.ipynb #1e8cd2fa
 _CARD = """\
 ---
 {front}
@@ -204,29 +209,42 @@ def example_query(
     (weights,) = token_weights(vector, token_keys(model.tokenizer, vector.shape[1]), [_QUESTION])
     return {key: round(weights[key], 2) for key in sorted(weights, key=weights.get, reverse=True)[:most]}
 
+# %% ../../nbs/sparse/52_export.ipynb #d0d2b79f
+def _data_set(data: str) -> str:
+    return "embedded (generated)" if data == "embedded" else portable(data)
 
+
+def _scores(run: "Run") -> dict[str, Any]:
+    "Split -> measure -> the encoder's score, with the documents it was found among."
+    found = results.read(run)
+    return {
+        split: {m: one.to_dict() | {"documents": found.facts[split]["documents"]} for m, one in own.measures.items()}
+        for split in found.splits if (own := found.own(split))
+    }
+
+# %% ../../nbs/sparse/52_export.ipynb #915db613
+def _training(run: "Run") -> dict[str, Any]:
+    "What to know of how a run was trained."
+    c, spent = run.config, run.read("train")["train_metrics"] if run.has("train") else {}
+    origin = {"started from": run.read("model")["origin"]} if run.has("model") else {}
+    known = {key: spent[key] for key in ("epochs", "updates") if key in spent}
+    return {"recipe": f"{c.run.model}, {c.run.size}", **origin, "trained on": _data_set(c.rows.data), **known, "seed": c.computing.seed}
+
+# %% ../../nbs/sparse/52_export.ipynb #d270eddd
 def card_of(
     run: "Run",  # a sparse run
     license: str,  # of what is exported, as an SPDX id in lower case
     silenced: bool = False,  # whether tokens are silenced at export
 ) -> Card:  # what the run's own files say
     "The card of a run's encoder."
-    c, metrics = run.config, run.read("metrics") if run.has("metrics") else {}
-    source = c.checkpoint or registry.model(c.model).hub_id
-    spent = run.read("train")["train_metrics"] if run.has("train") else {}
-    scores = {name: split["systems"]["korlab"] for name, split in metrics.get("splits", {}).items()}
-    left_out = "The run's scores are left out: they were measured before stop tokens were silenced at export."
-    return Card(
-        run.folder.name, source if c.size == "full" and not Path(source).exists() else "", license,
-        {} if silenced else {"splits": scores} if scores else {},
-        {"recipe": f"{c.model}, {c.size}", **({"started from": run.read("model")["origin"]} if run.has("model") else {}),
-         "trained on": _data_set(c.data), **{key: spent[key] for key in ("epochs", "updates") if key in spent}, "seed": c.seed},
-        data=_data_set(c.test_data or c.data), **({"unscored": left_out} if silenced and scores else {}),
-    )
-
-
-def _data_set(data: str) -> str:
-    return "embedded (generated)" if data == "embedded" else portable(data)
+    c = run.config
+    source = c.run.checkpoint or run.entry.hub_id
+    base = source if c.run.size == "full" and not Path(source).exists() else ""
+    data, scores = _data_set(c.rows.test_data or c.rows.data), _scores(run) if run.has("metrics") else {}
+    if silenced and scores:
+        left_out = "The run's scores are left out: they were measured before stop tokens were silenced at export."
+        return Card(run.folder.name, base, license, {}, _training(run), data=data, unscored=left_out)
+    return Card(run.folder.name, base, license, {"splits": scores} if scores else {}, _training(run), data=data)
 
 # %% ../../nbs/sparse/52_export.ipynb #50cb05ab
 SAMPLES = (
@@ -253,7 +271,7 @@ def by_hand(
         weights = logits.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0).amax(1).relu().log1p()
     return (weights.log1p() if log1p_twice else weights).numpy()
 
-
+# %% ../../nbs/sparse/52_export.ipynb #450d36fc
 def encoded(
     model: "SparseEncoder",  # on any device
     texts: Sequence[str],  # documents
@@ -304,7 +322,20 @@ class Exported:
     difference: float  # largest difference of a weight between the model and what was loaded again
     files: tuple[str, ...]  # what the folder holds
 
+# %% ../../nbs/sparse/52_export.ipynb #c55e4c0d
+def _plain(folder: Path) -> "SparseEncoder":
+    "Load a folder on the CPU in float32, sure that every class in it belongs to sentence-transformers."
+    import torch
+    from sentence_transformers import SparseEncoder
 
+    kinds = [module["type"] for module in read_json(folder / "modules.json")]
+    if (folder / "router_config.json").is_file():
+        kinds += read_json(folder / "router_config.json")["types"].values()
+    if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
+        raise ExportError(f"the module {foreign[0]} is not sentence-transformers' own: nobody could load it")
+    return SparseEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+
+# %% ../../nbs/sparse/52_export.ipynb #39c0167d
 def _agrees(folder: Path, wanted: np.ndarray, twice: bool, weights: np.ndarray | None) -> float:
     "The largest difference of the two ways of loading; an `ExportError` when it is more than rounding."
     loaded = _plain(folder)
@@ -320,18 +351,53 @@ def _agrees(folder: Path, wanted: np.ndarray, twice: bool, weights: np.ndarray |
             raise ExportError(f"loaded again by {way}, weights differ by up to {worst:.2g}: nothing was exported")
     return max(float(np.abs(vectors - wanted).max()) for vectors in found.values())
 
+# %% ../../nbs/sparse/52_export.ipynb #a4cfb939
+def _masked(documents: "SparseEncoder", draft: Path, stop: np.ndarray | None) -> tuple["SparseEncoder", np.ndarray]:
+    "The document encoder as it will be shipped, and its vectors."
+    documents.save_pretrained(str(draft), create_model_card=False)
+    plain = _plain(draft)
+    wanted = encoded(plain, SAMPLES)
+    if stop is not None:
+        fold_mask(plain[0].auto_model, stop)
+        wanted[:, stop] = 0.0
+    shutil.rmtree(draft)
+    return plain, wanted
 
-def _plain(folder: Path) -> "SparseEncoder":
-    "Load a folder on the CPU in float32, sure that every class in it belongs to sentence-transformers."
-    import torch
-    from sentence_transformers import SparseEncoder
+# %% ../../nbs/sparse/52_export.ipynb #e26b253a
+def _routed(
+    plain: "SparseEncoder", draft: Path, stop: np.ndarray | None, weights: np.ndarray
+) -> tuple["SparseEncoder", np.ndarray]:
+    "The encoder behind a router, and the weights of queries without what is silenced; idf.json is written."
+    from korlab.sparse.models import routed
 
-    kinds = [module["type"] for module in read_json(folder / "modules.json")]
-    if (folder / "router_config.json").is_file():
-        kinds += read_json(folder / "router_config.json")["types"].values()
-    if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
-        raise ExportError(f"the module {foreign[0]} is not sentence-transformers' own: nobody could load it")
-    return SparseEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    silent = np.zeros(len(weights), bool) if stop is None else stop
+    weights = np.where(silent, 0.0, weights).astype(np.float32)
+    write_query_weights(draft / "idf.json", weights, plain.tokenizer)
+    return routed(plain.children(), plain.tokenizer, weights, str(plain.device)), weights
+
+# %% ../../nbs/sparse/52_export.ipynb #b98778ca
+def _save(whole: "SparseEncoder", draft: Path, looked_up: bool) -> None:
+    whole.save_pretrained(str(draft), create_model_card=False)
+    if looked_up:
+        _encoder_to_root(draft)
+
+# %% ../../nbs/sparse/52_export.ipynb #57ebba25
+def _fill(
+    draft: Path, documents: "SparseEncoder", card: Card, stop: np.ndarray | None, weigh: Callable[[], np.ndarray | None]
+) -> tuple[int, float, tuple[str, ...]]:
+    "Write everything into a folder and check it; gives the tokens silenced, the largest difference, and the files."
+    plain, wanted = _masked(documents, draft, stop)
+    whole, weights = plain, weigh()
+    if weights is not None:
+        whole, weights = _routed(plain, draft, stop, weights)
+    _save(whole, draft, weights is not None)
+    masked, longest = 0 if stop is None else int(stop.sum()), f"{plain.max_seq_length} tokens"
+    known = {"vocabulary": wanted.shape[1], "longest text": longest, "silenced tokens": masked}
+    difference = _agrees(draft, wanted, plain[1].activation_function == "log1p_relu", weights)
+    write(draft / "README.md", card_text(card, known, example_query(whole), weights is not None))
+    files = sorted([*(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file()), "export.json"])
+    write_json(draft / "export.json", {**known, "difference": difference, "compared": len(SAMPLES), "files": files})
+    return masked, difference, tuple(files)
 
 # %% ../../nbs/sparse/52_export.ipynb #ef4f6e79
 def export(
@@ -346,7 +412,6 @@ def export(
     With `stop`, `card.metrics` must have been measured with these tokens silenced. export.json lists every file.
     """
     from korlab.sparse.head import open_encoder
-    from korlab.sparse.models import routed
 
     if folder.exists() and not (folder / "export.json").is_file():
         raise ExportError(f"{shown(folder)} exists and is no export: choose another folder")
@@ -357,34 +422,13 @@ def export(
     with opening(folder, draft):
         draft.mkdir(parents=True)
     try:
-        documents.save_pretrained(str(draft), create_model_card=False)
-        plain = _plain(draft)
-        wanted = encoded(plain, SAMPLES)
-        if stop is not None:
-            fold_mask(plain[0].auto_model, stop)
-            wanted[:, stop] = 0.0
-        shutil.rmtree(draft)
-        whole, weights = plain, idf.query_weights(stop) if idf is not None else weights
-        if weights is not None:
-            silent = np.zeros(len(weights), bool) if stop is None else stop
-            weights = np.where(silent, 0.0, weights).astype(np.float32)
-            write_query_weights(draft / "idf.json", weights, plain.tokenizer)
-            whole = routed(plain.children(), plain.tokenizer, weights, str(plain.device))
-        whole.save_pretrained(str(draft), create_model_card=False)
-        if weights is not None:
-            _encoder_to_root(draft)
-        masked, longest = 0 if stop is None else int(stop.sum()), f"{plain.max_seq_length} tokens"
-        known = {"vocabulary": wanted.shape[1], "longest text": longest, "silenced tokens": masked}
-        difference = _agrees(draft, wanted, plain[1].activation_function == "log1p_relu", weights)
-        write(draft / "README.md", card_text(card, known, example_query(whole), weights is not None))
-        files = sorted([*(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file()), "export.json"])
-        write_json(draft / "export.json", {**known, "difference": difference, "compared": len(SAMPLES), "files": files})
+        found = _fill(draft, documents, card, stop, lambda: weights if idf is None else idf.query_weights(stop))
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return Exported(folder, masked, difference, tuple(files))
+    return Exported(folder, *found)
 
 # %% ../../nbs/sparse/52_export.ipynb #48a8c076
 @dataclass(frozen=True)
@@ -404,7 +448,7 @@ class Upload:
         head = f"**{self.repo}** ({'private' if self.private else 'public'}), {state}"
         return f"{head}\n\n{pipe_table(rows, ['file', 'bytes'])}"
 
-
+# %% ../../nbs/sparse/52_export.ipynb #bd7b80b7
 def upload(
     folder: Path,  # made by `export`
     repo: str,  # owner/name

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class SparseIndexError(LabError):
     "An index or an engine that cannot be used; the message names the folder, file or package and what to do."
 
-
+# %% ../../nbs/sparse/25_index.ipynb #7545a31b
 def token_vectors(
     vectors: csr_matrix,  # rows are texts, columns token ids; any scipy sparse form
 ) -> csr_matrix:  # float32, token ids of a row ascending, no zeros stored; the same object where it already is that
@@ -60,7 +60,7 @@ def _check_rules(top: int | None, ratio: float | None, mass: float | None) -> No
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"{name} is {value}: give a share above 0 and up to 1")
 
-
+# %% ../../nbs/sparse/25_index.ipynb #d7822eff
 def _kept(
     weights: np.ndarray,  # float64, one vector's weights, strongest first
     top: int | None,
@@ -70,10 +70,10 @@ def _kept(
     "Apply the rules to one sorted vector."
     n = len(weights) if top is None else min(top, len(weights))
     if ratio is not None and n:
-        n = min(n, np.count_nonzero(weights >= ratio * weights[0]))
+        n = min(n, int(np.count_nonzero(weights >= ratio * weights[0])))
     if mass is not None and n:
         sums = np.cumsum(weights)
-        n = min(n, 1 + np.count_nonzero(sums < mass * sums[-1]))
+        n = min(n, 1 + int(np.count_nonzero(sums < mass * sums[-1])))
     return n
 
 # %% ../../nbs/sparse/25_index.ipynb #8ce33a9e
@@ -109,13 +109,13 @@ class Strings(Sequence):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, number: int) -> str:
+    def __getitem__(self, number: int) -> str:  # type: ignore[override]  # single strings, no slices
         if not 0 <= number < len(self.ends):
             raise IndexError(f"string {number} of {len(self.ends)}")
         start = self.ends[number - 1] if number else 0
         return self.data[start:self.ends[number]].tobytes().decode("utf-8", "surrogatepass")
 
-
+# %% ../../nbs/sparse/25_index.ipynb #bdf35a46
 def pack(
     strings: Iterable[str],  # any strings
 ) -> Strings:  # the same in two arrays
@@ -216,7 +216,7 @@ def _falling(vectors: csr_matrix, ids: Sequence[str]) -> list[int]:
         raise ValueError(f"the document id {twice[0]!r} occurs twice: ids must be different")
     return order
 
-
+# %% ../../nbs/sparse/25_index.ipynb #d9eb18e3
 def build_index(
     vectors: csr_matrix,  # documents x token ids
     ids: Sequence[str],  # one a row, all different
@@ -245,7 +245,7 @@ class Contribution:
     document: float  # its weight in the document
     share: float  # of the score, from 0 to 1
 
-
+# %% ../../nbs/sparse/25_index.ipynb #354777eb
 def contributions(
     index: SparseIndex,  # where the document is
     query: csr_matrix,  # one row
@@ -286,7 +286,7 @@ def read_manifest(
                                f"korlab reads {VERSION}: build the index again or update korlab")
     return manifest
 
-
+# %% ../../nbs/sparse/25_index.ipynb #a878ef72
 def check_place(
     folder: Path,  # where an index shall go
 ) -> None:
@@ -301,7 +301,7 @@ def check_place(
             raise SparseIndexError(f"{shown(folder)} is no index and not empty (it holds {foreign[0]}): name a folder of "
                                    "its own for the index")
 
-
+# %% ../../nbs/sparse/25_index.ipynb #6d5756cf
 def _publish(
     folder: Path,  # where the files lie
     files: Mapping[str, str],  # what each file holds -> its name
@@ -323,7 +323,7 @@ def _arrays(index: SparseIndex) -> dict[str, np.ndarray]:
               "ids": index.ids.data, "id_ends": index.ids.ends}
     return arrays | ({"texts": index.texts.data, "text_ends": index.texts.ends} if index.texts is not None else {})
 
-
+# %% ../../nbs/sparse/25_index.ipynb #1f6ff8a3
 def save_index(
     index: SparseIndex,  # what to keep
     folder: Path | str,  # where to; a folder of its own, made if needed
@@ -352,7 +352,7 @@ def _checked_file(folder: Path, entry: Mapping[str, Any], verify: bool) -> Path:
                                "build the index again")
     return path
 
-
+# %% ../../nbs/sparse/25_index.ipynb #e278a326
 def _opened(folder: Path, engine: str, loader: str, tokenizer: str, verify: bool) -> tuple[dict, dict[str, Path]]:
     "Manifest and files of an index of this engine and tokenizer."
     manifest = read_manifest(folder)
@@ -404,7 +404,7 @@ def rule_name(
     "A rule in words."
     return ", ".join(f"{name} {value:g}" for name, value in rule.items()) or "nothing dropped"
 
-
+# %% ../../nbs/sparse/25_index.ipynb #f7f03234
 def _ndcg(
     found: Sequence[Sequence[Hit]], query_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]], k: int, n: int
 ) -> np.ndarray:  # one value a judged query
@@ -416,12 +416,12 @@ def _mean(values: np.ndarray) -> float | None:  # of those that are numbers; Non
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
 
-
+# %% ../../nbs/sparse/25_index.ipynb #1fe305cd
 def pruning_cost(
     documents: csr_matrix,  # documents x token ids
     ids: Sequence[str],  # of the documents
     queries: csr_matrix,  # queries x token ids
-    rules: Sequence[Mapping[str, float]],  # keywords of `prune`, one set a row of the result
+    rules: Sequence[Mapping[str, Any]],  # keywords of `prune`, one set a row of the result
     of: str = "documents",  # what is pruned: "documents" or "queries"
     k: int = 10,  # length of the rankings
     qrels: Mapping[str, Mapping[str, int]] | None = None,  # query id -> document id -> grade, if judged
@@ -473,7 +473,7 @@ def _seismic() -> Any:
                                "run `pip install pyseismic-lsr`, or use build_index, which is exact") from None
     return seismic
 
-
+# %% ../../nbs/sparse/25_index.ipynb #20c1ebf5
 @dataclass(frozen=True)
 class Seismic:
     "An approximate index; make one with `build_seismic` or `load_seismic`."
@@ -537,7 +537,7 @@ def save_seismic(
     return _publish(folder, {"postings": f"postings-{edition}.index.seismic"}, {
         "engine": "seismic", **counts, **settings, "tokenizer": engine.tokenizer, "facts": engine.facts})
 
-
+# %% ../../nbs/sparse/25_index.ipynb #9e92e74a
 def load_seismic(
     folder: Path | str,  # where `save_seismic` wrote
     tokenizer: str = "",  # sha256 of your tokenizer; an index of another one is refused

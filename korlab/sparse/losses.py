@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMS', 'DISTILLATIONS', 'TERMS', 'SIMILARITIES', 'V25_WEIGHTS', 'V25_FLOPS', 'token_means', 'IdfFlops',
            'present_tokens', 'chosen_mean', 'self_reconstruction', 'positive_activation', 'minimum_activation',
-           'triplet_margin', 'z_scores', 'PublishedDistillation', 'teacher_scores', 'RankingTerms', 'seen',
+           'triplet_margin', 'z_scores', 'PublishedDistillation', 'teacher_scores', 'seen', 'RankingTerms',
            'SparseLoss', 'v25_loss']
 
 # %% ../../nbs/sparse/30_losses.ipynb #88abcc98
@@ -78,7 +78,7 @@ def present_tokens(
     present[:, list(special_ids)] = False
     return present
 
-
+# %% ../../nbs/sparse/30_losses.ipynb #1970944b
 def chosen_mean(
     values: Tensor,  # (B, V)
     chosen: Tensor,  # (B, V) bool
@@ -122,7 +122,7 @@ def minimum_activation(
     "How far the strongest tokens of a vector stay below a floor."
     return F.relu(floor - weights.topk(min(top_k, weights.shape[1])).values.mean(dim=1)).mean()
 
-
+# %% ../../nbs/sparse/30_losses.ipynb #95acff6e
 def triplet_margin(
     query: Tensor,  # (B, V)
     positive: Tensor,  # (B, V)
@@ -146,7 +146,7 @@ def z_scores(
     "Standardise scores over the whole matrix, with finite gradients."
     return (scores - scores.mean()) / (scores.var(correction=0) + 1e-12).sqrt()
 
-
+# %% ../../nbs/sparse/30_losses.ipynb #a3e103ed
 class PublishedDistillation(SparseDistillKLDivLoss):
     "The published mix: `kl_share`·T²·KL(teacher ‖ student) + the rest · MSE of z-scored scores, on cosine."
 
@@ -166,7 +166,7 @@ class PublishedDistillation(SparseDistillKLDivLoss):
         student = torch.stack([self.similarity_fct(embeddings[0], document) for document in embeddings[1:]], dim=1)
         return self.kl_share * kl + (1 - self.kl_share) * F.mse_loss(z_scores(student), z_scores(labels))
 
-
+# %% ../../nbs/sparse/30_losses.ipynb #c0b32cbd
 DISTILLATIONS = {"margin_mse": SparseMarginMSELoss, "kl": SparseDistillKLDivLoss, "published": PublishedDistillation}
 
 # %% ../../nbs/sparse/30_losses.ipynb #b4d618f4
@@ -188,6 +188,16 @@ def teacher_scores(
     return labels.float()
 
 # %% ../../nbs/sparse/30_losses.ipynb #01136730
+def seen(
+    embeddings: Sequence[Tensor],  # query, positive, negatives, each (B, V)
+) -> dict[str, Tensor]:  # mean active dimensions of queries and documents, and the documents' mean weights (V,)
+    "Note of a batch what controllers and detectors look at, outside the graph."
+    with torch.no_grad():
+        query, *documents = [(vectors > 0).sum(dim=1).float().mean() for vectors in embeddings]
+        means = torch.stack([token_means(vectors) for vectors in embeddings[1:]]).mean(dim=0)
+    return {"query_active_dims": query, "document_active_dims": torch.stack(documents).mean(), "document_means": means}
+
+# %% ../../nbs/sparse/30_losses.ipynb #e80814de
 TERMS = ("infonce", "kd", "self", "positive", "margin", "min_act")
 SIMILARITIES = {"cos": (cos_sim, pairwise_cos_sim), "dot": (dot_score, pairwise_dot_score)}
 
@@ -268,16 +278,6 @@ class RankingTerms(nn.Module):
         "What the model card says of it."
         return {"weights": self.weights, "tau": self.tau, "distillation": type(self.distillation).__name__,
                 "form": self.form}
-
-
-def seen(
-    embeddings: Sequence[Tensor],  # query, positive, negatives, each (B, V)
-) -> dict[str, Tensor]:  # mean active dimensions of queries and documents, and the documents' mean weights (V,)
-    "Note of a batch what controllers and detectors look at, outside the graph."
-    with torch.no_grad():
-        query, *documents = [(vectors > 0).sum(dim=1).float().mean() for vectors in embeddings]
-        means = torch.stack([token_means(vectors) for vectors in embeddings[1:]]).mean(dim=0)
-    return {"query_active_dims": query, "document_active_dims": torch.stack(documents).mean(), "document_means": means}
 
 # %% ../../nbs/sparse/30_losses.ipynb #7bf7b925
 class SparseLoss(SpladeLoss):

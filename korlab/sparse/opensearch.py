@@ -13,7 +13,6 @@ __all__ = ['SMALLEST', 'QUERY_LIMIT', 'QUERY_TOKENS', 'FEATURES', 'SCHEMAS', 'SE
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #e72051ac
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -32,7 +31,8 @@ from ..core.errors import LabError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-    from korlab.sparse.search import Encoder, Hits
+    from korlab.sparse.encoders import Encoder
+    from korlab.sparse.search import Hits
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #5342f9d8
 class OpenSearchError(LabError):
@@ -48,7 +48,7 @@ def escape(
     "Write a token as a key; `unescape` gives the token back."
     return _UNSAFE.sub(lambda found: f"%{ord(found[0]):04X}", token) or "%"
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #cf15b033
 def unescape(
     key: str,  # a key made by `escape`
 ) -> str:  # the token
@@ -69,7 +69,7 @@ def token_keys(
         raise OpenSearchError(f"token ids {first[key]} and {index} are both {unescape(key)!r}: use id_keys({size})")
     return keys
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #73b3a3fc
 def id_keys(
     size: int,  # V, the width of the vectors
 ) -> list[str]:  # "0", "1", …
@@ -137,7 +137,7 @@ def _tokens(pattern: str, **limits: float) -> dict[str, Any]:
     key = {"pattern": pattern}
     return {"type": "object", "propertyNames": key, "additionalProperties": _number(exclusiveMinimum=0, **limits)}
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #880f76d2
 _WHOLE, _NATURAL = {"type": "integer", "minimum": 1}, {"type": "integer", "minimum": 0}
 _TEXT, _UNIT = {"type": "string", "minLength": 1}, _number(minimum=0, maximum=1)
 _NAME = {"type": "string", "pattern": r"^(?!\.)[a-z0-9][a-z0-9._-]{0,199}$"}
@@ -217,7 +217,7 @@ def _validator(kind: str) -> Any:
 
     return Draft202012Validator(SCHEMAS[kind])
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #6354d3c2
 def checked(
     kind: str,  # a name in SCHEMAS
     body: Any,  # what would be sent
@@ -255,7 +255,7 @@ class Layout:
         seismic = self.field == "sparse_vector"
         return (self.ceiling_ingest, min(self.ceiling_search, QUERY_LIMIT)) if seismic else (float("inf"), QUERY_LIMIT)
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #11bb26ff
 def layout_keys(
     layout: Layout,  # the kind of field
     tokenizer: Any,  # of transformers
@@ -271,7 +271,7 @@ def layout_keys(
         )
     return id_keys(size)
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #15b4eaeb
 def keys_hash(
     keys: Sequence[str],  # the key of each token id
 ) -> str:  # 16 hexadecimal digits
@@ -314,7 +314,7 @@ def sparse_query(
         inner["method_parameters"] = {"k": k, "top_n": top_n, "heap_factor": heap_factor}
     return {"neural_sparse": {"sparse": inner}}
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #94555e12
 def hybrid_query(
     text: str,  # the query's words, for BM25
     tokens: Mapping[str, float],  # key -> weight
@@ -324,7 +324,7 @@ def hybrid_query(
     "BM25 and the dot product side by side; the hybrid pipeline joins their scores in this order."
     return {"hybrid": {"queries": [{"match": {"text": {"query": text}}}, sparse_query(tokens, layout, k)]}}
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #0c1cfbfa
 def search_body(
     query: Mapping[str, Any],  # from `sparse_query` or `hybrid_query`
     k: int,  # hits wanted
@@ -345,7 +345,7 @@ def two_phase_body(
     processor = {"neural_sparse_two_phase_processor": {"enabled": True, "two_phase_parameter": parameters}}
     return checked("two-phase pipeline", {"description": "korlab: two phases", "request_processors": [processor]})
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #f4a55b84
 def hybrid_body(
     bm25: float = 0.3,  # weight of BM25; the sparse vectors have the rest
     technique: Literal["min_max", "l2"] = "min_max",  # how scores are brought to one scale
@@ -366,7 +366,7 @@ class Connection:
     password: str | None = None
     ca: str | None = None  # file of the authority that signed the server's certificate; the system's when None
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #c710440b
 def connection(
     url: str | None = None,  # KORLAB_OPENSEARCH_URL when None
     user: str | None = None,  # KORLAB_OPENSEARCH_USER when None
@@ -404,7 +404,7 @@ class Service:
     retries: int = 5  # times a busy server is asked again
     backoff: float = 1.0  # seconds before the first time; doubles
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #c6678874
 def _said(error: Any) -> str:
     "What the server said, without where it is."
     if not isinstance(error.status_code, int):
@@ -414,7 +414,7 @@ def _said(error: Any) -> str:
     hints = {401: "; check KORLAB_OPENSEARCH_USER and _PASSWORD", 403: "; this user may not do that"}
     return f"OpenSearch answered {error.status_code}: {why}{hints.get(error.status_code, '')}"
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #302d9d60
 def ask(
     service: Service,  # whom
     request: Callable[[Any], Any],  # takes the client, gives its answer
@@ -422,7 +422,9 @@ def ask(
     "Send one request, patiently; what goes wrong for good is an `OpenSearchError`."
     from opensearchpy.exceptions import SSLError, TransportError
 
-    for attempt in itertools.count():
+    attempt = -1
+    while True:
+        attempt += 1
         try:
             return request(service.client)
         except SSLError:
@@ -476,7 +478,7 @@ def own(
         raise OpenSearchError(f"{name} was not made by korlab and is left alone: choose another name")
     return mark
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #db4a6683
 def create(
     service: Service,  # the cluster
     name: str,  # of the new index
@@ -495,7 +497,7 @@ def create(
     ask(service, lambda c: c.indices.create(index=name, body=index_body(layout, made)))
     return True
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #62605250
 def delete(
     service: Service,  # the cluster
     name: str,  # an index that korlab made
@@ -526,7 +528,7 @@ def publish(
     ask(service, lambda c: c.indices.update_aliases(body=body))
     return [other for other in old if other != name]
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #ccb3bfcb
 def behind(
     service: Service,  # the cluster
     alias: str,  # what searches use
@@ -550,7 +552,7 @@ class Failure:
     status: int | None  # HTTP status of the item; None when the connection broke
     reason: str  # in the server's words
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #a9c988c9
 @dataclass(frozen=True)
 class Ingested:
     "What became of a collection's documents."
@@ -561,7 +563,7 @@ class Ingested:
     empty: int = 0  # of those sent: without any token, found by their words only
     failed: tuple[Failure, ...] = ()  # each one refused
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #8754a79b
 class IngestError(OpenSearchError):
     "Documents were refused; `report` has each with its reason."
 
@@ -573,7 +575,7 @@ class IngestError(OpenSearchError):
             "the alias was not moved. Run the same command again to send what is missing"
         )
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #cd0c351a
 def _failure(action: Mapping[str, Any]) -> Failure:
     item = next(iter(action.values()))
     why, status = item.get("error"), item.get("status")
@@ -594,7 +596,9 @@ def store(
     from opensearchpy.helpers import streaming_bulk
 
     waiting, refused = dict(documents), []
-    for attempt in itertools.count():
+    attempt = -1
+    while True:
+        attempt += 1
         actions = [{"_op_type": "index", "_index": name, "_id": key, "_source": body} for key, body in waiting.items()]
         quiet = {"raise_on_error": False, "raise_on_exception": False, "yield_ok": False}
         outcome = streaming_bulk(service.client, actions, max_chunk_bytes=10 << 20, **quiet)
@@ -606,7 +610,7 @@ def store(
         waiting = {f.id: waiting[f.id] for f in later}
         time.sleep(service.backoff * 2**attempt)
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #d58a2bcb
 def stored(
     service: Service,  # the cluster
     name: str,  # the index
@@ -618,11 +622,11 @@ def stored(
     found = ask(service, lambda c: c.mget(index=name, body={"ids": list(ids)}, _source=False))
     return {item["_id"] for item in found["docs"] if item.get("found")}
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #9e354359
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #f4d746f7
 def ingest(
     service: Service,  # the cluster
     name: str,  # the index, made by `create`
@@ -660,7 +664,7 @@ class Hit:
     score: float
     text: str
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #e0a2b39d
 Mode = Literal["sparse", "two_phase", "hybrid"]
 
 
@@ -671,7 +675,11 @@ def pipeline_name(
     "The pipelines of an alias carry its name."
     return None if mode == "sparse" else f"{alias}.{mode}"
 
+# %% ../../nbs/sparse/51_opensearch.ipynb #e7a08b80
+def _put_pipeline(client: Any, name: str, body: Mapping[str, Any]) -> Any:
+    return client.search_pipeline.put(id=name, body=dict(body))
 
+# %% ../../nbs/sparse/51_opensearch.ipynb #57769a45
 def put_pipelines(
     service: Service,  # the cluster
     alias: str,  # what searches use
@@ -680,18 +688,14 @@ def put_pipelines(
     hybrid: Mapping[str, Any] | None = None,  # from `hybrid_body`; its defaults when None
 ) -> list[str]:  # their names
     "Keep an alias's search pipelines in the cluster, new or changed."
-    bodies = {"hybrid": hybrid or hybrid_body()}
+    bodies: dict[Mode, Any] = {"hybrid": hybrid or hybrid_body()}
     if layout.field == "rank_features" and service.version[:2] >= FEATURES["two_phase"]:
         bodies["two_phase"] = two_phase or two_phase_body()
     for mode, body in bodies.items():
         ask(service, partial(_put_pipeline, name=pipeline_name(alias, mode), body=body))
     return [pipeline_name(alias, mode) for mode in bodies]
 
-
-def _put_pipeline(client: Any, name: str, body: Mapping[str, Any]) -> Any:
-    return client.search_pipeline.put(id=name, body=dict(body))
-
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #dcca8e0c
 def hits(
     answer: Mapping[str, Any],  # of _search, or one of _msearch
     name: str,  # what to call the query in an error
@@ -705,6 +709,17 @@ def hits(
     return [Hit(h["_id"], h["_score"], h.get("_source", {}).get("text", "")) for h in answer["hits"]["hits"]]
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #b40d317c
+def _answers(service: Service, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "The answers of a multi-search, asked again while the cluster is too busy for some of them."
+    attempt = -1
+    while True:
+        attempt += 1
+        answers = ask(service, lambda c: c.msearch(body=lines))["responses"]
+        if attempt == service.retries or not any(answer.get("status") in LATER for answer in answers):
+            return answers
+        time.sleep(service.backoff * 2**attempt)
+
+# %% ../../nbs/sparse/51_opensearch.ipynb #78a12841
 def search(
     service: Service,  # the cluster
     alias: str,  # an index's alias
@@ -734,16 +749,7 @@ def search(
         found |= {name: hits(answer, name) for (name, _), answer in zip(part, answers, strict=True)}
     return found
 
-
-def _answers(service: Service, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    "The answers of a multi-search, asked again while the cluster is too busy for some of them."
-    for attempt in itertools.count():
-        answers = ask(service, lambda c: c.msearch(body=lines))["responses"]
-        if attempt == service.retries or not any(answer.get("status") in LATER for answer in answers):
-            return answers
-        time.sleep(service.backoff * 2**attempt)
-
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #4db74b28
 def as_run(
     found: Mapping[str, Sequence[Hit]],  # from `search`
 ) -> dict[str, dict[str, float]]:  # query id -> document id -> score
@@ -762,15 +768,15 @@ def index_name(
         digest.update(json.dumps([key, text], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return checked("name", f"{alias}-{digest.hexdigest()[:12]}")
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #27108be2
 def _encoder_keys(encoder: "Encoder", layout: Layout) -> list[str]:
     "The keys of an encoder's tokens; only a vector tells how many there are."
     return layout_keys(layout, encoder.tokenizer, encoder.documents(["서울"]).shape[1])
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #e215ecdb
 def index_collection(
     service: Service,  # from `connect`
-    encoder: "Encoder",  # from `korlab.sparse.search.load_encoder`
+    encoder: "Encoder",  # from `korlab.sparse.encoders.load_encoder`
     corpus: Mapping[str, str],  # document id -> text
     alias: str,  # what searches will use
     layout: Layout = Layout(),  # how the index is laid out
@@ -800,7 +806,7 @@ def index_collection(
             delete(service, old)
     return report
 
-
+# %% ../../nbs/sparse/51_opensearch.ipynb #c6022715
 def search_collection(
     service: Service,  # from `connect`
     encoder: "Encoder",  # the one the index was made with
@@ -824,7 +830,8 @@ def explain_hits(
     found: Sequence[Hit],  # what `search_collection` found for them
 ) -> "Hits":  # in the same order, with the cluster's scores
     "Hits with the tokens that decided; the texts found are encoded once more."
-    from korlab.sparse.search import Hits, explain, open_index
+    from korlab.sparse.encoders import open_index
+    from korlab.sparse.search import Hits, explain
 
     if not found:
         return Hits(())

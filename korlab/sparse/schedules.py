@@ -66,8 +66,8 @@ class RegularizerWarmup(SpladeRegularizerWeightSchedulerCallback):
     def _calculate_weight_value(self, step: int, max_value: float | None) -> float | None:
         if max_value is None:
             return None
-        lengths = [round(share * self.total_steps) for share in (self.delay_ratio, self.warmup_ratio)]
-        return max_value * ramp(step, *lengths, self.scheduler_type.value)
+        delay, warmup = (round(share * self.total_steps) for share in (self.delay_ratio, self.warmup_ratio))
+        return max_value * ramp(step, delay, warmup, self.scheduler_type.value)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -88,7 +88,7 @@ class Phase:
     lr: float = 1.0  # factor on the learning rate's own schedule
     kinds: Mapping[str, float] = field(default_factory=dict)  # share of each Triple.kind; empty draws every row once
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #f091e4b6
 V25_PHASES = (
     Phase(8, 0.08, {"infonce": 2.5, "kd": 2.5}, 1.0, {"single": 0.4, "multi": 0.35, "original": 0.25}),
     Phase(17, 0.05, {"infonce": 3.0, "kd": 1.5}, 0.5, {"single": 0.3, "multi": 0.35, "hard": 0.35}),
@@ -141,7 +141,7 @@ def updates_an_epoch(
     "Count the updates of one epoch."
     return max(math.ceil(len(loader) / accumulation), 1)
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #d24db338
 class Curriculum(TrainerCallback):
     "Put temperature, term weights and learning rate of the phase in force; a function of the step alone."
 
@@ -194,7 +194,7 @@ def apportion(
         counts[kind] += 1
     return counts
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #eba48215
 def distinct_batches(
     rows: Sequence[int],  # row numbers in the order to be cut
     keys: Sequence[Any],  # of each row number: equal keys shall not meet
@@ -203,7 +203,9 @@ def distinct_batches(
     "Cut rows into batches of different keys; rows that cannot be placed so fill the last batches."
     queue = deque(rows)
     while queue:
-        batch, later, met = [], [], set()
+        batch: list[int] = []
+        later: list[int] = []
+        met: set[Any] = set()
         while queue and len(batch) < size:
             row = queue.popleft()
             (later if keys[row] in met else batch).append(row)
@@ -314,7 +316,7 @@ class ActiveDims(TrainerCallback, ExportableState):
 class Collapsed(LabError):
     "Training whose vectors are all empty or all full; the message says what to change."
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #775bb6a0
 def collapse_message(
     what: str,  # "query" or "document"
     dims: float,  # mean active dimensions over the window
@@ -349,7 +351,7 @@ class CollapseWatch(TrainerCallback):
         if action not in ("stop", "warn"):
             raise ParameterError(f"action={action!r}: choose stop or warn")
         self.loss, self.dense, self.dense_after, self.action, self.note = loss, dense, dense_after, action, note
-        self.dims = {what: deque(maxlen=window) for what in ("document", "query")}
+        self.dims: dict[str, deque[float]] = {what: deque(maxlen=window) for what in ("document", "query")}
         self.warned: set[str] = set()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -380,7 +382,7 @@ def memory_hint(
                "update), " if smaller else "")
     return f"memory is full: try {batches}max_length below {max_length}, or a smaller vocabulary"
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #4860ed6e
 def speed_hint(
     seconds: float,  # an update
     args: TrainingArguments,  # what the training uses
@@ -389,7 +391,7 @@ def speed_hint(
     off = [advice for advice, on in {"precision=bf16": args.bf16, "workers=4": args.dataloader_num_workers}.items() if not on]
     return f"an update takes {seconds:.1f} s: try {', '.join(off)}" if off else None
 
-
+# %% ../../nbs/sparse/31_schedules.ipynb #efe51fb1
 def stop_hint(
     ratio: float,  # mean weight of content tokens / mean weight of stop tokens, on raw vectors
     weights: Mapping[str, float],  # regulariser weights in force: document_weight, query_weight

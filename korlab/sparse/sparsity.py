@@ -52,7 +52,7 @@ def activation_rates(
     columns = vectors.indices[vectors.data > threshold]
     return np.bincount(columns, minlength=vectors.shape[1]) / vectors.shape[0]
 
-
+# %% ../../nbs/sparse/24_sparsity.ipynb #7cdf3eca
 def expected_flops(
     queries: csr_matrix,  # (queries, vocabulary)
     documents: csr_matrix,  # (documents, vocabulary)
@@ -73,15 +73,6 @@ def dead_share(
     return float((activation_rates(vectors, threshold) == 0).mean())
 
 # %% ../../nbs/sparse/24_sparsity.ipynb #4dc7be23
-def stop_mass(
-    vectors: csr_matrix,  # (texts, vocabulary)
-    stop: np.ndarray,  # bool (vocabulary,): True for a stop token
-) -> float | None:  # Share of all weight, 0 to 1; None where there is no weight at all
-    "Share of the weight that lies on stop tokens."
-    weights = _token_weights(vectors, stop)
-    return float(weights[stop].sum() / weights.sum()) if weights.sum() else None
-
-
 def _token_weights(vectors: csr_matrix, stop: np.ndarray) -> np.ndarray:
     "Total weight of each token; float64, in which equal float32 weights add up exactly."
     vectors = as_vectors(vectors)
@@ -92,6 +83,15 @@ def _token_weights(vectors: csr_matrix, stop: np.ndarray) -> np.ndarray:
         raise ValueError("stop marks every token or none: the two groups cannot be compared")
     return np.bincount(vectors.indices, vectors.data.astype(np.float64), minlength=vectors.shape[1])
 
+# %% ../../nbs/sparse/24_sparsity.ipynb #67087b53
+def stop_mass(
+    vectors: csr_matrix,  # (texts, vocabulary)
+    stop: np.ndarray,  # bool (vocabulary,): True for a stop token
+) -> float | None:  # Share of all weight, 0 to 1; None where there is no weight at all
+    "Share of the weight that lies on stop tokens."
+    weights = _token_weights(vectors, stop)
+    return float(weights[stop].sum() / weights.sum()) if weights.sum() else None
+
 # %% ../../nbs/sparse/24_sparsity.ipynb #0664efe3
 def mean_stop_activation(
     vectors: csr_matrix,  # (texts, vocabulary)
@@ -100,7 +100,7 @@ def mean_stop_activation(
     "Mean activation of a stop token."
     return float(_token_weights(vectors, stop)[stop].sum() / stop.sum() / vectors.shape[0])
 
-
+# %% ../../nbs/sparse/24_sparsity.ipynb #3729ff4d
 def semantic_ratio(
     vectors: csr_matrix,  # (texts, vocabulary), raw: a stop mask must not have been applied
     stop: np.ndarray,  # bool (vocabulary,): True for a stop token
@@ -121,7 +121,7 @@ def top_columns(
     span = slice(vectors.indptr[row], vectors.indptr[row + 1])
     return vectors.indices[span][np.lexsort((vectors.indices[span], -vectors.data[span]))][:k]
 
-
+# %% ../../nbs/sparse/24_sparsity.ipynb #8dad771b
 def semantic_share(
     vectors: csr_matrix,  # (texts, vocabulary)
     stop: np.ndarray,  # bool (vocabulary,): True for a stop token
@@ -129,7 +129,7 @@ def semantic_share(
 ) -> np.ndarray:  # One share per text that has any active token
     "Share of a text's heaviest tokens that are no stop tokens."
     vectors = as_vectors(vectors)
-    tops = (top_columns(vectors, row, k) for row in np.flatnonzero(np.diff(vectors.indptr)))
+    tops = (top_columns(vectors, int(row), k) for row in np.flatnonzero(np.diff(vectors.indptr)))
     return np.array([(~stop[top]).mean() for top in tops])
 
 # %% ../../nbs/sparse/24_sparsity.ipynb #29f427a5

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CROSS_ATTENTION', 'fold_beams', 'expand_decoder', 'reorder_self_attention', 'base_model', 'supported',
-           'shared_cross_attention', 'cross_attentions', 'fastest_search', 'describe_search']
+           'cross_attentions', 'shared_cross_attention', 'describe_search', 'fastest_search']
 
 # %% ../../nbs/summarization/21_beam.ipynb #39ad01b6
 from collections.abc import Callable, Iterator
@@ -78,7 +78,7 @@ def base_model(
     "Take a PEFT wrapper off."
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
-
+# %% ../../nbs/summarization/21_beam.ipynb #2012935d
 def supported(
     model: nn.Module,  # a seq2seq model, with or without a PEFT adapter around it
 ) -> str | None:  # None if it is; otherwise why not
@@ -92,6 +92,26 @@ def supported(
     if attention not in ("sdpa", "eager"):
         return f"its attention is {attention!r}, and only 'sdpa' and 'eager' take several queries a dialogue"
     return None
+
+# %% ../../nbs/summarization/21_beam.ipynb #14aec0d7
+def cross_attentions(
+    net: PreTrainedModel,  # one of the supported classes
+) -> list[nn.Module]:  # one a decoder layer
+    "The modules in which the decoder attends to the dialogue."
+    name = CROSS_ATTENTION[type(net)]
+    return [module for path, module in net.named_modules() if path.endswith(f".{name}")]
+
+# %% ../../nbs/summarization/21_beam.ipynb #5d1f9bff
+@contextmanager
+def _replaced(owner: nn.Module, name: str, value: Any) -> Iterator[None]:
+    "Give an instance another attribute for a while."
+    own = name in vars(owner)
+    before = getattr(owner, name, None)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before) if own else delattr(owner, name)
 
 # %% ../../nbs/summarization/21_beam.ipynb #b95c493a
 @contextmanager
@@ -110,25 +130,16 @@ def shared_cross_attention(
         changes.enter_context(_replaced(net, "_reorder_cache", reorder_self_attention))
         yield
 
-
-def cross_attentions(
-    net: PreTrainedModel,  # one of the supported classes
-) -> list[nn.Module]:  # one a decoder layer
-    "The modules in which the decoder attends to the dialogue."
-    name = CROSS_ATTENTION[type(net)]
-    return [module for path, module in net.named_modules() if path.endswith(f".{name}")]
-
-
-@contextmanager
-def _replaced(owner: nn.Module, name: str, value: Any) -> Iterator[None]:
-    "Give an instance another attribute for a while."
-    own = name in vars(owner)
-    before = getattr(owner, name, None)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before) if own else delattr(owner, name)
+# %% ../../nbs/summarization/21_beam.ipynb #e859b431
+def describe_search(
+    beams: int,  # 1 is greedy
+    reason: str | None,  # from `supported`
+) -> str:  # one sentence
+    "Name the search that `fastest_search` gives."
+    if beams == 1:
+        return "Greedy search."
+    how = f"transformers' own, since {reason}" if reason else "with one copy of each dialogue"
+    return f"Beam search with {beams} beams, {how}."
 
 # %% ../../nbs/summarization/21_beam.ipynb #9bb45aea
 def fastest_search(
@@ -140,14 +151,3 @@ def fastest_search(
     if note:
         note(describe_search(beams, reason))
     return nullcontext() if reason else shared_cross_attention(model)
-
-
-def describe_search(
-    beams: int,  # 1 is greedy
-    reason: str | None,  # from `supported`
-) -> str:  # one sentence
-    "Name the search that `fastest_search` gives."
-    if beams == 1:
-        return "Greedy search."
-    how = f"transformers' own, since {reason}" if reason else "with one copy of each dialogue"
-    return f"Beam search with {beams} beams, {how}."

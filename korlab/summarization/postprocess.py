@@ -9,9 +9,10 @@ __all__ = ['OPTIONS', 'drop_repeats', 'drop_similar', 'limit_words', 'tidy', 're
 import difflib
 import re
 from collections.abc import Callable
+from functools import partial
 
-from ..experiment.params import RunParams
 from ..core.text import PLACEHOLDER, normalize
+from .parameters import Params
 
 # %% ../../nbs/summarization/23_postprocess.ipynb #2d69d4ed
 _REPEAT = re.compile(r"(?<!\S)(\S++(?:\s++\S++){0,3})(?:\s+\1)+(?=[.,!?…]*(?:\s|$))")
@@ -94,28 +95,36 @@ OPTIONS = ("repair_placeholders", "tidy", "drop_repeats", "drop_similar", "max_w
 
 
 def options_on(
-    config: RunParams,  # effective parameters of a summarization run
+    own: Params,  # a summarization run's
 ) -> list[str]:  # names of OPTIONS, in order
     "Which post-processing a run asks for."
-    return [name for name in OPTIONS if getattr(config, name)]
+    return [name for name in OPTIONS if getattr(own, name)]
 
+# %% ../../nbs/summarization/23_postprocess.ipynb #51364afe
+def _steps(
+    dialogue: str,  # what is summarised
+    own: Params,  # a summarization run's
+) -> list[Callable[[str], str]]:  # in the order of OPTIONS
+    "What the options that are on do."
+    repair = partial(repair_placeholders, dialogue=dialogue)
+    steps: list[Callable[[str], str]] = [repair] if own.repair_placeholders else []
+    steps += [step for step, on in ((tidy, own.tidy), (drop_repeats, own.drop_repeats)) if on]
+    if own.drop_similar:
+        steps.append(partial(drop_similar, threshold=own.drop_similar))
+    if own.max_words:
+        steps.append(partial(limit_words, most=own.max_words))
+    return steps
 
+# %% ../../nbs/summarization/23_postprocess.ipynb #fd47565e
 def postprocess(
     summary: str,  # as generated
     dialogue: str,  # what it summarises
-    config: RunParams,  # which options are on
+    own: Params,  # which options are on
 ) -> str:  # the same text when none is
     "Apply the options a run asks for, in the order of OPTIONS, until nothing changes."
-    steps: dict[str, Callable[[str], str]] = {
-        "repair_placeholders": lambda text: repair_placeholders(text, dialogue),
-        "tidy": tidy,
-        "drop_repeats": drop_repeats,
-        "drop_similar": lambda text: drop_similar(text, config.drop_similar),
-        "max_words": lambda text: limit_words(text, config.max_words),
-    }
-    before = None
+    steps, before = _steps(dialogue, own), None
     while summary != before:
         before = summary
-        for name in options_on(config):
-            summary = steps[name](summary)
+        for step in steps:
+            summary = step(summary)
     return summary

@@ -124,8 +124,8 @@ def _print_scores(run: "Run") -> None:
     from korlab.experiment import results
 
     print_table(results.score_rows(results.read(run), run.study.measures), title=run.title)
-    if run.has("train"):
-        typer.echo(f"training: {run.read('train')['train_metrics']['cpu_seconds']:.0f} CPU seconds")
+    if run.has("train") and "cpu_seconds" in (spent := run.read("train")["train_metrics"]):
+        typer.echo(f"training: {spent['cpu_seconds']:.0f} CPU seconds")
 
 # %% ../../nbs/workbench/09_commands.ipynb #d79701f2
 _SUITE = Annotated[str | None, typer.Argument(metavar="SUITE", help="a suite's name; the newest one if not given")]

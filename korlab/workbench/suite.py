@@ -143,12 +143,13 @@ def find_suite(
 # %% ../../nbs/workbench/00a_suite.ipynb #101f00b8
 def _costs(run: runs.RunFolder) -> dict[str, Any]:
     "Time, memory and size of a training."
-    facts, size = run.read("train")["train_metrics"], run.read("model")
+    facts = run.read("train")["train_metrics"]
+    size = run.read("model") if run.has("model") else {}
     stages = run.status["stages"].values()
     return {
         "seconds": round(sum(stage.get("seconds", 0) for stage in stages), 1),
-        "training_cpu_seconds": facts["cpu_seconds"], "peak_memory_mib": facts.get("peak_memory_mib"),
-        "trainable": size["trainable"], "parameters": size["parameters"],
+        "training_cpu_seconds": facts.get("cpu_seconds"), "peak_memory_mib": facts.get("peak_memory_mib"),
+        "trainable": size.get("trainable"), "parameters": size.get("parameters"),
     }
 
 

@@ -262,12 +262,14 @@ def parameters(
 # %% ../../nbs/workbench/02_verdicts.ipynb #67d42a5a
 def curves(
     found: Comparison,  # any
-) -> "Figure":  # loss and dev score of every run that trained, over the epochs
+) -> "Figure | Markdown":  # loss and dev score of every run that trained, over the epochs; a sentence where none did
     "The learning curves of all runs in one figure."
     m = setting_of(found).measure
     histories = {entry.label: read_jsonl(entry.run.path("history.jsonl")) for entry in found.done}
     panels = {"loss": "훈련 손실", "eval_loss": "dev 손실", m.dev: f"dev {m.label}"}
-    trained = {name: rows for name, rows in histories.items() if rows}
+    trained = {name: rows for name, rows in histories.items() if any(key in row for row in rows for key in panels)}
+    if not trained:
+        return Markdown("어느 실행도 학습 곡선을 남기지 않았다.")
     return charts.run_curves(trained, panels, scale={m.dev: m.scale}, better={m.dev: m.better})
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #e1689f9b
