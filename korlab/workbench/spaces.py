@@ -58,7 +58,7 @@ def words(
         raise ParameterError(f"values: {bad[0]!r} is no name=value")
     return {name: None if value == "None" else value for name, _, value in pairs}
 
-
+# %% ../../nbs/workbench/03_spaces.ipynb #0229470a
 def found_file(
     path: str | None,  # as it was asked for
     what: str,  # the parameter that names it
