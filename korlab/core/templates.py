@@ -135,7 +135,7 @@ def read_script(
 
 # %% ../../nbs/core/08_templates.ipynb #241bee32
 def embedded_rows(
-    package: str,  # whose folder `data` holds the file, e.g. "korlab.summarization"
+    package: str,  # whose folder `data` holds the file, e.g. "korlab.<study>"
     name: str,  # file name
 ) -> list[dict[str, Any]]:  # one dict a line
     "Read an embedded file; the error names a line that is not a JSON object."

@@ -150,7 +150,7 @@ def _write(folder: Path, name: str, page: str, text: str, pictures: Mapping[str,
 # %% ../../nbs/report/04_render.ipynb #33525fa4
 def render(
     notebook: Path | str,  # an executed notebook; it is not changed
-    folder: Path | str,  # where the report goes, e.g. reports/summarization
+    folder: Path | str,  # where the report goes, e.g. reports/<study>
     name: str = "",  # file name without ending; the notebook's own when empty
     lang: str = "ko",  # language of the page and its few fixed words: "ko" or "en"
     code: bool = False,  # keep code cells in the Markdown too (the HTML always has them, folded)

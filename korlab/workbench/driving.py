@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['execute_notebook', 'execute', 'last_words', 'run_suite']
 
-# %% ../../nbs/workbench/00b_driving.ipynb #13d290eb
+# %% ../../nbs/workbench/00b_driving.ipynb #4731bdd8
 import json
 import os
 import signal
@@ -23,7 +23,7 @@ from ..report.render import render_run
 from .plans import Plan
 from .suite import Suite, overview, peek, write_summary
 
-# %% ../../nbs/workbench/00b_driving.ipynb #e0bb5ecb
+# %% ../../nbs/workbench/00b_driving.ipynb #3172d83a
 def execute_notebook(
     name: str,  # an entry notebook, e.g. "train"
     out: Path,  # the executed notebook
@@ -45,7 +45,7 @@ def execute_notebook(
             raise
         raise runs.RunError(sentence) from None
 
-# %% ../../nbs/workbench/00b_driving.ipynb #5c0ca8ec
+# %% ../../nbs/workbench/00b_driving.ipynb #a1fe1d7c
 def execute() -> None:
     "What the process of an experiment does: read a plan from standard input, execute it, render its report."
     import threading
@@ -65,7 +65,7 @@ def _end_with_the_driver() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGINT)  # papermill shuts its kernel down on an interrupt
 
-# %% ../../nbs/workbench/00b_driving.ipynb #16641abc
+# %% ../../nbs/workbench/00b_driving.ipynb #1402ce47
 def _connected(command: Sequence[str], said: Any, log: TextIO) -> subprocess.Popen:
     "Start a command, tell it one line of JSON, and keep its standard input open."
     process = subprocess.Popen(
@@ -76,11 +76,6 @@ def _connected(command: Sequence[str], said: Any, log: TextIO) -> subprocess.Pop
     return process
 
 
-def _start(one: Plan, log: TextIO) -> subprocess.Popen:
-    words = [sys.executable, "-c", "from korlab.workbench.driving import execute; execute()"]
-    return _connected(words, {"values": one.values, "folder": str(one.folder)}, log)
-
-
 def _close(processes: Iterable[subprocess.Popen]) -> None:
     "End processes by cutting their line, and wait until they have ended."
     for process in processes:
@@ -88,7 +83,12 @@ def _close(processes: Iterable[subprocess.Popen]) -> None:
     for process in processes:
         process.wait()
 
-# %% ../../nbs/workbench/00b_driving.ipynb #270e5a6c
+# %% ../../nbs/workbench/00b_driving.ipynb #fe8e078e
+def _start(one: Plan, log: TextIO) -> subprocess.Popen:
+    words = [sys.executable, "-c", "from korlab.workbench.driving import execute; execute()"]
+    return _connected(words, {"values": one.values, "folder": str(one.folder)}, log)
+
+# %% ../../nbs/workbench/00b_driving.ipynb #36100d3a
 _WAIT_SECONDS = 60  # for the process of a killed suite to let go of a run
 
 
@@ -103,7 +103,7 @@ def _opened(values: Mapping[str, Any]) -> runs.Run:
                 raise
             time.sleep(1)
 
-# %% ../../nbs/workbench/00b_driving.ipynb #d6af7ba9
+# %% ../../nbs/workbench/00b_driving.ipynb #f0b0dac9
 def _ready(one: Plan, fresh: bool) -> bool:
     "Whether there is anything to do; raises a RunError when the folder cannot be used."
     if fresh and one.folder.exists():
@@ -112,7 +112,7 @@ def _ready(one: Plan, fresh: bool) -> bool:
     run.close()
     return run.status["state"] != "done" or not (one.folder / "report.html").exists()
 
-# %% ../../nbs/workbench/00b_driving.ipynb #a8614363
+# %% ../../nbs/workbench/00b_driving.ipynb #f3a3a1af
 def last_words(
     log: Path,  # what a process printed
     code: int,  # its exit code; below 0 the signal that ended it
@@ -122,13 +122,13 @@ def last_words(
     how = f"the process was ended by signal {-code}" if code < 0 else f"exit code {code}"
     return lines[-1][:500] if lines and code > 0 else how
 
-
+# %% ../../nbs/workbench/00b_driving.ipynb #e77d8bc6
 def _cause(one: Plan, log: Path, code: int) -> str:
     "Why an experiment failed."
     status = peek(one.folder / "status.json")
     return " ".join(status["error"].split())[:500] if status.get("state") == "failed" else last_words(log, code)
 
-# %% ../../nbs/workbench/00b_driving.ipynb #727228c4
+# %% ../../nbs/workbench/00b_driving.ipynb #b5c84525
 def _end(suite: Suite, i: int, code: int) -> None:
     "Write down how an experiment ended."
     one = suite.plans[i]
@@ -137,7 +137,7 @@ def _end(suite: Suite, i: int, code: int) -> None:
     else:
         suite.record(i, state="done", error=None, ended=runs.now(), **overview(runs.find_run(str(one.folder))))
 
-
+# %% ../../nbs/workbench/00b_driving.ipynb #848bde98
 def _begin(suite: Suite, i: int, fresh: bool) -> subprocess.Popen | None:
     "Start an experiment; None when it is done already or cannot start."
     suite.record(i, state="running", started=runs.now())
@@ -150,7 +150,7 @@ def _begin(suite: Suite, i: int, fresh: bool) -> subprocess.Popen | None:
         suite.record(i, state="failed", error=str(error), ended=runs.now())
     return None
 
-# %% ../../nbs/workbench/00b_driving.ipynb #7370a0db
+# %% ../../nbs/workbench/00b_driving.ipynb #78566206
 def _drive(
     suite: Suite,  # open
     running: dict[int, subprocess.Popen],  # filled and emptied here, so that an interrupt finds what runs
@@ -170,7 +170,7 @@ def _drive(
         for i in [i for i, process in running.items() if process.poll() is not None]:
             _end(suite, i, running.pop(i).returncode)
 
-# %% ../../nbs/workbench/00b_driving.ipynb #a9c1c2a1
+# %% ../../nbs/workbench/00b_driving.ipynb #b939cd4d
 def run_suite(
     suite: Suite,  # from `open_suite`
     fresh: bool = False,  # set earlier runs aside and begin again

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Suite', 'peek', 'suite_folder', 'open_suite', 'suites', 'find_suite', 'overview', 'write_summary']
 
-# %% ../../nbs/workbench/00a_suite.ipynb #617e7bdf
+# %% ../../nbs/workbench/00a_suite.ipynb #14ffd0d2
 import csv
 import fcntl
 import hashlib
@@ -24,7 +24,7 @@ from ..core.tables import pipe_table
 from ..experiment import results, runs, studies
 from .plans import Plan
 
-# %% ../../nbs/workbench/00a_suite.ipynb #fe5f6a92
+# %% ../../nbs/workbench/00a_suite.ipynb #31246f20
 @dataclass
 class Suite:
     "A suite's folder and what summary.json says of it."
@@ -60,14 +60,14 @@ class Suite:
             self.lock.close()
             self.lock = None
 
-# %% ../../nbs/workbench/00a_suite.ipynb #4b74d944
+# %% ../../nbs/workbench/00a_suite.ipynb #3a8e32ea
 def peek(
     file: Path,  # a JSON file of a run or a suite
 ) -> dict[str, Any]:  # {} before it is written
     "What a record says so far."
     return read_json(file) if file.exists() else {}
 
-# %% ../../nbs/workbench/00a_suite.ipynb #02331ccb
+# %% ../../nbs/workbench/00a_suite.ipynb #031c421f
 def _suite_name(
     plans: Sequence[Plan],  # in order
 ) -> str:  # the label of a single experiment, else their number and a hash of their values
@@ -77,7 +77,7 @@ def _suite_name(
     text = json.dumps([(one.experiment, one.values) for one in plans], sort_keys=True, ensure_ascii=False)
     return f"{len(plans)}-experiments-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
-
+# %% ../../nbs/workbench/00a_suite.ipynb #ff4759d0
 def suite_folder(
     plans: Sequence[Plan],  # in order
     name: str | None = None,  # None makes one from the plans
@@ -86,7 +86,7 @@ def suite_folder(
     studies.check_name(name)
     return settings().runs / "suites" / (name or _suite_name(plans))
 
-# %% ../../nbs/workbench/00a_suite.ipynb #05e460c2
+# %% ../../nbs/workbench/00a_suite.ipynb #3ce21bca
 def _locked(folder: Path) -> TextIO:
     "Take a suite's folder for this process; a RunError names the process that has it."
     lock = open(folder / ".lock", "a", encoding="utf-8")
@@ -98,13 +98,13 @@ def _locked(folder: Path) -> TextIO:
         raise runs.RunError(f"{shown(folder)} is being run by process {holder}: `korlab stop` ends it") from None
     return lock
 
-# %% ../../nbs/workbench/00a_suite.ipynb #e40640bd
+# %% ../../nbs/workbench/00a_suite.ipynb #099ae67b
 def _entry(one: Plan) -> dict[str, Any]:
     where = "/".join(one.folder.parts[-2:]) if one.folder else None
     state = "failed" if one.error else "waiting"
     return {"experiment": shown(one.experiment), "label": one.label, "run": where, "state": state, "error": one.error}
 
-# %% ../../nbs/workbench/00a_suite.ipynb #c8ca3c6e
+# %% ../../nbs/workbench/00a_suite.ipynb #91393447
 def open_suite(
     plans: Sequence[Plan],  # in order
     name: str | None = None,  # of the folder; None makes one from the plans
@@ -121,13 +121,13 @@ def open_suite(
     (folder / "suite.pid").write_text(f"{os.getpid()}\n", encoding="utf-8")
     return suite
 
-# %% ../../nbs/workbench/00a_suite.ipynb #3e1d71fb
+# %% ../../nbs/workbench/00a_suite.ipynb #d4c8061a
 def suites() -> list[Path]:
     "The folders of all suites, the newest last."
     found = (settings().runs / "suites").glob("*/summary.json")
     return [file.parent for file in sorted(found, key=lambda file: file.stat().st_mtime)]
 
-
+# %% ../../nbs/workbench/00a_suite.ipynb #9c8d9e6e
 def find_suite(
     name: str | None = None,  # a suite's name; the newest when None
 ) -> Suite:  # to look at: no lock is taken
@@ -140,7 +140,7 @@ def find_suite(
         raise runs.RunError(f"{what} in {shown(settings().runs / 'suites')} ({there})")
     return Suite(found[-1])
 
-# %% ../../nbs/workbench/00a_suite.ipynb #5b14a95f
+# %% ../../nbs/workbench/00a_suite.ipynb #101f00b8
 def _costs(run: runs.RunFolder) -> dict[str, Any]:
     "Time, memory and size of a training."
     facts = run.read("train")["train_metrics"]
@@ -159,14 +159,14 @@ def overview(
     "What one line can say of a run: the study's score, then time, memory and size of the training."
     return results.overview(results.read(run), run.study.measures) | _costs(run)
 
-# %% ../../nbs/workbench/00a_suite.ipynb #a682ef62
+# %% ../../nbs/workbench/00a_suite.ipynb #17b8dfe5
 def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
     "What summary.md says of an experiment."
     return {"experiment": entry["label"], "state": entry["state"], "score": entry.get("score") or "",
             "n": entry.get("n") or "", "seconds": entry.get("seconds") or "",
             "memory (MiB)": entry.get("peak_memory_mib") or "", "error": entry["error"] or ""}
 
-
+# %% ../../nbs/workbench/00a_suite.ipynb #3e328d5c
 def write_summary(
     suite: Suite,  # any
 ) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['driver', 'progress', 'machine', 'tail', 'stop_suite', 'start_in_background']
 
-# %% ../../nbs/workbench/00c_watching.ipynb #561ba5cd
+# %% ../../nbs/workbench/00c_watching.ipynb #6d6c6171
 import subprocess
 import time
 from collections import deque
@@ -21,7 +21,7 @@ from ..experiment import runs
 from .driving import last_words
 from .suite import Suite, peek
 
-# %% ../../nbs/workbench/00c_watching.ipynb #0b747ee2
+# %% ../../nbs/workbench/00c_watching.ipynb #38ea377a
 def driver(
     suite: Suite,  # any
 ) -> psutil.Process | None:  # None when it has ended
@@ -34,11 +34,11 @@ def driver(
         return None
     return process if same and found["state"] == "running" else None
 
-# %% ../../nbs/workbench/00c_watching.ipynb #75ec5feb
+# %% ../../nbs/workbench/00c_watching.ipynb #479ab274
 def _mib(value: float | None) -> str | None:
     return None if value is None else f"{value:,.0f} MiB"
 
-
+# %% ../../nbs/workbench/00c_watching.ipynb #8596fb1e
 def _memory_mib(pid: int | None) -> float | None:
     "Resident memory of a process."
     try:
@@ -46,7 +46,7 @@ def _memory_mib(pid: int | None) -> float | None:
     except psutil.NoSuchProcess:
         return None
 
-# %% ../../nbs/workbench/00c_watching.ipynb #a02fdc9d
+# %% ../../nbs/workbench/00c_watching.ipynb #bbc99b0a
 def _standing(folder: Path) -> dict[str, Any]:
     "How far a running experiment is."
     status, now = peek(folder / "status.json"), peek(folder / "progress.json")
@@ -58,7 +58,7 @@ def _standing(folder: Path) -> dict[str, Any]:
     return found | {"step": f"{now['step']}/{now['total']}", "loss": now.get("loss"), "dev score": now.get("dev"),
                     "ETA": None if left is None else f"{left // 60:.0f}:{left % 60:02.0f}"}
 
-# %% ../../nbs/workbench/00c_watching.ipynb #6e108374
+# %% ../../nbs/workbench/00c_watching.ipynb #74fc953f
 def _row(entry: Mapping[str, Any], alive: bool) -> dict[str, Any]:
     row = {"experiment": entry["label"], "stage": entry["state"], "step": None, "loss": None, "dev score": None,
            "result": entry.get("score") or entry["error"], "ETA": None, "memory": None}
@@ -66,7 +66,7 @@ def _row(entry: Mapping[str, Any], alive: bool) -> dict[str, Any]:
         return row | {"memory": _mib(entry.get("peak_memory_mib"))}
     return row | (_standing(settings().runs / entry["run"]) if alive else {"stage": "interrupted"})
 
-
+# %% ../../nbs/workbench/00c_watching.ipynb #45bcef68
 def progress(
     suite: Suite,  # any
 ) -> list[dict[str, Any]]:  # a row an experiment
@@ -74,7 +74,7 @@ def progress(
     alive = driver(suite) is not None
     return [_row(entry, alive) for entry in suite.read()["experiments"]]
 
-# %% ../../nbs/workbench/00c_watching.ipynb #97942464
+# %% ../../nbs/workbench/00c_watching.ipynb #c770e704
 def _gpus() -> list[str]:
     "A phrase for each GPU."
     query = ["nvidia-smi", "--query-gpu=name,utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]
@@ -85,14 +85,14 @@ def _gpus() -> list[str]:
     return [f"{name} {busy} %, {int(used) / 1024:.1f} of {int(total) / 1024:.1f} GiB"
             for name, busy, used, total in (line.split(", ") for line in lines)]
 
-
+# %% ../../nbs/workbench/00c_watching.ipynb #cfbfa4f5
 def machine() -> str:
     "How busy processor, memory and GPUs are, in one line."
     memory = psutil.virtual_memory()
     parts = [f"CPU {psutil.cpu_percent():.0f} %", f"memory {memory.used / 2**30:.1f} of {memory.total / 2**30:.1f} GiB"]
     return " · ".join([*parts, *(_gpus() or ["no GPU"])])
 
-# %% ../../nbs/workbench/00c_watching.ipynb #44dd50d9
+# %% ../../nbs/workbench/00c_watching.ipynb #1bca37da
 def tail(
     file: Path,  # a log that may still grow
     lines: int,  # how many from its end to begin with
@@ -109,7 +109,7 @@ def tail(
 def _settled(line: str) -> str:
     return line.rstrip().rpartition("\r")[2]
 
-# %% ../../nbs/workbench/00c_watching.ipynb #8122b8f4
+# %% ../../nbs/workbench/00c_watching.ipynb #61a69092
 def stop_suite(
     suite: Suite,  # any
     seconds: float = 60,  # to wait for its end
@@ -126,7 +126,7 @@ def stop_suite(
         raise runs.RunError(late) from None
     return True
 
-# %% ../../nbs/workbench/00c_watching.ipynb #32ec3db8
+# %% ../../nbs/workbench/00c_watching.ipynb #c80d14a2
 def start_in_background(
     folder: Path,  # the suite's, where suite.log goes
     command: Sequence[str],  # what drives the suite, program and words
