@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 
 from korlab.core.files import read_json
+from korlab.core.tables import escape
 from korlab.experiment import results
 from korlab.experiment.checkpoints import damage, write_manifest
 from korlab.experiment.evaluations import open_evaluation
@@ -89,7 +90,8 @@ def test_the_report_of_an_earlier_notebook_is_rendered(runs, tmp_path):
     run = runs["before-42"]
     render_run(run, tmp_path / "out")
     text = (tmp_path / "out" / "before-42.md").read_text("utf-8")
-    assert "sparse-ko · mini" in text and STUDY.headline(run) in text and "| BM25 eojeol |" in text
+    lead = escape(STUDY.headline(run))
+    assert "sparse-ko · mini" in text and lead in text and "| test | BM25 eojeol |" in text
 
 
 def grow_weights(run: Run) -> Path:

@@ -344,6 +344,7 @@ def test_aistages_is_parameterised_and_labelled():
     assert len({round(score.value, 9) for score in scores.values()}) == 4
     for (refs, combine), score in scores.items():
         plain = R.rouge(predictions, references, refs=refs)
+        assert isinstance(score, R.Preset) and isinstance(score.rouge, R.Rouge)  # never mistaken for a plain ROUGE
         assert score.value == pytest.approx(plain.rouge_sum / (3 if combine == "mean" else 1))
         assert score.note.startswith("reconstruction") and "tok:morph" in score.rouge.signature
     assert set(R.aistages(predictions, references, longest="rougeLsum").rouge.scores) == {

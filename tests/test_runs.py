@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from korlab.core import files
 from korlab.experiment.checkpoints import newest_whole_checkpoint
+from korlab.experiment.training import Clock
 
 PLAN = TINY | {"max_steps": 24, "eval_steps": 8, "batch_size": 4, "keep_checkpoints": 3}
 
@@ -122,3 +123,4 @@ def test_parameters_reach_the_trainer(straight):
     """The values typed after -p are those the optimiser saw, not the defaults."""
     state = json.loads((straight / "checkpoints" / "checkpoint-24" / "trainer_state.json").read_text())
     assert state["max_steps"] == PLAN["max_steps"] and state["eval_steps"] == PLAN["eval_steps"]
+    assert Clock.__name__ in state["stateful_callbacks"]  # by this name a resumed run finds the seconds it has spent

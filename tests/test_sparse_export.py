@@ -219,9 +219,7 @@ def test_a_failed_export_leaves_the_earlier_one(tmp_path):
 
 
 def test_the_card_says_what_the_hub_and_a_reader_need(tmp_path):
-    score = {"ndcg@10": Interval(0.5, 0.4, 0.6, 200)}
-    scored = [Scored(name, "test", "3,660 documents", 200, score, "exact", name != "sparse-ko") for name in ("sparse-ko", "BM25 eojeol")]
-    results.write(home, scored, {}, {"test": {"documents": 3660}})
+    score = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 200, "level": 0.95, "documents": 3660}
     metrics = {"splits": {"test": {"ndcg@10": score, "active dimensions": {"mean": 41.0, "n": 3660}}}}
     card = ex.Card("sparse-ko", "klue/roberta-base", "cc-by-sa-4.0", metrics, {"training texts": "1,200"})
     done = ex.export(encoder(tmp_path / "base"), tmp_path / "out", card, STOP)

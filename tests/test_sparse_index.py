@@ -311,7 +311,7 @@ def test_an_index_is_used_again_only_with_its_own_model(encoder_folder, tmp_path
     other = encoders.Encoder("other", encoder.tokenizer, encoder.queries, None, None, "another")
     with pytest.raises(ix.SparseIndexError, match="was built from other weights"):
         encoders.open_index(other, passages, tmp_path / "index")
-    with pytest.raises(search.RunError, match="neither a sparse run nor the folder of a SparseEncoder.*: tiny"):
+    with pytest.raises(encoders.RunError, match="neither a sparse run nor the folder of a SparseEncoder.*: tiny"):
         encoders.find_encoder("missing")
 
 
@@ -419,7 +419,7 @@ def test_what_cannot_be_searched_is_one_sentence(encoder_folder, tmp_path):
 def test_the_parameters_cell_says_what_the_dataclass_says():
     cells = nbformat.read(ROOT / "nbs" / "search.ipynb", as_version=4).cells
     source, = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    assert source == params.cell_source(search.SearchParams), "paste the output of korlab.experiment.params.cell_source"
+    assert source == params.cell_source({"": search.SearchParams}), "paste the output of korlab.experiment.params.cell_source"
 
 
 def test_the_notebook_searches_a_file(encoder_folder, tmp_path):

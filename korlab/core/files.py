@@ -102,9 +102,10 @@ def reading(
     *others: type[Exception],  # what this reader raises besides OSError and ValueError
 ) -> Iterator[None]:
     "Turn what another library says of something it cannot read into a `FileError`."
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, *others)
     try:
         yield
-    except (OSError, ValueError, *others) as error:
+    except kinds as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileError(f"the {what} {portable(str(source))!r} could not be loaded ({first})") from error
 

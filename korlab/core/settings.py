@@ -63,11 +63,11 @@ def settings(
         raise SettingsError(f"{file}: the key {missing[0]!r} is missing; add `{missing[0]} = ...`")
     values = {name: os.environ.get(f"KORLAB_{name.upper()}", found[name]) for name in names}
     try:
-        values["seed"] = int(values["seed"])
+        seed = int(values["seed"])
     except ValueError as error:
         raise SettingsError(f"{file}: seed must be a whole number, not {values['seed']!r}") from error
-    plain = {k: v if k in ("seed", "model") else (folder / v).resolve() for k, v in values.items()}
-    return Settings(folder, **plain)
+    params, runs, cache = ((folder / values[name]).resolve() for name in ("params", "runs", "cache"))
+    return Settings(folder, params, runs, cache, seed, values["model"])
 
 # %% ../../nbs/core/01_settings.ipynb #6edeb34d
 def shown(

@@ -64,7 +64,8 @@ def _table_text(
     if isinstance(value, Integral) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, Real) and not isinstance(value, bool):
-        return f"{value:.2g}" if 0 < abs(value) < 0.5 / 10**digits else f"{value:,.{digits}f}"
+        number = float(value)
+        return f"{number:.2g}" if 0 < abs(number) < 0.5 / 10**digits else f"{number:,.{digits}f}"
     text = str(value).strip()
     text = escape(text) if literal else re.sub(r"([|~$])", r"\\\1", text.replace("<", "&lt;"))
     return "<br>".join(text.splitlines())
@@ -105,7 +106,7 @@ def pipe_table(
     header = list(rows[0] if header is None else header)
     columns, marks = [], []
     for values in zip(*_table_rows(rows, header)) if rows else [()] * len(header):
-        places = _decimals([v for v in values if isinstance(v, Real)]) if digits is None else digits
+        places = _decimals([float(v) for v in values if isinstance(v, Real)]) if digits is None else digits
         columns.append([_table_text(value, places, literal) for value in values])
         filled = [text for text in columns[-1] if text not in ("", "–")]
         marks.append("--:" if filled and all(map(_NUMBERS.fullmatch, filled)) else ":--")
@@ -132,7 +133,7 @@ def facts(
     header: Sequence[str] = ("항목", "값"),  # names of the two columns
 ) -> Markdown:  # displays itself
     "Make a table of one record: a line for each value, each with the decimals it deserves."
-    places = {name: _decimals([value]) if isinstance(value, Real) else 0 for name, value in values.items()}
+    places = {name: _decimals([float(value)]) if isinstance(value, Real) else 0 for name, value in values.items()}
     rows = [[_table_text(name, 0), _table_text(value, places[name])] for name, value in values.items()]
     lines = [list(header), [":--", ":--"], *rows]
     return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))

@@ -17,7 +17,7 @@ from typing import Any
 from dotenv import load_dotenv
 
 from ..core.files import read_json, write_json
-from .config import Config
+from .config import Config, TrackingParams
 from .params import ParameterError
 from ..core.settings import root
 
@@ -77,23 +77,23 @@ def run_name(
     return read_json(file)["name"]
 
 # %% ../../nbs/experiment/04_tracking.ipynb #f87a2e2c
-def _tags(config: Config) -> list[str]:
-    return [tag.strip() for tag in (config.tracker.tracking_tags or "").split(",") if tag.strip()]
+def _tags(tracker: TrackingParams) -> list[str]:
+    return [tag.strip() for tag in (tracker.tracking_tags or "").split(",") if tag.strip()]
 
 
-def _for_wandb(config: Config, folder: Path) -> dict[str, str | None]:
+def _for_wandb(tracker: TrackingParams, folder: Path) -> dict[str, str | None]:
     return {
-        "WANDB_PROJECT": config.tracker.tracking_project or "korlab", "WANDB_ENTITY": config.tracker.tracking_entity,
-        "WANDB_TAGS": ",".join(_tags(config)), "WANDB_MODE": "offline" if config.tracker.tracking_offline else "online",
+        "WANDB_PROJECT": tracker.tracking_project or "korlab", "WANDB_ENTITY": tracker.tracking_entity,
+        "WANDB_TAGS": ",".join(_tags(tracker)), "WANDB_MODE": "offline" if tracker.tracking_offline else "online",
         "WANDB_DIR": str(folder), "WANDB_RUN_ID": run_name(folder), "WANDB_RESUME": "allow", "WANDB_SILENT": "true",
     }
 
 # %% ../../nbs/experiment/04_tracking.ipynb #2bf3780f
-def _for_mlflow(config: Config, folder: Path) -> dict[str, str | None]:
-    tags = json.dumps({tag: "true" for tag in _tags(config)}, ensure_ascii=False)
-    own = f"sqlite:///{folder.resolve()}/mlflow.db" if config.tracker.tracking_offline else None
+def _for_mlflow(tracker: TrackingParams, folder: Path) -> dict[str, str | None]:
+    tags = json.dumps({tag: "true" for tag in _tags(tracker)}, ensure_ascii=False)
+    own = f"sqlite:///{folder.resolve()}/mlflow.db" if tracker.tracking_offline else None
     return {
-        "MLFLOW_EXPERIMENT_NAME": config.tracker.tracking_project or "korlab", "MLFLOW_TAGS": tags,
+        "MLFLOW_EXPERIMENT_NAME": tracker.tracking_project or "korlab", "MLFLOW_TAGS": tags,
         "MLFLOW_TRACKING_URI": own, "MLFLOW_RUN_ID": read_json(folder / "tracking.json").get("mlflow_run"),
     }
 
@@ -103,7 +103,7 @@ def environment(
     folder: Path,  # the run's
 ) -> dict[str, str]:  # environment variables for the service's integration
     "What the integrations of transformers are told."
-    said = (_for_wandb if config.tracker.tracking == "wandb" else _for_mlflow)(config, folder)
+    said = (_for_wandb if config.tracker.tracking == "wandb" else _for_mlflow)(config.tracker, folder)
     return {name: value for name, value in said.items() if value}
 
 # %% ../../nbs/experiment/04_tracking.ipynb #1e0d2365

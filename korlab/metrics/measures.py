@@ -72,7 +72,7 @@ def ranked(
     values = list(values)
     return sorted(range(len(values)), key=lambda i: values[i] if measure.lower else -values[i])
 
-
+# %% ../../nbs/metrics/00_measures.ipynb #0d591d6b
 def gain(
     measure: Measure,  # gives the direction
     difference: float,  # one score minus another

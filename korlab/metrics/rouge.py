@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import chain, count, pairwise
 from pathlib import Path
 from sys import intern
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from ..core.text import PLACEHOLDER, has_hangul, kiwi_version, morphemes, morphe
 MODES = ("morph", "eojeol", "word", "char", "subword")
 _WORD = re.compile(rf"{PLACEHOLDER.pattern}|\w+")
 _CHAR = re.compile(rf"{PLACEHOLDER.pattern}|\S")
-_CUT = {
+_CUT: dict[str, Callable[[str], list[str]]] = {
     "morph": morphemes,
     "eojeol": str.split,
     "word": lambda line: _WORD.findall(line.lower()),
@@ -37,9 +38,16 @@ _CUT = {
 }
 
 
+class _Tokenizer(Protocol):
+    "Anything that cuts a line."
+
+    def tokenize(self, text: str) -> list[str]:
+        "Tokens of a text."
+
+
 def _cutter(
     mode: str,  # one of `MODES`
-    tokenizer: object | None,  # anything with a `tokenize` method, for "subword" only
+    tokenizer: _Tokenizer | None,  # for "subword" only
 ) -> Callable[[str], list[str]]:  # line -> tokens
     "The function that cuts one line."
     if mode not in MODES:
@@ -47,13 +55,13 @@ def _cutter(
     if (mode == "subword") != (tokenizer is not None):
         given = type(tokenizer).__name__
         raise ValueError(f"mode {mode!r} with tokenizer {given}: 'subword' needs a tokenizer, no other mode uses one")
-    return tokenizer.tokenize if mode == "subword" else _CUT[mode]
+    return _CUT[mode] if tokenizer is None else tokenizer.tokenize
 
 # %% ../../nbs/metrics/01_rouge.ipynb #393b9878
 def tokenise(
     text: str,  # one text; lines are cut one by one
     mode: str = "morph",  # one of `MODES`
-    tokenizer: object | None = None,  # for "subword": anything with `tokenize(text) -> list[str]`
+    tokenizer: _Tokenizer | None = None,  # for "subword": anything with `tokenize(text) -> list[str]`
 ) -> list[str]:  # its tokens
     "Tokens of one text as the scorer sees them."
     cut = _cutter(mode, tokenizer)
@@ -78,7 +86,7 @@ def _numbered(
     texts: Sequence[Sequence[Sequence[str]]],  # lines of tokens of each text
 ) -> tuple[np.ndarray, np.ndarray]:  # token numbers, all texts in a row (int64), and the length of each text
     "Number the tokens of all texts; equal tokens get equal numbers."
-    number = defaultdict(count().__next__)
+    number: defaultdict[str, int] = defaultdict(count().__next__)
     tokens = chain.from_iterable(chain.from_iterable(texts))
     flat = np.fromiter(map(number.__getitem__, tokens), dtype=np.int64)
     return flat, np.array([sum(map(len, lines)) for lines in texts])
@@ -174,6 +182,17 @@ def _check_choices(
     if isinstance(measures, str) or not measures or set(measures) - set(MEASURES):
         raise ValueError(f"measures is {measures!r}: give some of {', '.join(MEASURES)}")
 
+# %% ../../nbs/metrics/01_rouge.ipynb #9a27479d
+def _shared(
+    predicted: Sequence[array],  # from `_sequences`, one for each reference
+    expected: Sequence[array],  # from `_sequences`, the references
+) -> np.ndarray:  # units both have, int64
+    "Longest common subsequences of many pairs."
+    from rapidfuzz.distance import LCSseq
+    from rapidfuzz.process import cpdist
+
+    return cpdist(predicted, expected, scorer=LCSseq.similarity, dtype=np.int64)
+
 # %% ../../nbs/metrics/01_rouge.ipynb #8b9774d0
 def _pair_scores(
     predictions: Sequence[Sequence[Sequence[str]]],  # lines of tokens of each prediction
@@ -182,17 +201,13 @@ def _pair_scores(
     measures: Sequence[str],  # some of `MEASURES`
 ) -> dict[str, np.ndarray]:  # measure -> F1 per reference
     "F1 of every reference with its prediction."
-    from rapidfuzz.distance import LCSseq
-    from rapidfuzz.process import cpdist
-
     n, scores = len(predictions), {}
     flat, lengths = _numbered([*predictions, *references])
     for measure in measures:
         compared = _sequences(flat, lengths, measure)
-        hits = cpdist([compared[i] for i in owner.tolist()], compared[n:], scorer=LCSseq.similarity, dtype=np.int64)
-        if measure == "rougeLsum":  # single lines have the hits of ROUGE-L, longer texts need the union
-            several = [(k, i) for k, i in enumerate(owner) if len(references[k]) > 1 or len(predictions[i]) > 1]
-            for k, i in several:
+        hits = _shared([compared[i] for i in owner.tolist()], compared[n:])
+        for k, i in enumerate(owner if measure == "rougeLsum" else ()):
+            if len(references[k]) > 1 or len(predictions[i]) > 1:
                 hits[k] = _union_hits(references[k], predictions[i])
         units = np.maximum(lengths - 1, 0) if measure == "rouge2" else lengths
         scores[measure] = _f1(hits, units[:n][owner], units[n:])
@@ -216,28 +231,34 @@ def score_tokens(
     starts = np.cumsum(counts) - counts
     return {measure: _FOLDS[refs](values, starts, counts) for measure, values in pairs.items()}
 
-# %% ../../nbs/metrics/01_rouge.ipynb #ca5d1dd1
-def _cut_lines(
+# %% ../../nbs/metrics/01_rouge.ipynb #4caa8735
+def _morpheme_lines(
     lines: Sequence[str],  # distinct lines in NFC
-    mode: str,  # one of `MODES`
-    tokenizer: object | None,  # for "subword"
     workers: int,  # threads for Kiwi
-) -> list[list[str]]:  # tokens of each line
-    "Tokens of many lines; a progress bar shows when Kiwi has thousands to read."
-    cut = _cutter(mode, tokenizer)
-    if mode != "morph":
-        return [cut(line) for line in lines]
+) -> list[list[str]]:  # morphemes of each line
+    "Morphemes of many lines."
     from tqdm import tqdm
 
     blocks = [lines[i : i + 1000] for i in range(0, len(lines), 1000)]
     bar = tqdm(blocks, desc="morphemes", unit="k lines", disable=len(blocks) < 10, leave=False)
     return [[intern(form) for form in forms] for block in bar for forms in morphemes_batch(block, workers)]
 
+
+def _cut_lines(
+    lines: Sequence[str],  # distinct lines in NFC
+    mode: str,  # one of `MODES`
+    tokenizer: _Tokenizer | None,  # for "subword"
+    workers: int,  # threads for Kiwi
+) -> list[list[str]]:  # tokens of each line
+    "Tokens of many lines."
+    cut = _cutter(mode, tokenizer)
+    return _morpheme_lines(lines, workers) if mode == "morph" else [cut(line) for line in lines]
+
 # %% ../../nbs/metrics/01_rouge.ipynb #466e63fb
 def _cut_texts(
     texts: Sequence[str],  # any texts
     mode: str,  # one of `MODES`
-    tokenizer: object | None = None,  # for "subword"
+    tokenizer: _Tokenizer | None = None,  # for "subword"
     workers: int = 1,  # threads for Kiwi
 ) -> list[list[list[str]]]:  # for each text its lines, each a list of tokens; lines without tokens are left out
     "Tokens of many texts, line by line, cutting each distinct line once."
@@ -260,21 +281,28 @@ def _cache_file(
     "Where morphemes of references are kept."
     return folder / f"morph-{kiwi_version().replace('/', '-')}.tokens"
 
+# %% ../../nbs/metrics/01_rouge.ipynb #fa95ac62
+def _unpacked(
+    raw: bytes,  # a cache file's
+) -> dict[str, list[list[str]]]:  # text key -> lines of tokens
+    "What a cache file says, if its checksum and its version agree; any other error where it is damaged."
+    head, body = raw.split(b"\n", 1)
+    about = json.loads(head)
+    if about["kiwi"] != kiwi_version() or about["sha256"] != hashlib.sha256(body).hexdigest():
+        raise ValueError("its checksum or its Kiwi version does not fit")
+    stored = json.loads(body)
+    forms = [intern(form) for form in stored["forms"]]
+    return {key: [[forms[i] for i in line] for line in lines] for key, lines in stored["texts"].items()}
+
 # %% ../../nbs/metrics/01_rouge.ipynb #0fd4be06
 def _read_cache(
     path: Path,  # a cache file
 ) -> dict[str, list[list[str]]]:  # text key -> lines of tokens; empty when there is no file or it is damaged
-    "Read a cache file, believing it only if its checksum and its version agree."
+    "Read a cache file, or remove it where it cannot be believed."
     if not path.exists():
         return {}
     try:
-        head, body = path.read_bytes().split(b"\n", 1)
-        about = json.loads(head)
-        if about["kiwi"] != kiwi_version() or about["sha256"] != hashlib.sha256(body).hexdigest():
-            raise ValueError("its checksum or its Kiwi version does not fit")
-        stored = json.loads(body)
-        forms = [intern(form) for form in stored["forms"]]
-        return {key: [[forms[i] for i in line] for line in lines] for key, lines in stored["texts"].items()}
+        return _unpacked(path.read_bytes())
     except (ValueError, KeyError, TypeError, IndexError) as error:
         warnings.warn(f"token cache {path} is damaged ({error}): it is removed and built again", stacklevel=2)
         path.unlink(missing_ok=True)
@@ -286,16 +314,23 @@ def _write_cache(
     known: Mapping[str, Sequence[Sequence[str]]],  # text key -> lines of tokens
 ) -> None:
     "Write a cache file atomically."
-    number = defaultdict(count().__next__)
+    number: defaultdict[str, int] = defaultdict(count().__next__)
     texts = {key: [[number[form] for form in line] for line in lines] for key, lines in known.items()}
     body = json.dumps({"forms": list(number), "texts": texts}, separators=(",", ":")).encode()
     head = json.dumps({"mode": "morph", "kiwi": kiwi_version(), "sha256": hashlib.sha256(body).hexdigest()}).encode()
     write(path, head + b"\n" + body)
 
-# %% ../../nbs/metrics/01_rouge.ipynb #3e29a545
+# %% ../../nbs/metrics/01_rouge.ipynb #89e56bb4
 _memory: dict[Path | None, dict[str, list[list[str]]]] = {}
 
 
+def _remembered(folder: Path | None) -> dict[str, list[list[str]]]:
+    "Text key -> lines of tokens, as far as this process or the cache folder knows them."
+    if folder not in _memory:
+        _memory[folder] = {} if folder is None else _read_cache(_cache_file(folder))
+    return _memory[folder]
+
+# %% ../../nbs/metrics/01_rouge.ipynb #3e29a545
 def _reference_morphemes(
     texts: Sequence[str],  # references
     cache: str | Path | None,  # folder of the cache; None remembers in memory only
@@ -303,15 +338,12 @@ def _reference_morphemes(
 ) -> list[list[list[str]]]:  # for each text its lines of morphemes
     "Morphemes of references, from the cache where it knows them."
     folder = None if cache is None else Path(cache).resolve()
-    if folder not in _memory:
-        _memory[folder] = {} if folder is None else _read_cache(_cache_file(folder))
-    known, keys = _memory[folder], [_text_key(text) for text in texts]
+    known, keys = _remembered(folder), [_text_key(text) for text in texts]
     missing = {key: text for key, text in zip(keys, texts) if key not in known}
     if missing:
         known.update(zip(missing, _cut_texts(list(missing.values()), "morph", workers=workers)))
         if folder is not None:
-            path = _cache_file(folder)
-            _write_cache(path, _read_cache(path) | known)
+            _write_cache(path := _cache_file(folder), _read_cache(path) | known)
     return [known[key] for key in keys]
 
 # %% ../../nbs/metrics/01_rouge.ipynb #79d183ed
@@ -332,7 +364,7 @@ def _fingerprint(
 # %% ../../nbs/metrics/01_rouge.ipynb #d41cc824
 def _signature(
     mode: str,  # one of `MODES`
-    tokenizer: object | None,  # for "subword"
+    tokenizer: _Tokenizer | None,  # for "subword"
     refs: str,  # "mean" or "max"
     counts: Sequence[int],  # references per document
 ) -> str:  # e.g. "rouge|tok:morph|kiwi:0.24.1/cong-0.24.0|case:mixed|…"
@@ -384,13 +416,29 @@ class Rouge:
         return "\n".join(rows + empty + [self.signature])
 
 # %% ../../nbs/metrics/01_rouge.ipynb #8be872fb
+_Item = TypeVar("_Item")
+
+
 def _places(
-    predictions: Sequence[object],  # n items
-    groups: Sequence[Sequence[object]],  # a list of items for each
-) -> list[tuple[str, object]]:  # the name of its place with every item, predictions first
+    predictions: Sequence[_Item],  # n items
+    groups: Sequence[Sequence[_Item]],  # a list of items for each
+) -> list[tuple[str, _Item]]:  # the name of its place with every item, predictions first
     "Say where every text stands, for errors."
     expected = [(f"references[{i}][{k}]", text) for i, group in enumerate(groups) for k, text in enumerate(group)]
     return [(f"predictions[{i}]", text) for i, text in enumerate(predictions)] + expected
+
+# %% ../../nbs/metrics/01_rouge.ipynb #0a5182b2
+def _check_texts(
+    predictions: Sequence[object],  # n items
+    groups: Sequence[Sequence[object]],  # a list of items for each
+) -> None:
+    "Raise a TypeError for what is not text and a ValueError for a prediction without reference."
+    for where, text in _places(predictions, groups):
+        if not isinstance(text, str):
+            raise TypeError(f"{where} is {text!r}, not text: an empty prediction is ''")
+    for i, group in enumerate(groups):
+        if not group:
+            raise ValueError(f"references[{i}] is empty: every prediction needs at least one reference")
 
 # %% ../../nbs/metrics/01_rouge.ipynb #d3396311
 def _as_groups(
@@ -405,12 +453,7 @@ def _as_groups(
     if len(predictions) != len(groups) or not groups:
         sizes = f"{len(predictions)} predictions and {len(groups)} references"
         raise ValueError(f"{sizes}: give one reference, or one list of them, for each prediction (at least one)")
-    for where, text in _places(predictions, groups):
-        if not isinstance(text, str):
-            raise TypeError(f"{where} is {text!r}, not text: an empty prediction is ''")
-    for i, group in enumerate(groups):
-        if not group:
-            raise ValueError(f"references[{i}] is empty: every prediction needs at least one reference")
+    _check_texts(predictions, groups)
     return predictions, groups
 
 # %% ../../nbs/metrics/01_rouge.ipynb #d5e2863d
@@ -419,7 +462,7 @@ def rouge(
     references: Sequence[str | Sequence[str]],  # for each prediction its reference, or a list of them
     mode: str = "morph",  # tokens: morph, eojeol, word, char or subword
     refs: str = "mean",  # fold several references by "mean" or "max"
-    tokenizer: object | None = None,  # for "subword": anything with `tokenize(text) -> list[str]`
+    tokenizer: _Tokenizer | None = None,  # for "subword": anything with `tokenize(text) -> list[str]`
     measures: Sequence[str] = MEASURES,  # what to score
     cache: str | Path | None = None,  # folder for morphemes of references ("morph" only); None: memory
     workers: int = 1,  # threads for Kiwi

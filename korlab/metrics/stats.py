@@ -149,7 +149,7 @@ def compare_scores(
 ) -> Paired:  # means, difference, interval and p
     "Paired comparison of two systems."
     difference = paired_bootstrap(a, b, level, resamples, seed)
-    return Paired(float(np.mean(a)), float(np.mean(b)), difference, sign_flip_test(a, b, flips, seed))
+    return Paired(float(np.asarray(a).mean()), float(np.asarray(b).mean()), difference, sign_flip_test(a, b, flips, seed))
 
 # %% ../../nbs/metrics/00a_stats.ipynb #8ce70d09
 def holm(

@@ -83,7 +83,7 @@ def search_collection(
     queries, documents = (encode(loaded.model, [*part.values()], side, batch_size, progress=True)
                           for part, side in ((collection.queries, "query"), (collection.corpus, "document")))
     index, ids = build_index(documents, [*collection.corpus]), [*collection.queries]
-    found = {OURS: as_run(ids, index.search(queries, max(KS))), **_by_words(collection)}
+    found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, max(KS))), **_by_words(collection)}
     size = len(collection.corpus)
     judged = {label: evaluate(hits, collection.qrels, KS, documents=size) for label, hits in found.items()}
     return Searched(collection, queries, documents, index, found, judged)

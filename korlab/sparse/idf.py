@@ -45,7 +45,7 @@ def row_texts(
         raise FileError(f"{where} has no text: it needs one of the fields {', '.join(FIELDS)}")
     if isinstance(row.get("title"), str) and isinstance(row.get("text"), str):
         values[values.index(row["text"])] = f"{row['title']} {row['text']}"
-    found = []
+    found: list[Any] = []
     for value in values:
         found += value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
     if wrong := [text for text in found if not isinstance(text, str)]:

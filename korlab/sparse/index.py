@@ -70,10 +70,10 @@ def _kept(
     "Apply the rules to one sorted vector."
     n = len(weights) if top is None else min(top, len(weights))
     if ratio is not None and n:
-        n = min(n, np.count_nonzero(weights >= ratio * weights[0]))
+        n = min(n, int(np.count_nonzero(weights >= ratio * weights[0])))
     if mass is not None and n:
         sums = np.cumsum(weights)
-        n = min(n, 1 + np.count_nonzero(sums < mass * sums[-1]))
+        n = min(n, 1 + int(np.count_nonzero(sums < mass * sums[-1])))
     return n
 
 # %% ../../nbs/sparse/25_index.ipynb #8ce33a9e
@@ -109,7 +109,7 @@ class Strings(Sequence):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, number: int) -> str:
+    def __getitem__(self, number: int) -> str:  # type: ignore[override]  # single strings, no slices
         if not 0 <= number < len(self.ends):
             raise IndexError(f"string {number} of {len(self.ends)}")
         start = self.ends[number - 1] if number else 0
@@ -421,7 +421,7 @@ def pruning_cost(
     documents: csr_matrix,  # documents x token ids
     ids: Sequence[str],  # of the documents
     queries: csr_matrix,  # queries x token ids
-    rules: Sequence[Mapping[str, float]],  # keywords of `prune`, one set a row of the result
+    rules: Sequence[Mapping[str, Any]],  # keywords of `prune`, one set a row of the result
     of: str = "documents",  # what is pruned: "documents" or "queries"
     k: int = 10,  # length of the rankings
     qrels: Mapping[str, Mapping[str, int]] | None = None,  # query id -> document id -> grade, if judged

@@ -77,7 +77,8 @@ def choose(
 ) -> list[str]:  # Document ids
     "Choose the negatives of one query."
     limit = max((score for doc, score in hits.items() if texts[doc] in right), default=float("-inf"))
-    chosen, taken = [], list(taken)
+    chosen: list[str] = []
+    taken = list(taken)
     for rank, (doc, score) in enumerate(hits.items()):
         if len(chosen) == rules.num_negatives:
             break

@@ -13,7 +13,6 @@ __all__ = ['SMALLEST', 'QUERY_LIMIT', 'QUERY_TOKENS', 'FEATURES', 'SCHEMAS', 'SE
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #e72051ac
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -423,7 +422,9 @@ def ask(
     "Send one request, patiently; what goes wrong for good is an `OpenSearchError`."
     from opensearchpy.exceptions import SSLError, TransportError
 
-    for attempt in itertools.count():
+    attempt = -1
+    while True:
+        attempt += 1
         try:
             return request(service.client)
         except SSLError:
@@ -595,7 +596,9 @@ def store(
     from opensearchpy.helpers import streaming_bulk
 
     waiting, refused = dict(documents), []
-    for attempt in itertools.count():
+    attempt = -1
+    while True:
+        attempt += 1
         actions = [{"_op_type": "index", "_index": name, "_id": key, "_source": body} for key, body in waiting.items()]
         quiet = {"raise_on_error": False, "raise_on_exception": False, "yield_ok": False}
         outcome = streaming_bulk(service.client, actions, max_chunk_bytes=10 << 20, **quiet)
@@ -685,7 +688,7 @@ def put_pipelines(
     hybrid: Mapping[str, Any] | None = None,  # from `hybrid_body`; its defaults when None
 ) -> list[str]:  # their names
     "Keep an alias's search pipelines in the cluster, new or changed."
-    bodies = {"hybrid": hybrid or hybrid_body()}
+    bodies: dict[Mode, Any] = {"hybrid": hybrid or hybrid_body()}
     if layout.field == "rank_features" and service.version[:2] >= FEATURES["two_phase"]:
         bodies["two_phase"] = two_phase or two_phase_body()
     for mode, body in bodies.items():
@@ -708,7 +711,9 @@ def hits(
 # %% ../../nbs/sparse/51_opensearch.ipynb #b40d317c
 def _answers(service: Service, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "The answers of a multi-search, asked again while the cluster is too busy for some of them."
-    for attempt in itertools.count():
+    attempt = -1
+    while True:
+        attempt += 1
         answers = ask(service, lambda c: c.msearch(body=lines))["responses"]
         if attempt == service.retries or not any(answer.get("status") in LATER for answer in answers):
             return answers

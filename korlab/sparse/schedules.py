@@ -66,8 +66,8 @@ class RegularizerWarmup(SpladeRegularizerWeightSchedulerCallback):
     def _calculate_weight_value(self, step: int, max_value: float | None) -> float | None:
         if max_value is None:
             return None
-        lengths = [round(share * self.total_steps) for share in (self.delay_ratio, self.warmup_ratio)]
-        return max_value * ramp(step, *lengths, self.scheduler_type.value)
+        delay, warmup = (round(share * self.total_steps) for share in (self.delay_ratio, self.warmup_ratio))
+        return max_value * ramp(step, delay, warmup, self.scheduler_type.value)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: dict[str, float] | None = None, **_: Any) -> None:
@@ -203,7 +203,9 @@ def distinct_batches(
     "Cut rows into batches of different keys; rows that cannot be placed so fill the last batches."
     queue = deque(rows)
     while queue:
-        batch, later, met = [], [], set()
+        batch: list[int] = []
+        later: list[int] = []
+        met: set[Any] = set()
         while queue and len(batch) < size:
             row = queue.popleft()
             (later if keys[row] in met else batch).append(row)
@@ -349,7 +351,7 @@ class CollapseWatch(TrainerCallback):
         if action not in ("stop", "warn"):
             raise ParameterError(f"action={action!r}: choose stop or warn")
         self.loss, self.dense, self.dense_after, self.action, self.note = loss, dense, dense_after, action, note
-        self.dims = {what: deque(maxlen=window) for what in ("document", "query")}
+        self.dims: dict[str, deque[float]] = {what: deque(maxlen=window) for what in ("document", "query")}
         self.warned: set[str] = set()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

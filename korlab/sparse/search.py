@@ -273,7 +273,8 @@ def start(
     given: Mapping[str, Any],  # what search.ipynb's parameters cell and papermill set
 ) -> Searcher:  # ready to be called
     "Load the encoder, open the index and keep the query."
-    wanted, notes = params.checked(SearchParams, given), []
+    wanted: SearchParams = params.checked(SearchParams, given)
+    notes: list[str] = []
     passages = read_passages(wanted.documents, notes.append)
     encoder = load_encoder(wanted.run)
     return Searcher(encoder, open_index(encoder, passages, wanted.index), wanted.query, wanted.k, tuple(notes))

@@ -129,7 +129,7 @@ def semantic_share(
 ) -> np.ndarray:  # One share per text that has any active token
     "Share of a text's heaviest tokens that are no stop tokens."
     vectors = as_vectors(vectors)
-    tops = (top_columns(vectors, row, k) for row in np.flatnonzero(np.diff(vectors.indptr)))
+    tops = (top_columns(vectors, int(row), k) for row in np.flatnonzero(np.diff(vectors.indptr)))
     return np.array([(~stop[top]).mean() for top in tops])
 
 # %% ../../nbs/sparse/24_sparsity.ipynb #29f427a5

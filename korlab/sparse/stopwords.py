@@ -146,7 +146,7 @@ def own_entries(
     mark: str,  # a key of `MARKS`, or ""
 ) -> dict[str, str]:  # entry -> where it stands
     "Vocabulary entries that are this word where it is a stop word, in every normal form a tokenizer may keep."
-    found = {}
+    found: dict[str, str] = {}
     for spelling in (unicodedata.normalize(form, word) for form in ("NFC", "NFKC", "NFKD")):
         begins, attached = entries(spelling, mark)
         found |= {} if source in ("particles", "endings") else {begins: "begins a word"}

@@ -253,7 +253,7 @@ def keep_spaces(
     "Let the text after an added token begin with a space only if it does."
     backend = tokenizer.backend_tokenizer
     chain = backend.pre_tokenizer
-    steps = list(chain) if isinstance(chain, pre_tokenizers.Sequence) else [chain]
+    steps: list[Any] = list(iter(chain)) if isinstance(chain, pre_tokenizers.Sequence) else [chain]
     if not any(isinstance(step, pre_tokenizers.Metaspace) and step.prepend_scheme == "always" for step in steps):
         return False
     if any(isinstance(step, pre_tokenizers.WhitespaceSplit) for step in steps):  # it would swallow the spaces

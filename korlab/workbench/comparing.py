@@ -164,12 +164,12 @@ def open_comparison(
     if len(homes) > 1:
         studies = " and ".join(sorted(homes))
         raise ParameterError(f"runs={asked.runs!r}: these belong to {studies}; compare runs of one study")
-    names = next(entry.run for entry in entries if entry.run).study.comparison.titles([entry.name for entry in entries])
-    entries = tuple(Entry(e.name, e.state, e.error, e.run, names[e.name]) for e in entries)
+    titles = next(entry.run for entry in entries if entry.run).study.comparison.titles([entry.name for entry in entries])
+    titled = tuple(Entry(e.name, e.state, e.error, e.run, titles[e.name]) for e in entries)
     folder = settings().runs / "comparisons" / (asked.name or _own_name(asked))
     with opening(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return Comparison(folder, entries, _baseline(entries, asked.baseline), asked)
+    return Comparison(folder, titled, _baseline(titled, asked.baseline), asked)
 
 # %% ../../nbs/workbench/01_comparing.ipynb #72d43079
 def differing(

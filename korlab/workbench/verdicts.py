@@ -198,7 +198,9 @@ def significance(
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #00027b4a
 def _starred(one: Versus, measure: Measure) -> str | None:
-    return one.pair and written(measure, one.pair.difference, sign=True) + "*" * (one.corrected < 0.05)
+    if one.pair is None or one.corrected is None:
+        return None
+    return written(measure, one.pair.difference, sign=True) + "*" * (one.corrected < 0.05)
 
 
 def _short_scores(found: Comparison, split: str, mode: str) -> list[dict[str, Any]]:
