@@ -24,8 +24,8 @@ from .index import SparseIndex, as_run, build_index, contributions, pruning_cost
 from .sparsity import expected_flops, measure_sparsity
 
 if TYPE_CHECKING:
-    from korlab.sparse.bm25 import BM25
     from korlab.experiment.models import Loaded
+    from korlab.sparse.bm25 import BM25
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #cae02426
 MEASURES: tuple[Measure, ...] = (

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import LabError
-from ..experiment import results, tracking
 from ..core.files import opening, read_json, write, write_json
 from ..core.settings import portable, shown
 from ..core.tables import facts, pipe_table
+from ..experiment import results, tracking
 
 if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder

@@ -22,9 +22,9 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from ..core.errors import LabError
 from ..core.files import FileError, atomic, opening, read_json, sha256, write_json
+from ..core.settings import shown
 from ..metrics.retrieval import evaluate
 from ..metrics.stats import paired_bootstrap
-from ..core.settings import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,6 +29,7 @@ from ..core.errors import LabError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
     from korlab.sparse.encoders import Encoder
     from korlab.sparse.search import Hits
 

@@ -25,9 +25,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from ..core.errors import LabError
+from ..experiment.batches import smaller_batches
 from ..experiment.params import ParameterError
 from .losses import TERMS, SparseLoss
-from ..experiment.batches import smaller_batches
 
 # %% ../../nbs/sparse/31_schedules.ipynb #be1f6034
 _POWERS = {"linear": 1, "quadratic": 2}

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from ..experiment import params
 from ..core.accounts import DataError, DataReport, check_outcome
 from ..core.files import Fault, line_rows, utf8_lines
 from ..core.rows import judged_rows
 from ..core.settings import portable, shown
 from ..core.sources import Part
+from ..core.tables import escape
+from ..experiment import params
 from ..experiment.params import ParameterError, setting
 from .data import entries
 from .encoders import Encoder, load_encoder, open_index
 from .index import SparseIndex, contributions
-from ..core.tables import escape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

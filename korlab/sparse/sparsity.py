@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from ..metrics.stats import bootstrap
 from ..core.tables import Markdown, pipe_table
+from ..metrics.stats import bootstrap
 
 # %% ../../nbs/sparse/24_sparsity.ipynb #c1b49e40
 def _as_vectors(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.sources import find_parts, is_hub_id
 from ..core.settings import portable
+from ..core.sources import find_parts, is_hub_id
 from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.params import ParameterError

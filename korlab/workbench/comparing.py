@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..experiment.studies import Study, check_name
 from ..core.files import opening, read_json
+from ..core.settings import portable, settings, shown
+from ..core.tables import Markdown, escape, pipe_table
 from ..experiment.params import ParameterError, checked, setting, unknown_name
 from ..experiment.runs import Run, RunError, find_run
-from ..core.settings import portable, settings, shown
+from ..experiment.studies import Study, check_name
 from .suite import suites
-from ..core.tables import Markdown, escape, pipe_table
 
 # %% ../../nbs/workbench/01_comparing.ipynb #eddb0a0e
 @dataclass(frozen=True)
