@@ -15,14 +15,14 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from korlab.workbench import comparing, verdicts
-from korlab.experiment import params, registry
 from korlab.core.files import read_json, read_jsonl, write_json, write_jsonl
-from korlab.metrics import stats
-from korlab.metrics.rouge import rouge
+from korlab.experiment import params, registry
 from korlab.experiment.params import ParameterError
 from korlab.experiment.runs import RunError, find_run
+from korlab.metrics import stats
+from korlab.metrics.rouge import rouge
 from korlab.summarization import comparison
+from korlab.workbench import comparing, verdicts
 
 REFERENCE = "#Person1#은 #Person2#에게 내일 오후에 우산을 빌려준다."
 TEXTS = [REFERENCE, REFERENCE.replace("우산을 빌려준다", "책을 사 준다"), "#Person2#는 자리를 예약한다.", ""]

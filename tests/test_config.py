@@ -7,7 +7,14 @@ import pytest
 
 from korlab.core.settings import SettingsError, settings
 from korlab.experiment.config import (
-    SHARED, ComputingParams, Config, RowParams, RunParams, TrackingParams, TrainingParams, config_from
+    SHARED,
+    ComputingParams,
+    Config,
+    RowParams,
+    RunParams,
+    TrackingParams,
+    TrainingParams,
+    config_from,
 )
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from korlab.core import rows as reader
 from korlab.core.accounts import DataError
-from korlab.summarization.dialogues import Dialogue, check_overlap, load_dialogues, save_dialogues
 from korlab.core.schemas import text_fault
 from korlab.core.text import PLACEHOLDER, normalize, text_hash, tidy
+from korlab.summarization.dialogues import Dialogue, check_overlap, load_dialogues, save_dialogues
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HEAD = "fname,dialogue,summary\n"

@@ -38,8 +38,7 @@ def test_scores_tests_and_cost_are_the_same(compared):
 
 def test_every_page_of_the_comparison_can_be_shown(compared):
     found, _ = compared
-    for page in found.study.comparison.pages:
-        assert [item for item in page.show(found)] is not None
+    assert all(list(page.show(found)) for page in found.study.comparison.pages)
     for show in (verdicts.members, verdicts.scores, verdicts.significance, verdicts.costs, verdicts.parameters):
         assert show(found)
     assert verdicts.headline(found).startswith("test")

@@ -1,7 +1,6 @@
 """The house's rules that a machine can check."""
 
 import ast
-import importlib
 import json
 import re
 import statistics

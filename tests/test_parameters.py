@@ -11,9 +11,9 @@ import nbformat
 import pytest
 from conftest import ROOT, TINY, flags, papermill
 
-from korlab.workbench import comparing, tuning
 from korlab.experiment import params, registry
 from korlab.sparse import search
+from korlab.workbench import comparing, tuning
 
 STUDIES = [registry.study(name) for name in registry.STUDIES]
 ENTRY = {  # entry notebook -> the dataclasses its parameters cell is written from

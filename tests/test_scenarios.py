@@ -9,9 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from korlab.core.text import text_hash
 from korlab.core.templates import TemplateError, fill, slots_of
-from korlab.core.text import PLACEHOLDER
+from korlab.core.text import PLACEHOLDER, text_hash
 from korlab.summarization.scenarios import ROLES, generate, plays, scenario, small_talk, tell
 
 PRIVATE = {"#PhoneNumber#", "#Address#", "#Email#", "#DateOfBirth#", "#CardNumber#", "#CarNumber#", "#SSN#", "#PassportNumber#"}

@@ -14,13 +14,14 @@ from torch import nn
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
+from korlab.cli.main import command_line
 from korlab.core.files import read_json, read_jsonl
 from korlab.core.yamls import read_yaml
+from korlab.experiment.checkpoints import damage
 from korlab.experiment.params import ParameterError
 from korlab.experiment.runs import Run
 from korlab.experiment.studies import configure
 from korlab.experiment.training import MemoryFull
-from korlab.cli.main import command_line
 from korlab.sparse import idf, stopwords, study
 from korlab.sparse import trainer as trainers
 from korlab.sparse.data import Collection, Triple, save_beir
@@ -29,7 +30,6 @@ from korlab.sparse.losses import RankingTerms, SparseLoss
 from korlab.sparse.models import assemble, mini, train_tokenizer
 from korlab.sparse.schedules import Collapsed, Hints
 from korlab.sparse.trainer import SparseTrainer, encode
-from korlab.experiment.checkpoints import damage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from korlab.core import rows as reader
 from korlab.core.accounts import DataError
 from korlab.metrics.retrieval import compare, evaluate
-from korlab.core import rows as reader
 from korlab.sparse import sparsity as S
 from korlab.sparse.bm25 import BM25, content_morphemes, eojeols
 from korlab.sparse.data import (

@@ -31,9 +31,9 @@ from transformers import (
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
+from korlab.core.files import read_json
 from korlab.experiment import results
 from korlab.experiment.results import Scored
-from korlab.core.files import read_json
 from korlab.experiment.runs import Run
 from korlab.experiment.studies import configure
 from korlab.metrics.measures import Interval

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from korlab.core.accounts import DataError
 from korlab.core.files import FileError
-from korlab.sparse import idf, stopwords
 from korlab.experiment.params import ParameterError
+from korlab.sparse import idf, stopwords
 from korlab.sparse.data import Collection, Triple, load_beir
 from korlab.sparse.idf import IdfTable, PreparedError, count_df, documents, load_idf, prepare_idf, save_idf
 from korlab.sparse.stopwords import (

@@ -19,19 +19,36 @@ from sentence_transformers.sparse_encoder.losses import CachedSpladeLoss, Splade
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
 )
 
+from korlab.experiment.models import CheckpointError
 from korlab.experiment.params import ParameterError
 from korlab.sparse.data import Triple
 from korlab.sparse.losses import (
-    TERMS, IdfFlops, RankingTerms, SparseLoss, positive_activation, self_reconstruction, v25_loss,
+    TERMS,
+    IdfFlops,
+    RankingTerms,
+    SparseLoss,
+    positive_activation,
+    self_reconstruction,
+    v25_loss,
 )
 from korlab.sparse.schedules import (
-    V25_PHASES, ActiveDims, Collapsed, CollapseWatch, Curriculum, Phase, PhaseSampler, RegularizerWarmup,
+    V25_PHASES,
+    ActiveDims,
+    Collapsed,
+    CollapseWatch,
+    Curriculum,
+    Phase,
+    PhaseSampler,
+    RegularizerWarmup,
     distinct_batches,
 )
-from korlab.experiment.models import CheckpointError
 from korlab.sparse.teacher import Teacher, encoder_teacher, load_teacher, score_pairs, score_triples
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -32,8 +32,8 @@ from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
 from korlab.sparse import opensearch as os_
-from korlab.sparse.opensearch import Layout, OpenSearchError, Service
 from korlab.sparse.encoders import Encoder, word_encoder
+from korlab.sparse.opensearch import Layout, OpenSearchError, Service
 
 pytest.importorskip("opensearchpy", reason="opensearch-py is an extra: pip install 'korlab[opensearch]'")
 

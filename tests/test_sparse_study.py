@@ -13,9 +13,9 @@ from conftest import ROOT, flags, papermill
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
-from korlab.experiment import params, results, studies
 from korlab.core.files import read_json, read_jsonl, write_jsonl
 from korlab.core.yamls import read_yaml
+from korlab.experiment import params, results, studies
 from korlab.experiment.runs import find_run, reopen
 from korlab.sparse.checks import quick_checks, verify
 from korlab.sparse.data import Collection, save_beir

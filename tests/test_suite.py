@@ -13,10 +13,10 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from korlab.summarization.dialogues import save_dialogues
-from korlab.workbench import plans, suite, watching
 from korlab.core.files import read_json
 from korlab.summarization.data import embedded
+from korlab.summarization.dialogues import save_dialogues
+from korlab.workbench import plans, suite, watching
 
 KORLAB = str(Path(sys.executable).with_name("korlab"))
 

@@ -10,12 +10,12 @@ from transformers import EvalPrediction
 
 from korlab.core import files
 from korlab.experiment import registry
+from korlab.experiment.batches import total_updates
+from korlab.experiment.training import MemoryFull
 from korlab.summarization.data import embedded, encode
 from korlab.summarization.generation import summarize
 from korlab.summarization.models import mini_bart, train_tokenizer
 from korlab.summarization.trainer import ModelTrainer, Seq2SeqLabTrainer, create_trainer
-from korlab.experiment.batches import total_updates
-from korlab.experiment.training import MemoryFull
 
 
 @pytest.fixture(scope="module")

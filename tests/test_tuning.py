@@ -17,10 +17,10 @@ import pytest
 from conftest import ROOT, TINY
 
 from korlab.core import files
-from korlab.summarization.dialogues import save_dialogues
 from korlab.experiment import params, registry, runs
-from korlab.workbench import tuning
 from korlab.summarization.data import embedded
+from korlab.summarization.dialogues import save_dialogues
+from korlab.workbench import tuning
 
 SPACES = ROOT / "params" / "summarization" / "search"
 SMALL = """

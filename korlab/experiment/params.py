@@ -212,7 +212,7 @@ def rescoring(
     for one in fields(spec):
         if again := one.metadata["rescore"]:
             meta = dict(one.metadata) | {"needs": None} | ({"help": again} if isinstance(again, str) else {})
-            kept.append((one.name, Union[kinds[one.name], None], field(default=None, metadata=meta)))
+            kept.append((one.name, kinds[one.name] | None, field(default=None, metadata=meta)))
     return make_dataclass(spec.__name__, kept, frozen=True, namespace={"__module__": spec.__module__})
 
 # %% ../../nbs/experiment/00_params.ipynb #3cc397c8

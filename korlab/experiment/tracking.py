@@ -17,9 +17,9 @@ from typing import Any
 from dotenv import load_dotenv
 
 from ..core.files import read_json, write_json
+from ..core.settings import root
 from .config import Config, TrackingParams
 from .params import ParameterError
-from ..core.settings import root
 
 # %% ../../nbs/experiment/04_tracking.ipynb #0560c408
 SECRETS: tuple[str, ...] = ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")

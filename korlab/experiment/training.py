@@ -9,7 +9,6 @@ __all__ = ['Better', 'arguments', 'LabTrainer', 'Clock', 'outcome', 'MemoryFull'
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +39,14 @@ from korlab.experiment.batches import (
     total_updates,
     updates_between_evaluations,
 )
-from .checkpoints import checkpoint_at, draft_of, ended, newest_whole_checkpoint, publish, seal_and_rotate
+from korlab.experiment.checkpoints import (
+    checkpoint_at,
+    draft_of,
+    ended,
+    newest_whole_checkpoint,
+    publish,
+    seal_and_rotate,
+)
 from .computing import peak_memory_mib, settle
 from .config import Config, TrainingParams
 from .params import ParameterError

@@ -23,8 +23,8 @@ import numpy as np
 
 from .. import __version__
 from ..core.files import write
-from .stats import Paired, bootstrap_table, compare_scores
 from ..core.text import PLACEHOLDER, has_hangul, kiwi_version, morphemes, morphemes_batch, normalize
+from .stats import Paired, bootstrap_table, compare_scores
 
 # %% ../../nbs/metrics/01_rouge.ipynb #3222f749
 MODES = ("morph", "eojeol", "word", "char", "subword")

@@ -151,8 +151,8 @@ _SILENCE = Annotated[bool, typer.Option("--silence", help="fold the stop-token m
 @app.command()
 def export(run: _RUN, to: _EXPORT, license: _LICENSE, silence: _SILENCE = False) -> None:
     "Write a trained encoder as files that sentence-transformers, transformers and OpenSearch read without our code."
-    from korlab.sparse.export import export as write
     from korlab.sparse.encoders import find_encoder
+    from korlab.sparse.export import export as write
 
     folder = find_encoder(run)
     home = _run_of(folder)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
-from ..core.text import text_hash
 from korlab.core.templates import (
     SLOT,
     Line,
@@ -29,6 +28,7 @@ from korlab.core.templates import (
     read_script,
     slots_of,
 )
+from ..core.text import text_hash
 from .data import Collection, Triple, bare
 
 # %% ../../nbs/sparse/11_scenarios.ipynb #d4818e24

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.text import text_hash
 from ..core.files import write_json
 from ..core.settings import portable
+from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.params import ParameterError
 from ..experiment.runs import Run, record_data
@@ -26,8 +26,8 @@ from .parameters import Params
 from .splits import Splits, load_splits
 
 if TYPE_CHECKING:
-    from korlab.sparse.idf import IdfTable
     from korlab.experiment.models import Loaded
+    from korlab.sparse.idf import IdfTable
 
 # %% ../../nbs/sparse/35_stages.ipynb #589b065b
 def _hashes(splits: Splits) -> dict[str, str]:

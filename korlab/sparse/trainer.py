@@ -28,6 +28,7 @@ from .data import Collection, Triple, bare
 from .index import as_run, build_index
 from .losses import IdfFlops, RankingTerms, SparseLoss
 from .models import encode
+from .parameters import Params
 from korlab.sparse.schedules import (
     V25_PHASES,
     ActiveDims,
@@ -41,7 +42,6 @@ from korlab.sparse.schedules import (
     stretched,
 )
 from .sparsity import active_dims
-from .parameters import Params
 
 # %% ../../nbs/sparse/34_trainer.ipynb #6a3a352a
 def search(

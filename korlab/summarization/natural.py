@@ -8,8 +8,8 @@ __all__ = ['natural', 'themes']
 # %% ../../nbs/summarization/12_natural.ipynb #d9f314b7
 from functools import cache
 
-from .dialogues import Dialogue
 from ..core.templates import embedded_each
+from .dialogues import Dialogue
 
 # %% ../../nbs/summarization/12_natural.ipynb #ff2bd1dc
 def _dialogue(

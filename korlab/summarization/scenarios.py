@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from ..core.text import PLACEHOLDER, text_hash
 from korlab.core.templates import (
     Line,
     Notation,
@@ -24,6 +23,7 @@ from korlab.core.templates import (
     read_script,
     slots_of,
 )
+from ..core.text import PLACEHOLDER, text_hash
 from .dialogues import Dialogue
 
 # %% ../../nbs/summarization/11_scenarios.ipynb #fe8cdb2d

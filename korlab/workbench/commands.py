@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.files import FileError
-from ..experiment.params import ParameterError
 from ..experiment.runs import RunError
 from .terminal import complain, grid, live, print_table, values_of, where
 

@@ -9,14 +9,13 @@ __all__ = ['Finding', 'examine']
 import importlib.util
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..experiment import environment
 from ..core.settings import settings
+from ..experiment import environment
 from ..experiment.tracking import load_secrets
 
 # %% ../../nbs/workbench/06_doctor.ipynb #d4cb2062
@@ -33,7 +32,7 @@ class Finding:
 def _python() -> Finding:
     "Python's version."
     version = platform.python_version()
-    if sys.version_info >= (3, 11):
+    if tuple(map(int, platform.python_version_tuple()[:2])) >= (3, 11):
         return Finding("Python", "ok", version)
     return Finding("Python", "missing", version, "install Python 3.11 or newer")
 
