@@ -1462,6 +1462,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'korlab/sparse/schedules.py'),
                                          'korlab.sparse.schedules._check_kinds': ( 'sparse/schedules.html#_check_kinds',
                                                                                    'korlab/sparse/schedules.py'),
+                                         'korlab.sparse.schedules._check_weight': ( 'sparse/schedules.html#_check_weight',
+                                                                                    'korlab/sparse/schedules.py'),
                                          'korlab.sparse.schedules._moved': ('sparse/schedules.html#_moved', 'korlab/sparse/schedules.py'),
                                          'korlab.sparse.schedules._observe': ( 'sparse/schedules.html#_observe',
                                                                                'korlab/sparse/schedules.py'),

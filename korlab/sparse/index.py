@@ -196,11 +196,8 @@ class SparseIndex:
 
     def search(self, queries: csr_matrix, k: int = 10) -> list[list[Hit]]:
         "The k best documents of each row, best first; fewer where fewer share a token. Exact up to float32 sums."
-        found = []
-        for tokens, weights in _each_query(queries, self.vocabulary, k):
-            scores = self.scores(tokens, weights)
-            found.append([Hit(self.ids[row], float(scores[row])) for row in best_rows(scores, k)])
-        return found
+        every = (self.scores(tokens, weights) for tokens, weights in _each_query(queries, self.vocabulary, k))
+        return [[Hit(self.ids[row], float(scores[row])) for row in best_rows(scores, k)] for scores in every]
 
     def scores(self, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
         "The score of every document, float32 (documents,), for one query's ascending token ids and their weights."

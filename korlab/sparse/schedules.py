@@ -259,6 +259,15 @@ class PhaseSampler(Sampler[list[int]]):
         yield from distinct_batches([row for _, row in sorted(places)], self.keys, self.batch_size)
 
 # %% ../../nbs/sparse/31_schedules.ipynb #268b70e1
+_KEPT = ("target", "gain", "lead", "start_ratio", "bounds", "factor", "mean", "slow")  # by a checkpoint
+
+
+def _check_weight(loss: SparseLoss, target: float) -> None:
+    if not loss.document_regularizer_weight:
+        raise ParameterError("the document regulariser weight is 0, so no factor can reach "
+                             f"{target:g} active dimensions: set it above 0")
+
+
 def _check_control(target: float, gain: float, bounds: Sequence[float]) -> None:
     if not (target >= 1 and 0 < gain <= 1 and 0 < bounds[0] <= 1 <= bounds[1]):
         raise ParameterError(f"target={target:g}, gain={gain:g}, bounds={tuple(bounds)}: the target is at least 1, "
@@ -279,7 +288,6 @@ def _moved(control: "ActiveDims") -> float:
 # %% ../../nbs/sparse/31_schedules.ipynb #8371b01e
 class ActiveDims(TrainerCallback, ExportableState):
     "Move the document regulariser until passages have a wanted number of active dimensions; make it with `watching`."
-
     loss: SparseLoss
 
     def __init__(
@@ -294,22 +302,18 @@ class ActiveDims(TrainerCallback, ExportableState):
         slow: float | None = None,  # the same over a longer time
     ) -> None:
         _check_control(target, gain, bounds)
-        self.target, self.gain, self.lead = target, gain, lead
-        self.start_ratio, self.bounds = start_ratio, tuple(bounds)
+        self.target, self.gain, self.lead, self.start_ratio, self.bounds = target, gain, lead, start_ratio, tuple(bounds)
         self.factor, self.mean, self.slow = factor, mean, slow
 
     @classmethod
     def watching(cls, loss: SparseLoss, target: float, **settings: Any) -> "ActiveDims":
         "Make a controller for a loss."
-        if not loss.document_regularizer_weight:
-            raise ParameterError("the document regulariser weight is 0, so no factor can reach "
-                                 f"{target:g} active dimensions: set it above 0")
+        _check_weight(loss, target)
         return type(cls.__name__, (cls,), {"loss": loss})(target, **settings)
 
     def state(self) -> dict[str, Any]:
         "What a checkpoint keeps."
-        names = ("target", "gain", "lead", "start_ratio", "bounds", "factor", "mean", "slow")
-        return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
+        return {"args": {name: getattr(self, name) for name in _KEPT}, "attributes": {}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Go on where the checkpoint stood, whether or not the Trainer restores callbacks."
@@ -320,9 +324,7 @@ class ActiveDims(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Look at the batch and move the factor."
         _observe(self, max(self.loss.loss.seen["document_active_dims"].item(), 1.0))
-        if state.global_step >= self.start_ratio * state.max_steps:
-            self.factor = _moved(self)
-        self.loss.document_factor = self.factor
+        self.factor = self.loss.document_factor = _moved(self) if state.global_step >= self.start_ratio * state.max_steps else self.factor
 
 # %% ../../nbs/sparse/31_schedules.ipynb #e4190539
 class Collapsed(LabError):
