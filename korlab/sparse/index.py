@@ -153,6 +153,25 @@ def _each_query(queries: csr_matrix, vocabulary: int, k: int = 1) -> Iterator[tu
     for start, end in pairwise(queries.indptr):
         yield queries.indices[start:end], queries.data[start:end]
 
+# %% ../../nbs/sparse/25_index.ipynb #7fecbf6d
+def _scores(index: "SparseIndex", tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    "The posting lists of a query's tokens as the columns of a matrix, times their weights."
+    lists = [slice(a, b) for a, b in zip(index.starts[tokens].tolist(), index.starts[tokens + 1].tolist())]
+    if not lists:
+        return np.zeros(len(index), np.float32)
+    data = np.concatenate([index.weights[part] for part in lists])
+    rows = np.concatenate([index.rows[part] for part in lists])
+    ends = np.cumsum([0, *(part.stop - part.start for part in lists)], dtype=np.int32)
+    return csc_matrix((data, rows, ends), shape=(len(index), len(lists))) @ weights
+
+# %% ../../nbs/sparse/25_index.ipynb #3201ac49
+def _place(ids: Strings, id: str) -> int:
+    "The number of a document in a list of ids that falls; an unknown id is a `KeyError`."
+    row = bisect.bisect_left(range(len(ids)), True, key=lambda number: ids[number] <= id)
+    if row == len(ids) or ids[row] != id:
+        raise KeyError(f"no document {id!r} in this index of {len(ids):,}")
+    return row
+
 # %% ../../nbs/sparse/25_index.ipynb #2b79b434
 @dataclass(frozen=True)
 class SparseIndex:
@@ -176,28 +195,16 @@ class SparseIndex:
 
     def search(self, queries: csr_matrix, k: int = 10) -> list[list[Hit]]:
         "The k best documents of each row, best first; fewer where fewer share a token. Exact up to float32 sums."
-        found = []
-        for tokens, weights in _each_query(queries, self.vocabulary, k):
-            scores = self.scores(tokens, weights)
-            found.append([Hit(self.ids[row], float(scores[row])) for row in best_rows(scores, k)])
-        return found
+        every = (self.scores(tokens, weights) for tokens, weights in _each_query(queries, self.vocabulary, k))
+        return [[Hit(self.ids[row], float(scores[row])) for row in best_rows(scores, k)] for scores in every]
 
     def scores(self, tokens: np.ndarray, weights: np.ndarray) -> np.ndarray:
         "The score of every document, float32 (documents,), for one query's ascending token ids and their weights."
-        lists = [slice(a, b) for a, b in zip(self.starts[tokens].tolist(), self.starts[tokens + 1].tolist())]
-        if not lists:
-            return np.zeros(len(self), np.float32)
-        data = np.concatenate([self.weights[part] for part in lists])
-        rows = np.concatenate([self.rows[part] for part in lists])
-        ends = np.cumsum([0, *(part.stop - part.start for part in lists)], dtype=np.int32)
-        return csc_matrix((data, rows, ends), shape=(len(self), len(lists))) @ weights
+        return _scores(self, tokens, weights)
 
     def row(self, id: str) -> int:
         "The number of a document; an unknown id is a `KeyError`."
-        row = bisect.bisect_left(range(len(self)), True, key=lambda number: self.ids[number] <= id)
-        if row == len(self) or self.ids[row] != id:
-            raise KeyError(f"no document {id!r} in this index of {len(self):,}")
-        return row
+        return _place(self.ids, id)
 
     def text(self, id: str) -> str:
         "The text of a document; a `SparseIndexError` where the index was built without texts."

@@ -195,12 +195,68 @@ def seen(
         means = torch.stack([_token_means(vectors) for vectors in embeddings[1:]]).mean(dim=0)
     return {"query_active_dims": query, "document_active_dims": torch.stack(documents).mean(), "document_means": means}
 
-# %% ../../nbs/sparse/30_losses.ipynb #e80814de
+# %% ../../nbs/sparse/30_losses.ipynb #cf95db48
 TERMS = ("infonce", "kd", "self", "positive", "margin", "min_act")
 _SIMILARITIES = {"cos": (cos_sim, pairwise_cos_sim), "dot": (dot_score, pairwise_dot_score)}
 
 
-class RankingTerms(nn.Module):
+def _check_names(weights: Mapping[str, float], **chosen: tuple[str, Collection[str]]) -> None:
+    "Refuse a choice or a term that does not exist."
+    for name, (value, choices) in chosen.items():
+        if value not in choices:
+            raise ParameterError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+    if unknown := set(weights) - set(TERMS):
+        raise ParameterError(f"no loss term is called {sorted(unknown)[0]!r}: choose from {', '.join(TERMS)}")
+
+# %% ../../nbs/sparse/30_losses.ipynb #05e61922
+def _term(terms: "RankingTerms", name: str, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
+    "One term of a batch, without its weight."
+    query, positive, *negatives = embeddings
+    masked = query if terms.query_mask is None else query * terms.query_mask
+    if name == "infonce":
+        return terms.ranking.compute_loss_from_embeddings([masked, positive, *negatives], labels)
+    if name == "kd":
+        scores = teacher_scores(labels, len(query), len(embeddings) - 1)
+        return terms.distillation.compute_loss_from_embeddings([masked, positive, *negatives], scores)
+    if name == "min_act":
+        return minimum_activation(masked, terms.top_k, terms.floor)
+    if name == "margin":
+        return _triplet_margin(query, positive, negatives, terms.triplet)
+    if not terms.features:
+        raise ParameterError(f"the {name} term needs the tokens of the batch: use SparseLoss around RankingTerms")
+    present = _present_tokens(terms.features[0 if name == "self" else 1], query.shape[1], terms.special_ids)
+    return {"self": self_reconstruction, "positive": positive_activation}[name](query, present, terms.form)
+
+# %% ../../nbs/sparse/30_losses.ipynb #24e923e6
+def _weighted(terms: "RankingTerms", embeddings: list[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+    "Every term times its weight, in float32 whatever the encoder computes in."
+    with torch.autocast(embeddings[0].device.type, enabled=False):
+        vectors = [vectors.float() for vectors in embeddings]
+        return {
+            name: weight * _term(terms, name, vectors, labels) if weight else vectors[0].new_zeros(())
+            for name, weight in terms.weights.items()
+        }
+
+# %% ../../nbs/sparse/30_losses.ipynb #893bb545
+def _distiller(model: SparseEncoder | nn.Module, name: str, similarity: Any, temperature: float) -> Any:
+    soft = {} if name == "margin_mse" else {"temperature": temperature}
+    return _DISTILLATIONS[name](model, similarity_fct=similarity, **soft)
+
+# %% ../../nbs/sparse/30_losses.ipynb #550c37e7
+class _Tempered:
+    "What reads and sets the temperature of its `ranking`."
+
+    @property
+    def tau(self) -> float:
+        "Temperature of InfoNCE."
+        return 1 / self.ranking.scale
+
+    @tau.setter
+    def tau(self, value: float) -> None:
+        self.ranking.scale = 1 / value
+
+# %% ../../nbs/sparse/30_losses.ipynb #e80814de
+class RankingTerms(_Tempered, nn.Module):
     "InfoNCE, distillation and the extra terms, each returned by name times its weight; for SpladeLoss as `loss`."
 
     def __init__(
@@ -219,58 +275,21 @@ class RankingTerms(nn.Module):
         floor: float = 0.5,  # of `min_act`
     ) -> None:
         super().__init__()
-        for name, value, choices in (("similarity", similarity, _SIMILARITIES), ("form", form, FORMS),
-                                     ("distillation", distillation, _DISTILLATIONS)):
-            if value not in choices:
-                raise ParameterError(f"{name}={value!r}: choose one of {', '.join(choices)}")
-        if unknown := set(weights) - set(TERMS):
-            raise ParameterError(f"no loss term is called {sorted(unknown)[0]!r}: choose from {', '.join(TERMS)}")
+        _check_names(weights, similarity=(similarity, _SIMILARITIES), form=(form, FORMS), distillation=(distillation, _DISTILLATIONS))
         self.weights = dict(weights)
         in_batch, pairwise = _SIMILARITIES[similarity]
         self.ranking = SparseMultipleNegativesRankingLoss(model, scale=1 / tau, similarity_fct=in_batch)
-        soft = {} if distillation == "margin_mse" else {"temperature": kd_temperature}
-        self.distillation = _DISTILLATIONS[distillation](model, similarity_fct=pairwise, **soft)
+        self.distillation = _distiller(model, distillation, pairwise, kd_temperature)
         mask = None if query_mask is None else torch.as_tensor(query_mask, dtype=torch.float32)
         self.register_buffer("query_mask", mask, persistent=False)
         self.form, self.special_ids, self.triplet, self.top_k, self.floor = form, special_ids, triplet, top_k, floor
         self.features: Sequence[Mapping[str, Tensor]] = ()  # tokens of the batch, set by SparseLoss
         self.seen: dict[str, Tensor] = {}  # of the last batch: active dimensions and mean document weights
 
-    @property
-    def tau(self) -> float:
-        "Temperature of InfoNCE."
-        return 1 / self.ranking.scale
-
-    @tau.setter
-    def tau(self, value: float) -> None:
-        self.ranking.scale = 1 / value
-
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> dict[str, Tensor]:
         "Give every term that has a weight, times its weight, in float32 also where the encoder computes in bf16."
         self.seen = seen(embeddings)
-        with torch.autocast(embeddings[0].device.type, enabled=False):
-            vectors = [vectors.float() for vectors in embeddings]
-            return {
-                name: weight * self._term(name, vectors, labels) if weight else vectors[0].new_zeros(())
-                for name, weight in self.weights.items()
-            }
-
-    def _term(self, name: str, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        query, positive, *negatives = embeddings
-        masked = query if self.query_mask is None else query * self.query_mask
-        if name == "infonce":
-            return self.ranking.compute_loss_from_embeddings([masked, positive, *negatives], labels)
-        if name == "kd":
-            scores = teacher_scores(labels, len(query), len(embeddings) - 1)
-            return self.distillation.compute_loss_from_embeddings([masked, positive, *negatives], scores)
-        if name == "min_act":
-            return minimum_activation(masked, self.top_k, self.floor)
-        if name == "margin":
-            return _triplet_margin(query, positive, negatives, self.triplet)
-        if not self.features:
-            raise ParameterError(f"the {name} term needs the tokens of the batch: use SparseLoss around RankingTerms")
-        present = _present_tokens(self.features[0 if name == "self" else 1], query.shape[1], self.special_ids)
-        return {"self": self_reconstruction, "positive": positive_activation}[name](query, present, self.form)
+        return _weighted(self, embeddings, labels)
 
     def get_config_dict(self) -> dict[str, Any]:
         "What the model card says of it."

@@ -214,6 +214,17 @@ def distinct_batches(
         queue.extendleft(reversed(later[room:]))
         yield batch + later[:room]
 
+# %% ../../nbs/sparse/31_schedules.ipynb #64853587
+def _check_kinds(phases: Sequence[Phase], rows: Mapping[str, Sequence[int]]) -> None:
+    "Every kind that a phase draws must be there, and every kind that is there be drawn."
+    drawn = {kind for phase in phases for kind, share in (phase.kinds or rows).items() if share}
+    have = f"the rows' kinds are {dict(Counter({k: len(v) for k, v in rows.items()}))}"
+    if missing := sorted(drawn - set(rows)):
+        raise ParameterError(f"the phases draw {missing[0]!r} but no row is of that kind ({have}): "
+                             "give weights to the kinds there are, or none")
+    if idle := sorted(set(rows) - drawn):
+        raise ParameterError(f"no phase draws rows of kind {idle[0]!r} ({have}): weigh it or leave them out")
+
 # %% ../../nbs/sparse/31_schedules.ipynb #86125351
 class PhaseSampler(Sampler[list[int]]):
     "Batches of row numbers in which each kind has its phase's share; an epoch follows from seed and epoch alone."
@@ -231,16 +242,7 @@ class PhaseSampler(Sampler[list[int]]):
             self.rows.setdefault(kind, []).append(row)
         self.phases, self.batch_size, self.seed, self.epoch = tuple(phases), batch_size, seed, 0
         self.keys = range(len(kinds)) if keys is None else keys
-        self._check()
-
-    def _check(self) -> None:
-        drawn = {kind for phase in self.phases for kind, share in (phase.kinds or self.rows).items() if share}
-        have = f"the rows' kinds are {dict(Counter({k: len(v) for k, v in self.rows.items()}))}"
-        if missing := sorted(drawn - set(self.rows)):
-            raise ParameterError(f"the phases draw {missing[0]!r} but no row is of that kind ({have}): "
-                                 "give weights to the kinds there are, or none")
-        if idle := sorted(set(self.rows) - drawn):
-            raise ParameterError(f"no phase draws rows of kind {idle[0]!r} ({have}): weigh it or leave them out")
+        _check_kinds(self.phases, self.rows)
 
     def set_epoch(self, epoch: int) -> None:
         "Choose the epoch the next iteration belongs to, from 0; the Trainer calls this."
@@ -258,10 +260,36 @@ class PhaseSampler(Sampler[list[int]]):
             places += [((k + chance.random()) / count, rows[k % len(rows)]) for k in range(count)]
         yield from distinct_batches([row for _, row in sorted(places)], self.keys, self.batch_size)
 
+# %% ../../nbs/sparse/31_schedules.ipynb #268b70e1
+_KEPT = ("target", "gain", "lead", "start_ratio", "bounds", "factor", "mean", "slow")  # by a checkpoint
+
+
+def _check_weight(loss: SparseLoss, target: float) -> None:
+    if not loss.document_regularizer_weight:
+        raise ParameterError("the document regulariser weight is 0, so no factor can reach "
+                             f"{target:g} active dimensions: set it above 0")
+
+
+def _check_control(target: float, gain: float, bounds: Sequence[float]) -> None:
+    if not (target >= 1 and 0 < gain <= 1 and 0 < bounds[0] <= 1 <= bounds[1]):
+        raise ParameterError(f"target={target:g}, gain={gain:g}, bounds={tuple(bounds)}: the target is at least 1, "
+                             "the gain between 0 and 1, and the bounds are positive with 1 between them")
+
+# %% ../../nbs/sparse/31_schedules.ipynb #a2bb0979
+def _observe(control: "ActiveDims", now: float) -> None:
+    control.mean = now if control.mean is None else 0.9 * control.mean + 0.1 * now
+    control.slow = now if control.slow is None else 0.97 * control.slow + 0.03 * now
+
+
+def _moved(control: "ActiveDims") -> float:
+    "Where the factor goes."
+    error = math.log(control.mean / control.target) + control.lead * math.log(control.mean / control.slow)
+    moved = control.factor * math.exp(control.gain * min(max(error, -1.0), 1.0))
+    return min(max(moved, control.bounds[0]), control.bounds[1])
+
 # %% ../../nbs/sparse/31_schedules.ipynb #8371b01e
 class ActiveDims(TrainerCallback, ExportableState):
     "Move the document regulariser until passages have a wanted number of active dimensions; make it with `watching`."
-
     loss: SparseLoss
 
     def __init__(
@@ -275,25 +303,19 @@ class ActiveDims(TrainerCallback, ExportableState):
         mean: float | None = None,  # running mean of active dimensions; None before the first batch
         slow: float | None = None,  # the same over a longer time
     ) -> None:
-        if not (target >= 1 and 0 < gain <= 1 and 0 < bounds[0] <= 1 <= bounds[1]):
-            raise ParameterError(f"target={target:g}, gain={gain:g}, bounds={tuple(bounds)}: the target is at least 1, "
-                                 "the gain between 0 and 1, and the bounds are positive with 1 between them")
-        self.target, self.gain, self.lead = target, gain, lead
-        self.start_ratio, self.bounds = start_ratio, tuple(bounds)
+        _check_control(target, gain, bounds)
+        self.target, self.gain, self.lead, self.start_ratio, self.bounds = target, gain, lead, start_ratio, tuple(bounds)
         self.factor, self.mean, self.slow = factor, mean, slow
 
     @classmethod
     def watching(cls, loss: SparseLoss, target: float, **settings: Any) -> "ActiveDims":
         "Make a controller for a loss."
-        if not loss.document_regularizer_weight:
-            raise ParameterError("the document regulariser weight is 0, so no factor can reach "
-                                 f"{target:g} active dimensions: set it above 0")
+        _check_weight(loss, target)
         return type(cls.__name__, (cls,), {"loss": loss})(target, **settings)
 
     def state(self) -> dict[str, Any]:
         "What a checkpoint keeps."
-        names = ("target", "gain", "lead", "start_ratio", "bounds", "factor", "mean", "slow")
-        return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
+        return {"args": {name: getattr(self, name) for name in _KEPT}, "attributes": {}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Go on where the checkpoint stood, whether or not the Trainer restores callbacks."
@@ -303,14 +325,8 @@ class ActiveDims(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Look at the batch and move the factor."
-        now = max(self.loss.loss.seen["document_active_dims"].item(), 1.0)
-        self.mean = now if self.mean is None else 0.9 * self.mean + 0.1 * now
-        self.slow = now if self.slow is None else 0.97 * self.slow + 0.03 * now
-        if state.global_step >= self.start_ratio * state.max_steps:
-            error = math.log(self.mean / self.target) + self.lead * math.log(self.mean / self.slow)
-            moved = self.factor * math.exp(self.gain * min(max(error, -1.0), 1.0))
-            self.factor = min(max(moved, self.bounds[0]), self.bounds[1])
-        self.loss.document_factor = self.factor
+        _observe(self, max(self.loss.loss.seen["document_active_dims"].item(), 1.0))
+        self.factor = self.loss.document_factor = _moved(self) if state.global_step >= self.start_ratio * state.max_steps else self.factor
 
 # %% ../../nbs/sparse/31_schedules.ipynb #e4190539
 class Collapsed(LabError):
