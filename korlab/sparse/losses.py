@@ -246,6 +246,8 @@ def _distiller(model: SparseEncoder | nn.Module, name: str, similarity: Any, tem
 class _Tempered:
     "What reads and sets the temperature of its `ranking`."
 
+    ranking: Any
+
     @property
     def tau(self) -> float:
         "Temperature of InfoNCE."
