@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT, papermill
 
 from korlab.core.files import read_json
-from korlab.experiment.params import load_layers
+from korlab.core.yamls import read_yaml
 from korlab.summarization.data import embedded
 from korlab.summarization.models import train_tokenizer
 
@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["baseline_kobart", "01_baseline_kobart_rtx3090"])
 def test_five_updates_of_kobart_s_shape(recipe, checkpoint, tmp_path):
-    values = load_layers([ROOT / "params" / "summarization" / f"{recipe}.yaml"]) | {
+    values = read_yaml(ROOT / "params" / "summarization" / f"{recipe}.yaml") | {
         "checkpoint": str(checkpoint), "name": recipe, "max_steps": STEPS, "train_rows": 60, "eval_rows": 2, "eval_steps": STEPS,
         "precision": "fp32", "workers": 0, "num_beams": 2, "max_target_length": 8, "min_target_length": 0, "batch_size": 4,
         "warmup": 1, "data": str(small_data(tmp_path)),

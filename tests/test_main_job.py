@@ -12,12 +12,17 @@ import pytest
 from conftest import ROOT, TINY, flags, papermill
 
 from korlab.core import files
+from korlab.experiment import results
 from korlab.summarization.data import embedded
 from korlab.summarization.dialogues import Dialogue, save_dialogues
 
 
 def read(run: Path, name: str) -> dict:
     return files.read_json(run / f"{name}.json")
+
+
+def scores(run: Path) -> results.Results:
+    return results.parse(read(run, "metrics"))
 
 
 def korlab(*words: str, runs: Path) -> subprocess.CompletedProcess:
@@ -35,10 +40,11 @@ def predictions(file: Path) -> list[dict]:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 def test_the_mini_model_learns(quickstart):
-    test = read(quickstart, "metrics")["splits"]["test"]
-    assert test["n"] >= 200
-    assert test["rouge"]["morph"]["rouge1"]["mean"] >= 0.80
-    assert test["rouge"]["morph"]["rouge1"]["low"] > test["baselines"]["other-summary"]["rouge"]["morph"]["rouge1"]["high"]
+    found = scores(quickstart)
+    ours, floors = found.own("test", "morph"), {one.system: one for one in found.baselines("test", "morph")}
+    assert ours.n >= 200
+    assert ours.measures["rouge1"].mean >= 0.80
+    assert ours.measures["rouge1"].low > floors["other-summary"].measures["rouge1"].high
 
 
 def test_the_notebook_shows_what_it_was_given(quickstart):
@@ -50,14 +56,15 @@ def test_the_notebook_shows_what_it_was_given(quickstart):
 def test_every_score_says_what_it_is(quickstart):
     metrics = read(quickstart, "metrics")
     assert (metrics["model"], metrics["size"], metrics["data"]) == ("kobart", "mini", "embedded")
-    assert set(metrics["splits"]) == {"test", "hard", "natural"}
-    for result in metrics["splits"].values():
+    found = scores(quickstart)
+    assert set(found.splits) == {"test", "hard", "natural"}
+    for split in found.splits:
         for mode in ("morph", "char"):
-            scores = result["rouge"][mode]
-            assert f"tok:{mode}" in scores["signature"]
+            ours = found.own(split, mode)
+            assert f"tok:{mode}" in ours.signature
             for measure in ("rouge1", "rouge2", "rougeL"):
-                one = scores[measure]
-                assert 0 <= one["low"] <= one["mean"] <= one["high"] <= 1 and one["n"] == result["n"]
+                one = ours.measures[measure]
+                assert 0 <= one.low <= one.mean <= one.high <= 1 and one.n == ours.n
 
 
 def test_status_tells_that_it_is_done(quickstart):
@@ -86,8 +93,8 @@ def test_the_report_says_what_metrics_say(quickstart):
     assert "report:" in done.stdout and "CPU seconds" in done.stdout
     text = (quickstart / "report.md").read_text(encoding="utf-8")
     assert text.startswith("# kobart · mini · embedded\n")
-    scores = read(quickstart, "metrics")["splits"]["test"]["rouge"]["morph"]["rouge1"]
-    assert f"{100 * scores['mean']:.1f} [{100 * scores['low']:.1f}, {100 * scores['high']:.1f}]" in text
+    one = scores(quickstart).own("test", "morph").measures["rouge1"]
+    assert f"{100 * one.mean:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" in text
     page = (quickstart / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page), "the page would load something from outside"
     assert str(ROOT) not in page + text and str(Path.home()) + "/" not in page + text
@@ -108,7 +115,7 @@ def test_rows_without_summaries_get_predictions_and_no_score(quickstart, tmp_pat
     assert [list(row) for row in found[:1]] == [["fname", "summary"]]
     assert [row["fname"] for row in found] == [r.fname for r in rows]
     assert all(row["summary"] for row in found)
-    assert read(folder, "metrics")["splits"] == {}
+    assert scores(folder).splits == []
     assert "5 of 5 rows of test have no summary" in json.dumps(read(folder, "status")["notes"])
 
 
@@ -121,7 +128,7 @@ def test_a_checkpoint_is_scored_with_another_search(quickstart, tmp_path):
     assert outcome.code == 0, outcome.text[-2000:]
     folder = quickstart / "evaluations" / "beams"
     assert read(folder, "config")["effective"]["num_beams"] == 2
-    assert read(folder, "metrics")["splits"]["twelve"]["n"] == 12
+    assert scores(folder).own("twelve").n == 12
 
 
 def test_evaluating_a_run_that_is_not_there(tmp_path):
@@ -178,7 +185,7 @@ def test_a_dialogue_in_two_splits_stops(tmp_path):
 def test_korlab_is_light():
     """Neither `import korlab` nor `korlab --help` loads a heavy library."""
     check = "import sys, {}; heavy = {{'torch', 'transformers', 'datasets', 'peft', 'matplotlib'}} & set(sys.modules); assert not heavy, heavy"
-    for module in ("korlab", "korlab.cli.main", "korlab.experiment.registry"):
+    for module in ("korlab", "korlab.cli.main", "korlab.experiment.studies"):
         subprocess.run([sys.executable, "-c", check.format(module)], check=True, cwd=ROOT)
     done = subprocess.run([str(Path(sys.executable).with_name("korlab")), "--help"], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in ("run", "report", "models", "doctor"))
