@@ -1246,6 +1246,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'korlab.sparse.mining.Rules.__post_init__': ( 'sparse/mining.html#rules.__post_init__',
                                                                                     'korlab/sparse/mining.py'),
                                       'korlab.sparse.mining._account': ('sparse/mining.html#_account', 'korlab/sparse/mining.py'),
+                                      'korlab.sparse.mining._answers': ('sparse/mining.html#_answers', 'korlab/sparse/mining.py'),
                                       'korlab.sparse.mining._is_near': ('sparse/mining.html#_is_near', 'korlab/sparse/mining.py'),
                                       'korlab.sparse.mining._judge': ('sparse/mining.html#_judge', 'korlab/sparse/mining.py'),
                                       'korlab.sparse.mining._search_by': ('sparse/mining.html#_search_by', 'korlab/sparse/mining.py'),

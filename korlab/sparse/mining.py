@@ -51,7 +51,7 @@ class Rules:
 # %% ../../nbs/sparse/33_mining.ipynb #20a6a8c4
 _REASONS = ("taken", "is an answer", "nearly an answer", "ranked too high", "scored too high", "is there already")
 
-
+# %% ../../nbs/sparse/33_mining.ipynb #841d19ca
 def _judge(
     text: str, rank: int, score: float, limit: float, right: Sequence[str], taken: Sequence[str], rules: Rules
 ) -> str:  # one of REASONS
@@ -100,6 +100,14 @@ class Mined:
         "How a notebook shows the account."
         return pipe_table(self.counts.items(), ("queries and hits", "count")).text
 
+# %% ../../nbs/sparse/33_mining.ipynb #1caf3438
+def _answers(triples: Sequence[Triple]) -> dict[str, list[str]]:
+    "Question -> all its answers, both `bare`."
+    right: dict[str, list[str]] = defaultdict(list)
+    for triple in triples:
+        right[bare(triple.query)].append(bare(triple.positive))
+    return right
+
 # %% ../../nbs/sparse/33_mining.ipynb #0696c91f
 def mine(
     triples: Sequence[Triple],  # Queries with their positives, and the negatives they have so far
@@ -110,9 +118,7 @@ def mine(
     "Add hard negatives; every triple stays, also one for which nothing was found."
     if scored := next((triple for triple in triples if triple.scores), None):
         raise ValueError(f"query {scored.query!r} has teacher scores, new negatives have none: mine first, score then")
-    texts, right = {key: bare(text) for key, text in corpus.items()}, defaultdict(list)
-    for triple in triples:
-        right[bare(triple.query)].append(bare(triple.positive))
+    texts, right = {key: bare(text) for key, text in corpus.items()}, _answers(triples)
     found, counts = [], Counter(dict.fromkeys(_REASONS, 0))
     for start in range(0, len(triples), 256):
         block = triples[start : start + 256]
