@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from conftest import ROOT, TINY, flags, papermill
 
-from korlab.experiment import registry, tracking
+from korlab.experiment import studies, tracking
 from korlab.experiment.params import ParameterError
 
 SECRET = "korlab-secret-5f1e0c"
@@ -52,7 +52,7 @@ def test_an_offline_record_is_kept_and_no_secret_in_it(lab, service, monkeypatch
 
 
 def test_what_the_services_are_told(tmp_path):
-    config = registry.configure({"tracking": "wandb", "tracking_offline": True, "tracking_entity": "lab",
+    config = studies.configure({"tracking": "wandb", "tracking_offline": True, "tracking_entity": "lab",
                                  "tracking_project": "nlp-competition", "tracking_tags": "baseline, kobart"})
     told = tracking.environment(config, tmp_path)
     assert told["WANDB_PROJECT"] == "nlp-competition" and told["WANDB_ENTITY"] == "lab"
@@ -67,13 +67,13 @@ def test_a_service_without_login_is_refused_at_once(service, advice, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: True)
     with pytest.raises(ParameterError, match=advice):
-        tracking.check(registry.configure({"tracking": service}))
+        tracking.check(studies.configure({"tracking": service}))
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ParameterError, match=r"wandb is not installed; pip install 'korlab\[tracking\]'"):
-        tracking.check(registry.configure({"tracking": "wandb", "tracking_offline": True}))
+        tracking.check(studies.configure({"tracking": "wandb", "tracking_offline": True}))
 
 
 def test_the_environment_wins_over_the_file(tmp_path, monkeypatch):
