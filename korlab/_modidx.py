@@ -1494,6 +1494,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'korlab/sparse/trainer.py'),
                                        'korlab.sparse.trainer._SparseTraining.write': ( 'sparse/trainer.html#_sparsetraining.write',
                                                                                         'korlab/sparse/trainer.py'),
+                                       'korlab.sparse.trainer._columns': ('sparse/trainer.html#_columns', 'korlab/sparse/trainer.py'),
                                        'korlab.sparse.trainer._epochs': ('sparse/trainer.html#_epochs', 'korlab/sparse/trainer.py'),
                                        'korlab.sparse.trainer._phases': ('sparse/trainer.html#_phases', 'korlab/sparse/trainer.py'),
                                        'korlab.sparse.trainer._ranking_terms': ( 'sparse/trainer.html#_ranking_terms',

@@ -20,13 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
+    EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed,
 )
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
@@ -34,18 +28,15 @@ from ..core.errors import LabError
 from ..core.files import read_json, write_json, write_jsonl
 from . import tracking
 from korlab.experiment.batches import (
-    TokenBudgetSampler,
-    count_batches,
-    out_of_memory,
-    smaller_batches,
-    total_updates,
-    updates_between_evaluations,
+    TokenBudgetSampler, count_batches, out_of_memory, smaller_batches, total_updates, updates_between_evaluations,
 )
-from .checkpoints import checkpoint_at, draft_of, ended, newest_whole_checkpoint, publish, seal_and_rotate
+from korlab.experiment.checkpoints import (
+    checkpoint_at, draft_of, ended, newest_whole_checkpoint, publish, seal_and_rotate,
+)
 from .computing import peak_memory_mib, settle
 from .params import ParameterError, RunParams
 
-# %% ../../nbs/experiment/10_training.ipynb #3fdb7339
+# %% ../../nbs/experiment/10_training.ipynb #612fd71a
 def _workplace(config: RunParams, folder: Path, place: Mapping[str, str]) -> dict[str, Any]:
     c, device, kind = config, place["device"], place["precision"]
     return dict(
@@ -54,7 +45,7 @@ def _workplace(config: RunParams, folder: Path, place: Mapping[str, str]) -> dic
         run_name=None if c.tracking == "none" else tracking.run_name(folder),
     )
 
-# %% ../../nbs/experiment/10_training.ipynb #f2a83289
+# %% ../../nbs/experiment/10_training.ipynb #33be1899
 def _learning(config: RunParams, updates: int) -> dict[str, Any]:
     c = config
     return dict(
@@ -64,10 +55,10 @@ def _learning(config: RunParams, updates: int) -> dict[str, Any]:
         activation_checkpointing=c.gradient_checkpointing,
     )
 
-# %% ../../nbs/experiment/10_training.ipynb #7eebeda5
+# %% ../../nbs/experiment/10_training.ipynb #017ffc2f
 Better = Literal["higher", "lower"]
 
-
+# %% ../../nbs/experiment/10_training.ipynb #be5b0177
 def _watching(config: RunParams, every: int, best_by: str | None, better: Better) -> dict[str, Any]:
     c = config
     return dict(
@@ -94,7 +85,7 @@ def arguments(
     watching = _watching(config, every, best_by, better)
     return _workplace(config, folder, place) | _learning(config, updates) | watching | quiet
 
-# %% ../../nbs/experiment/10_training.ipynb #32c7cde4
+# %% ../../nbs/experiment/10_training.ipynb #82907ac2
 def _loader_by_tokens(trainer: Any) -> DataLoader:
     "The loader of a `LabTrainer` whose `batch_lengths` are set."
     args = trainer.args
@@ -122,11 +113,14 @@ class LabTrainer(Trainer):
         newest = checkpoint_at(Path(self._get_output_dir(trial=trial)), self.state.global_step)
         seal_and_rotate(newest, keep, self.state.best_model_checkpoint)
 
-    def _run_epoch(self, *, resume_from_checkpoint: str | None, **given: Any) -> None:
-        if resume_from_checkpoint and ended(Path(resume_from_checkpoint), self.state.max_steps):
+    def _run_epoch(self, *, epoch: int, epochs_trained: int, resume_from_checkpoint: str | None, **given: Any) -> None:
+        start = resume_from_checkpoint if epoch == epochs_trained else None  # later, it may be gone
+        if start and ended(Path(start), self.state.max_steps):
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(resume_from_checkpoint=resume_from_checkpoint, **given)
+            return
+        super()._run_epoch(
+            epoch=epoch, epochs_trained=epochs_trained, resume_from_checkpoint=resume_from_checkpoint, **given
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         "The Trainer's loader, or one that cuts batches by token budget when `batch_lengths` is set."
@@ -144,7 +138,7 @@ class History(TrainerCallback):
         if state.max_steps:
             write_jsonl(self.path, state.log_history)
 
-# %% ../../nbs/experiment/10_training.ipynb #7bc48893
+# %% ../../nbs/experiment/10_training.ipynb #2f9da09d
 class LastStep(TrainerCallback):
     "Evaluate and save after the last update even when it is no multiple of eval_steps."
 
@@ -154,7 +148,7 @@ class LastStep(TrainerCallback):
             control.should_save = control.should_log = True
             control.should_evaluate = args.eval_strategy != "no"
 
-# %% ../../nbs/experiment/10_training.ipynb #00101a21
+# %% ../../nbs/experiment/10_training.ipynb #86db6321
 class Clock(TrainerCallback, ExportableState):
     "Count processor and wall seconds and peak memory of training; checkpoints keep them, and a resumed run goes on."
 
@@ -184,7 +178,7 @@ class Clock(TrainerCallback, ExportableState):
             self._mark = cpu, wall
             self.memory_mib = max(self.memory_mib, peak_memory_mib())
 
-# %% ../../nbs/experiment/10_training.ipynb #1e9acfac
+# %% ../../nbs/experiment/10_training.ipynb #54beca38
 def _standing(state: TrainerState, began: tuple[float, int]) -> dict[str, Any]:
     "Where a training is, and the seconds it still takes at the speed it had since it began: (time, step)."
     seconds, steps = time.time() - began[0], state.global_step - began[1]
@@ -240,7 +234,7 @@ def watchers(
         found.append(EarlyStoppingCallback(config.patience, config.threshold))
     return [*found, *tracking.callbacks(config, folder)]
 
-# %% ../../nbs/experiment/10_training.ipynb #6637b61c
+# %% ../../nbs/experiment/10_training.ipynb #f1801632
 def _train_metrics(trainer: Trainer, config: RunParams, place: Mapping[str, str]) -> dict[str, Any]:
     state = trainer.state
     clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Clock))
@@ -252,7 +246,7 @@ def _train_metrics(trainer: Trainer, config: RunParams, place: Mapping[str, str]
         "batch_size": config.batch_size, "accumulation": config.accumulation,
     }
 
-
+# %% ../../nbs/experiment/10_training.ipynb #51496df6
 def outcome(
     trainer: Trainer,  # it has trained
     config: RunParams,  # the parameters in force at the end
@@ -267,7 +261,7 @@ def outcome(
         "best_model_checkpoint": Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None,
     }
 
-# %% ../../nbs/experiment/10_training.ipynb #e6356001
+# %% ../../nbs/experiment/10_training.ipynb #4796c66f
 class _Seams:
     "What a study gives to its training."
 
@@ -301,7 +295,7 @@ class _Seams:
         "What moves during the training; called before the watchers."
         return []
 
-# %% ../../nbs/experiment/10_training.ipynb #273dbd8e
+# %% ../../nbs/experiment/10_training.ipynb #810e7e90
 class _Endings(_Seams):
     "What a study gives to the end of its training."
 
@@ -317,7 +311,7 @@ class _Endings(_Seams):
         "What to change when memory is full and nothing can be halved; `reason` is how the machine said it."
         return f"out of memory even with batches of one row ({reason}): set gradient_checkpointing=true"
 
-# %% ../../nbs/experiment/10_training.ipynb #1968c508
+# %% ../../nbs/experiment/10_training.ipynb #5cc3a21e
 def _furnished(trainer: Any, lengths: Sequence[int] | None) -> Any:
     "A Trainer with its rows' lengths and without its printers."
     trainer.batch_lengths = lengths
@@ -325,7 +319,7 @@ def _furnished(trainer: Any, lengths: Sequence[int] | None) -> Any:
         trainer.remove_callback(printer)
     return trainer
 
-# %% ../../nbs/experiment/10_training.ipynb #cc601cc6
+# %% ../../nbs/experiment/10_training.ipynb #f310933b
 class _Ready(_Endings):
     "A training with its place, its seed and its Trainer."
     def __init__(
@@ -362,18 +356,18 @@ class _Ready(_Endings):
         args = self.arguments_class(**shared, **self.own_arguments())
         return _furnished(self.trainer_class(model=self.model, args=args, callbacks=calls, **self.parts()), lengths)
 
-# %% ../../nbs/experiment/10_training.ipynb #dd5747c2
+# %% ../../nbs/experiment/10_training.ipynb #8ed32069
 def _keep(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
 
-
+# %% ../../nbs/experiment/10_training.ipynb #e90b6daa
 def _lay_back(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     with torch.no_grad():
         for name, value in load_file(file).items():
             weights[name].copy_(value)
 
-# %% ../../nbs/experiment/10_training.ipynb #acd49666
+# %% ../../nbs/experiment/10_training.ipynb #8c701e57
 def _full_memory(
     work: Callable[[], Any],  # may not fit
 ) -> str | None:  # how the machine said that memory is full; None when the work was done
@@ -386,11 +380,11 @@ def _full_memory(
         return " ".join(str(error).split())[:200] or type(error).__name__
     return None
 
-# %% ../../nbs/experiment/10_training.ipynb #5664b94b
+# %% ../../nbs/experiment/10_training.ipynb #250f0c6c
 class MemoryFull(LabError):
     "A training that does not fit; the message says what to change."
 
-
+# %% ../../nbs/experiment/10_training.ipynb #3c274073
 class _Halving(_Ready):
     "A training that goes on with half the batch, from the start or from a checkpoint, where memory is short."
 
@@ -416,7 +410,7 @@ class _Halving(_Ready):
         set_seed(c.seed)
         self.trainer = self.make_trainer()
 
-# %% ../../nbs/experiment/10_training.ipynb #3837b8b1
+# %% ../../nbs/experiment/10_training.ipynb #0b37bccc
 class Training(_Halving):
     "Train a study's model, keep the best checkpoint, and save it whole; a kill in between changes nothing."
 
