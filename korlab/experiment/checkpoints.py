@@ -6,7 +6,7 @@
 __all__ = ['write_manifest', 'damage', 'draft_of', 'publish', 'checkpoint_at', 'checkpoints', 'newest_whole_checkpoint', 'ended',
            'seal_and_rotate']
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #75360e2c
+# %% ../../nbs/experiment/11_checkpoints.ipynb #c7336960
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from typing import Any
 from ..core.files import FileError, read_json, sha256, write_json
 from ..core.settings import shown
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #8061be00
+# %% ../../nbs/experiment/11_checkpoints.ipynb #ba7a2e65
 def write_manifest(
     folder: Path,  # a checkpoint whose files are all written
 ) -> None:
@@ -25,7 +25,7 @@ def write_manifest(
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     write_json(folder / "manifest.json", {"files": listed})
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #f2ced241
+# %% ../../nbs/experiment/11_checkpoints.ipynb #7247f610
 def _listed(folder: Path) -> Mapping[str, Mapping[str, Any]] | None:
     "What a manifest lists; None when nobody can read it."
     try:
@@ -33,7 +33,7 @@ def _listed(folder: Path) -> Mapping[str, Mapping[str, Any]] | None:
     except (FileError, KeyError, TypeError):
         return None
 
-
+# %% ../../nbs/experiment/11_checkpoints.ipynb #a16aef33
 def damage(
     folder: Path,  # a checkpoint
 ) -> str | None:  # what is wrong with it, None when it is whole
@@ -50,14 +50,14 @@ def damage(
             return f"{name} is not the file that was saved"
     return None
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #cc4019aa
+# %% ../../nbs/experiment/11_checkpoints.ipynb #47b7981a
 def draft_of(
     folder: Path,  # where something shall be
 ) -> Path:  # a folder beside it, of this process
     "Where to write what `publish` puts in place."
     return folder.with_name(f".{folder.name}.{os.getpid()}")
 
-
+# %% ../../nbs/experiment/11_checkpoints.ipynb #5aed6270
 def publish(
     draft: Path,  # a folder whose files are all written
     folder: Path,  # replaced as a whole
@@ -71,7 +71,7 @@ def publish(
             shutil.rmtree(left)
     return folder
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #72640a05
+# %% ../../nbs/experiment/11_checkpoints.ipynb #ab6447a8
 _PREFIX = "checkpoint"  # as the Trainer names them
 
 
@@ -82,7 +82,7 @@ def checkpoint_at(
     "Where the checkpoint of an update lies."
     return folder / f"{_PREFIX}-{step}"
 
-
+# %% ../../nbs/experiment/11_checkpoints.ipynb #4b824c1c
 def checkpoints(
     folder: Path,  # where checkpoint-<step> folders are
 ) -> list[Path]:  # in ascending step
@@ -90,7 +90,7 @@ def checkpoints(
     found = [p for p in folder.glob(f"{_PREFIX}-*") if p.name.split("-")[-1].isdigit()]
     return sorted(found, key=lambda p: int(p.name.split("-")[-1]))
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #fd8306d4
+# %% ../../nbs/experiment/11_checkpoints.ipynb #8c994640
 def _set_aside(path: Path) -> Path:
     "Rename a damaged checkpoint to torn-checkpoint-<step>, or to torn-checkpoint-<step>.<n>."
     aside, count = path.with_name(f"torn-{path.name}"), 1
@@ -98,7 +98,7 @@ def _set_aside(path: Path) -> Path:
         aside, count = path.with_name(f"torn-{path.name}.{count}"), count + 1
     return path.rename(aside)
 
-
+# %% ../../nbs/experiment/11_checkpoints.ipynb #22c83207
 def newest_whole_checkpoint(
     folder: Path,  # where checkpoint-<step> folders are
     note: Callable[[str], None],  # told about every checkpoint that is set aside
@@ -111,7 +111,7 @@ def newest_whole_checkpoint(
         note(f"Skipped {shown(path)} because {reason}; it is kept as {_set_aside(path).name}.")
     return None
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #c1330559
+# %% ../../nbs/experiment/11_checkpoints.ipynb #76d467b1
 def ended(
     checkpoint: Path,  # a whole one
     max_steps: int,  # updates of the run as it is asked for now
@@ -121,7 +121,7 @@ def ended(
     control = state["stateful_callbacks"].get("TrainerControl", {}).get("args", {})
     return state["max_steps"] == max_steps and control.get("should_training_stop", False)
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #ef512f93
+# %% ../../nbs/experiment/11_checkpoints.ipynb #ee0a0455
 def seal_and_rotate(
     checkpoint: Path,  # the newest, whose files are all written
     keep: int | None,  # how many to keep; None keeps all

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choose_device', 'choose_precision', 'computing', 'settle', 'peak_memory_mib']
 
-# %% ../../nbs/experiment/10_computing.ipynb #3abcdff1
+# %% ../../nbs/experiment/10_computing.ipynb #07503199
 import resource
 import sys
 import time
@@ -31,7 +31,7 @@ def choose_device(
         return "cuda", f"torch sees {torch.cuda.get_device_name(0)}"
     return "cpu", "torch sees no CUDA device"
 
-# %% ../../nbs/experiment/10_computing.ipynb #f1ff0490
+# %% ../../nbs/experiment/10_computing.ipynb #a5a38a6d
 def _product_seconds(kind: torch.dtype, size: int = 256, products: int = 100) -> float:
     "Processor seconds of some products of square matrices."
     a = torch.ones(size, size, dtype=kind)
@@ -41,13 +41,13 @@ def _product_seconds(kind: torch.dtype, size: int = 256, products: int = 100) ->
         a @ a
     return time.process_time() - start
 
-
+# %% ../../nbs/experiment/10_computing.ipynb #a86cd24a
 @cache
 def _bf16_gain() -> float:
     "How many times faster this processor multiplies in bf16 than in fp32; measured once a process."
     return _product_seconds(torch.float32) / max(_product_seconds(torch.bfloat16), 1e-9)
 
-# %% ../../nbs/experiment/10_computing.ipynb #720a86c9
+# %% ../../nbs/experiment/10_computing.ipynb #f5a0a899
 def choose_precision(
     wanted: str,  # "auto", "fp32", "bf16" or "fp16"
     device: str,  # "cpu" or "cuda"
@@ -61,7 +61,8 @@ def choose_precision(
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "this GPU multiplies bf16") if has else ("fp32", "this GPU has no bf16 arithmetic")
     gain = _bf16_gain()
-    return "bf16" if gain > 1.2 else "fp32", f"bf16 products run at {gain:.1f} times the speed of fp32 on this processor"
+    reason = f"bf16 products run at {gain:.1f} times the speed of fp32 on this processor"
+    return "bf16" if gain > 1.2 else "fp32", reason
 
 # %% ../../nbs/experiment/10_computing.ipynb #df64df10
 def computing(
@@ -78,7 +79,7 @@ def computing(
     write_json(file, choice)
     return choice
 
-# %% ../../nbs/experiment/10_computing.ipynb #5d9718f1
+# %% ../../nbs/experiment/10_computing.ipynb #64fd64fb
 def settle(
     file: Path,  # where the run keeps the choice
     device: str,  # wanted: "auto", "cpu" or "cuda"
@@ -93,7 +94,7 @@ def settle(
     note("Computing on {device} ({device_reason}) in {precision} ({precision_reason}).".format(**place))
     return place
 
-# %% ../../nbs/experiment/10_computing.ipynb #9725f84a
+# %% ../../nbs/experiment/10_computing.ipynb #d1883434
 def peak_memory_mib() -> float:
     "The most memory this process has held: of the GPU where there is one, else of the machine, in MiB."
     if torch.cuda.is_available():

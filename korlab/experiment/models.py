@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Loaded', 'origin_of', 'CheckpointError', 'loading']
 
-# %% ../../nbs/experiment/12_models.ipynb #c444f6f8
+# %% ../../nbs/experiment/12_models.ipynb #9278d928
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from ..core.files import FileError
 from ..core.settings import shown
 
-# %% ../../nbs/experiment/12_models.ipynb #006f86ff
+# %% ../../nbs/experiment/12_models.ipynb #75f277e2
 _ModelT = TypeVar("_ModelT")
 
 
@@ -29,14 +29,14 @@ class Loaded(Generic[_ModelT]):
     new_tokens: list[str] = field(default_factory=list)  # tokens whose embedding rows nobody has trained yet
     facts: dict[str, Any] = field(default_factory=dict)  # what model.json says besides, e.g. how it is trained
 
-# %% ../../nbs/experiment/12_models.ipynb #fb1bb481
+# %% ../../nbs/experiment/12_models.ipynb #4484e7ba
 def origin_of(
     source: str,  # local folder or hub id
 ) -> str:  # e.g. "hub checkpoint somebody/some-model"
     "Where a checkpoint comes from, in words."
     return f"folder {shown(source)}" if Path(source).is_dir() else f"hub checkpoint {source}"
 
-# %% ../../nbs/experiment/12_models.ipynb #4eed2653
+# %% ../../nbs/experiment/12_models.ipynb #5466cfbf
 class CheckpointError(FileError):
     "A checkpoint that cannot be loaded; the message says how to get it."
 

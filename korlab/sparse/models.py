@@ -42,7 +42,7 @@ from .head import check_mlm_head, fuse, open_encoder
 _XLMR = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 _BERT = {"cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
 
-
+# %% ../../nbs/sparse/21_models.ipynb #a7d7541b
 def _learnt(texts: list[str], vocab_size: int, wordpiece: bool) -> Tokenizer:
     "A BPE of the texts, cut into words as the family cuts them."
     names = _BERT if wordpiece else _XLMR
@@ -53,11 +53,12 @@ def _learnt(texts: list[str], vocab_size: int, wordpiece: bool) -> Tokenizer:
         pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated"),
         pre_tokenizers.Digits(individual_digits=True)])
     room = len({letter for text in texts for letter in text}) + vocab_size // 4  # letters alone make no words
-    trainer = trainers.BpeTrainer(vocab_size=max(vocab_size, room), special_tokens=[*names.values()], show_progress=False)
+    size, special = max(vocab_size, room), [*names.values()]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
-# %% ../../nbs/sparse/21_models.ipynb #3ee65bfb
+# %% ../../nbs/sparse/21_models.ipynb #af14c9d6
 def _unigram(tokenizer: Tokenizer, texts: list[str]) -> models.Unigram:
     "The pieces of a BPE as a Unigram model: each scored by the logarithm of its share."
     counts = Counter(piece for encoding in tokenizer.encode_batch(texts) for piece in encoding.tokens)
@@ -65,7 +66,7 @@ def _unigram(tokenizer: Tokenizer, texts: list[str]) -> models.Unigram:
     total = sum(counts.values())
     return models.Unigram([(piece, math.log(max(counts[piece], 0.5) / total)) for piece in names], names.index("<unk>"))
 
-# %% ../../nbs/sparse/21_models.ipynb #2507940c
+# %% ../../nbs/sparse/21_models.ipynb #9c4dbd7f
 def _by_count(counts: Counter[str]) -> list[str]:  # ties by the piece itself, so that every process gives the same
     return sorted(counts, key=lambda piece: (-counts[piece], piece))
 
@@ -78,7 +79,7 @@ def _placed(tokenizer: Tokenizer, texts: list[str]) -> Counter[str]:
         counts.update(f"##{piece}" if deep else piece for piece, deep in zip(encoding.tokens, inside))
     return counts
 
-
+# %% ../../nbs/sparse/21_models.ipynb #94f07eba
 def _letters(counts: Counter[str]) -> Counter[str]:
     "How often each letter occurs, those inside a word marked."
     letters: Counter[str] = Counter()
@@ -88,7 +89,7 @@ def _letters(counts: Counter[str]) -> Counter[str]:
             letters[f"##{one}" if deep or i else one] += count
     return letters
 
-# %% ../../nbs/sparse/21_models.ipynb #f6f3fabe
+# %% ../../nbs/sparse/21_models.ipynb #3d3304a7
 def _wordpiece(tokenizer: Tokenizer, texts: list[str], vocab_size: int) -> models.WordPiece:
     "The pieces of a BPE as a WordPiece model: every letter at the place it was seen in, then the most frequent pieces."
     counts = _placed(tokenizer, texts)
@@ -100,7 +101,7 @@ def _wordpiece(tokenizer: Tokenizer, texts: list[str], vocab_size: int) -> model
         names.setdefault(piece)
     return models.WordPiece({piece: i for i, piece in enumerate(names)}, unk_token="[UNK]")
 
-# %% ../../nbs/sparse/21_models.ipynb #74bb4469
+# %% ../../nbs/sparse/21_models.ipynb #2bcdc089
 def train_tokenizer(
     texts: Iterable[str],  # text to learn pieces from
     vocab_size: int,  # pieces, special tokens included; more where letters would leave no quarter of it to words
@@ -157,7 +158,7 @@ def _fit_vocabulary(
     if rows > size:
         transformer.model.resize_token_embeddings(size)
 
-# %% ../../nbs/sparse/21_models.ipynb #309afa0b
+# %% ../../nbs/sparse/21_models.ipynb #e7fb057b
 def routed(
     documents: Sequence[nn.Module],  # what encodes documents
     tokenizer: Any,  # theirs
@@ -169,7 +170,7 @@ def routed(
     router = Router.for_query_document(query_modules=[table], document_modules=list(documents))
     return SparseEncoder(modules=[router], device=device)
 
-# %% ../../nbs/sparse/21_models.ipynb #fc68945f
+# %% ../../nbs/sparse/21_models.ipynb #46790751
 def assemble(
     folder: Path | str,  # a masked language model with its tokenizer: a folder or hub id
     max_length: int,  # tokens read of a text
@@ -183,7 +184,7 @@ def assemble(
         return fuse(SparseEncoder(modules=modules, device="cpu"))
     return fuse(routed(modules, transformer.tokenizer, query_weights))
 
-# %% ../../nbs/sparse/21_models.ipynb #9c53bb99
+# %% ../../nbs/sparse/21_models.ipynb #3347e7c5
 def _start_mini(
     family: str,  # "roberta" or "xlm-roberta"
     texts: Iterable[str],  # training text
@@ -200,14 +201,14 @@ def _start_mini(
         publish(draft, folder)
     return folder
 
-# %% ../../nbs/sparse/21_models.ipynb #0708a1dd
+# %% ../../nbs/sparse/21_models.ipynb #d842dc98
 def _published(source: str) -> tuple[str, str]:
     "A checkpoint that has a language-model head, and where it comes from."
     with loading(source):
         check_mlm_head(source)
     return source, origin_of(source)
 
-# %% ../../nbs/sparse/21_models.ipynb #5c009e86
+# %% ../../nbs/sparse/21_models.ipynb #eb4c3f28
 def build(
     entry: Model,  # the registry's entry
     size: str,  # "mini" or "full"
@@ -241,21 +242,21 @@ def load(
         model.max_seq_length = max_length
     return Loaded(model, model.tokenizer, f"folder {shown(folder)}")
 
-# %% ../../nbs/sparse/21_models.ipynb #8981dfad
+# %% ../../nbs/sparse/21_models.ipynb #3700b5d3
 def transformer_of(
     model: SparseEncoder,  # any
 ) -> Transformer:  # the module that reads documents
     "Find the masked language model inside an encoder, routed or not."
     return next(module for module in model.modules() if isinstance(module, Transformer))
 
-
+# %% ../../nbs/sparse/21_models.ipynb #f5f05adb
 def vocabulary(
     model: SparseEncoder,  # any
 ) -> int:  # V, dimensions of its vectors
     "The rows of the decoder; a fused model no longer says so itself."
     return transformer_of(model).model.get_output_embeddings().weight.shape[0]
 
-# %% ../../nbs/sparse/21_models.ipynb #0b44929b
+# %% ../../nbs/sparse/21_models.ipynb #9be9439c
 def parameter_table(
     model: SparseEncoder,  # any
 ) -> list[dict[str, Any]]:  # rows: module, parameters, trainable; the last one is the total

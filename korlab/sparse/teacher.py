@@ -45,7 +45,7 @@ def _fingerprint(model: Any) -> str:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
-# %% ../../nbs/sparse/32_teacher.ipynb #a157ef33
+# %% ../../nbs/sparse/32_teacher.ipynb #9436cd0d
 def _pair_scores(model: Any, pairs: Sequence[Pair], batch_size: int) -> np.ndarray:
     "An encoder's own similarity of each pair."
     import torch
@@ -58,7 +58,7 @@ def _pair_scores(model: Any, pairs: Sequence[Pair], batch_size: int) -> np.ndarr
         sides.append(vectors.index_select(0, rows))
     return model.similarity_pairwise(*sides).float().cpu().numpy()
 
-# %% ../../nbs/sparse/32_teacher.ipynb #56c12bd1
+# %% ../../nbs/sparse/32_teacher.ipynb #c92720ae
 def encoder_teacher(
     model: Any,  # a SentenceTransformer or a SparseEncoder
     batch_size: int = 32,  # texts a forward pass
@@ -67,7 +67,7 @@ def encoder_teacher(
     form = f"{type(model).__name__} {model.similarity_fn_name} {model.max_seq_length}"
     return Teacher(f"{form} {_fingerprint(model)}", lambda pairs: _pair_scores(model, pairs, batch_size))
 
-
+# %% ../../nbs/sparse/32_teacher.ipynb #ebf06cdf
 def _cross_teacher(
     model: Any,  # a CrossEncoder with one output
     batch_size: int,  # pairs a forward pass
@@ -91,7 +91,7 @@ def _saved_class(checkpoint: str) -> str | None:
         return "CrossEncoder" if any("ForSequenceClassification" in name for name in made_of) else None
     return read_json(Path(facts)).get("model_type", "SentenceTransformer") if facts else "SentenceTransformer"
 
-# %% ../../nbs/sparse/32_teacher.ipynb #8ca43e5c
+# %% ../../nbs/sparse/32_teacher.ipynb #fba5e114
 _LOCAL = "give a local folder that save_pretrained wrote; or set the kd weight to 0"
 
 
@@ -103,10 +103,10 @@ def _kind_of(checkpoint: str, kind: str | None, classes: dict[str, type]) -> str
         raise ValueError(f"a teacher is a trained {' or '.join(wanted)}, and this is {found or 'none'}")
     return kind or next(name for name, one in classes.items() if one.__name__ == found)
 
-
+# %% ../../nbs/sparse/32_teacher.ipynb #b799a9ef
 def load_teacher(
     checkpoint: str,  # local folder or hub id, e.g. BAAI/bge-m3
-    kind: str | None = None,  # "dense" (SentenceTransformer), "sparse" (SparseEncoder), "cross" (CrossEncoder); None looks
+    kind: str | None = None,  # "dense", "sparse" or "cross", after the three classes; None looks
     max_length: int = 512,  # tokens a text, or a pair for "cross"
     batch_size: int = 32,  # texts a forward pass
     device: str | None = None,  # None takes a GPU where there is one
@@ -128,7 +128,7 @@ def _key(identity: str, pair: Pair) -> bytes:
     "Hash what a score depends on: the teacher, the query, the passage."
     return hashlib.sha256(json.dumps([identity, *pair]).encode()).digest()
 
-
+# %% ../../nbs/sparse/32_teacher.ipynb #c10ba7e7
 @contextmanager
 def _opened(file: Path) -> Iterator[sqlite3.Connection]:
     "Open a score cache; it and its folder are made."
@@ -137,7 +137,7 @@ def _opened(file: Path) -> Iterator[sqlite3.Connection]:
         base.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID")
         yield base
 
-
+# %% ../../nbs/sparse/32_teacher.ipynb #49ad0ce3
 def _known_scores(base: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, float]:
     "Look up the scores that an open cache has."
     found: dict[bytes, float] = {}
@@ -147,7 +147,7 @@ def _known_scores(base: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes
         found |= dict(base.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
     return found
 
-# %% ../../nbs/sparse/32_teacher.ipynb #d9492d2b
+# %% ../../nbs/sparse/32_teacher.ipynb #f910d56f
 def _asked(teacher: Teacher, pairs: Sequence[Pair]) -> list[float]:
     "A teacher's scores, or a `ParameterError`."
     scores = np.asarray(teacher.score(pairs), dtype=np.float64)
@@ -156,7 +156,7 @@ def _asked(teacher: Teacher, pairs: Sequence[Pair]) -> list[float]:
                              f"{len(pairs)} pairs, or some that are not finite: it must give one number a pair")
     return scores.tolist()
 
-# %% ../../nbs/sparse/32_teacher.ipynb #692ac9fa
+# %% ../../nbs/sparse/32_teacher.ipynb #bc287a31
 def score_pairs(
     pairs: Sequence[Pair],  # queries and passages, duplicates allowed
     teacher: Teacher,  # who scores

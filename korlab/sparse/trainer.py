@@ -69,7 +69,7 @@ def sample(
     corpus = {doc: text for doc, text in collection.corpus.items() if doc in kept}
     return Collection(corpus, {query: collection.queries[query] for query in asked}, qrels)
 
-# %% ../../nbs/sparse/34_trainer.ipynb #d782649e
+# %% ../../nbs/sparse/34_trainer.ipynb #50e0b3f8
 @dataclass
 class DevSearch(BaseEvaluator):
     "The evaluator SparseEncoderTrainer calls: retrieval scores on a collection, and how sparse its vectors are."
@@ -95,7 +95,7 @@ _SETTINGS: dict[str, str] = {  # loss term -> parameter
     "margin": "triplet", "min_act": "minimum_activation",
 }
 
-
+# %% ../../nbs/sparse/34_trainer.ipynb #aa1c557d
 def _ranking_terms(config: Config[Params], model: SparseEncoder, query_mask: np.ndarray | None) -> RankingTerms:
     "The terms with a weight, and how they compare vectors."
     c = config
@@ -106,7 +106,7 @@ def _ranking_terms(config: Config[Params], model: SparseEncoder, query_mask: np.
         special_ids=model.tokenizer.all_special_ids,
     )
 
-# %% ../../nbs/sparse/34_trainer.ipynb #57f5fb87
+# %% ../../nbs/sparse/34_trainer.ipynb #8a8a77e8
 def make_loss(
     config: Config[Params],  # effective parameters of a sparse run
     model: SparseEncoder,  # trained
@@ -124,26 +124,29 @@ def make_loss(
         query_regularizer_weight=None if static else c.own.query_weight, use_document_regularizer_only=static, **price,
     )
 
-# %% ../../nbs/sparse/34_trainer.ipynb #93960f1a
+# %% ../../nbs/sparse/34_trainer.ipynb #d44d179f
+def _columns(negatives: int) -> list[str]:
+    return ["query", "positive", *(f"negative_{i + 1}" for i in range(negatives))]
+
+# %% ../../nbs/sparse/34_trainer.ipynb #ddb5d2ca
 def rows(
     triples: Sequence[Triple],  # training data
     negatives: int,  # explicit negatives a row; rows with fewer are left out by the caller
     scores: bool,  # whether the teacher's scores go along
 ) -> Dataset:  # query, positive, negative_1, …, and label where there are scores
     "Triples as the columns SparseEncoderTrainer reads."
-    columns: dict[str, list] = {"query": [t.query for t in triples], "positive": [t.positive for t in triples]}
-    for i in range(negatives):
-        columns[f"negative_{i + 1}"] = [t.negatives[i] for t in triples]
+    texts = [(t.query, t.positive, *t.negatives) for t in triples]
+    columns: dict[str, list] = {name: [row[i] for row in texts] for i, name in enumerate(_columns(negatives))}
     if scores:
         columns["label"] = [list(t.scores[: negatives + 1]) for t in triples]
     return Dataset.from_dict(columns)
 
-# %% ../../nbs/sparse/34_trainer.ipynb #f8633065
+# %% ../../nbs/sparse/34_trainer.ipynb #8560c63e
 class SparseLabTrainer(LabTrainer, SparseEncoderTrainer):
     "SparseEncoderTrainer with the lab's checkpoints and batches."
 
     batches: Callable[[int], PhaseSampler]  # rows a batch -> the sampler of training batches
-    unripe: float = 0.0  # share of the updates in which no checkpoint is the best: regularisers still grow, vectors are dense
+    unripe: float = 0.0  # share of the updates in which no checkpoint is the best, because regularisers still grow
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         ripe = self.state.global_step >= self.unripe * self.state.max_steps
@@ -153,13 +156,13 @@ class SparseLabTrainer(LabTrainer, SparseEncoderTrainer):
         "The lab's batches; there is no other data set to sample, because dev is searched and not batched."
         return self.batches(batch_size)
 
-# %% ../../nbs/sparse/34_trainer.ipynb #6dd067bf
+# %% ../../nbs/sparse/34_trainer.ipynb #675236b7
 def _epochs(config: Config[Params], rows: int) -> int:
     "Epochs a run begins, whether it was given epochs or updates."
     batches = -(-rows // config.training.batch_size)
     return math.ceil(config.training.epochs or config.training.max_steps * config.training.accumulation / batches)
 
-
+# %% ../../nbs/sparse/34_trainer.ipynb #1bf73e82
 def _phases(config: Config[Params], triples: Sequence[Triple], note: Callable[[str], None]) -> tuple[Phase, ...]:
     "The curriculum over the epochs of this run; kinds nobody has are not drawn, and that is said."
     if config.own.curriculum == "none":
@@ -173,7 +176,7 @@ def _phases(config: Config[Params], triples: Sequence[Triple], note: Callable[[s
          f"{', '.join(sorted(have)) or 'not given'}, and all are drawn alike.")
     return tuple(replace(phase, kinds={}) for phase in phases)
 
-# %% ../../nbs/sparse/34_trainer.ipynb #74d58b4f
+# %% ../../nbs/sparse/34_trainer.ipynb #d5d5e1ed
 class _SparseTraining(Training):
     "How a sparse encoder is trained on triples."
 
@@ -186,7 +189,7 @@ class _SparseTraining(Training):
 
     def own_arguments(self) -> dict[str, Any]:
         "Send columns through the encoder's routes where queries have one of their own."
-        columns = ["query", "positive", *(f"negative_{i + 1}" for i in range(self.config.own.negatives))]
+        columns = _columns(self.config.own.negatives)
         routes = {column: "query" if column == "query" else "document" for column in columns}
         return {"router_mapping": routes if self.config.own.queries == "idf" else {}}
 
@@ -209,7 +212,7 @@ class _SparseTraining(Training):
         "What to change when memory is full."
         return memory_hint(self.config.training.batch_size, self.config.training.accumulation, self.config.own.max_length)
 
-# %% ../../nbs/sparse/34_trainer.ipynb #222dd552
+# %% ../../nbs/sparse/34_trainer.ipynb #031ce79a
 def _schedules(
     config: Config[Params], loss: SparseLoss, phases: Sequence[Phase], stop: np.ndarray | None, note: Callable[[str], None]
 ) -> list[TrainerCallback]:
@@ -222,7 +225,7 @@ def _schedules(
         found.append(ActiveDims.watching(loss, c.own.active_dims))
     return [*found, CollapseWatch(loss, action=c.own.on_collapse, note=note), Hints(loss, stop, note=note)]
 
-# %% ../../nbs/sparse/34_trainer.ipynb #e776fc56
+# %% ../../nbs/sparse/34_trainer.ipynb #9450275a
 class SparseTrainer(_SparseTraining):
     "Train a sparse encoder and keep the checkpoint with the best dev nDCG@10."
 

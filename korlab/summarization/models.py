@@ -40,7 +40,8 @@ from .data import MARKERS
 # %% ../../nbs/summarization/20_models.ipynb #744754a7
 _SPEAKERS: tuple[str, ...] = tuple(f"#Person{i}#" for i in range(1, 8))
 PRIVATE: tuple[str, ...] = (
-    "#PhoneNumber#", "#Address#", "#PassportNumber#", "#DateOfBirth#", "#SSN#", "#CardNumber#", "#CarNumber#", "#Email#",
+    "#PhoneNumber#", "#Address#", "#PassportNumber#", "#DateOfBirth#", "#SSN#", "#CardNumber#", "#CarNumber#",
+    "#Email#",
 )
 PLACEHOLDERS: tuple[str, ...] = _SPEAKERS + PRIVATE
 
@@ -60,7 +61,7 @@ FRAMES: dict[str, dict[str, str]] = {"bart": _BART, "t5": _T5, "mt5": _T5}
 def _wrapped(backend: Tokenizer, options: dict[str, Any]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **options)
 
-# %% ../../nbs/summarization/20_models.ipynb #ea33d195
+# %% ../../nbs/summarization/20_models.ipynb #c069141b
 def _with_bytes(bpe: Tokenizer) -> Tokenizer:
     "Add the 256 byte pieces and the decoder that puts them together again."
     state = json.loads(bpe.to_str())
@@ -72,7 +73,7 @@ def _with_bytes(bpe: Tokenizer) -> Tokenizer:
     whole.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return whole
 
-# %% ../../nbs/summarization/20_models.ipynb #888162b9
+# %% ../../nbs/summarization/20_models.ipynb #7961c987
 def _cuts() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(r"\n"), "isolated"),
@@ -81,7 +82,7 @@ def _cuts() -> pre_tokenizers.PreTokenizer:
         pre_tokenizers.Punctuation(),
     ])
 
-# %% ../../nbs/summarization/20_models.ipynb #9c6b466f
+# %% ../../nbs/summarization/20_models.ipynb #2fca3748
 def train_tokenizer(
     texts: Iterable[str],  # dialogues and summaries of the training split only
     vocab_size: int = 2000,  # pieces learnt, before placeholders and byte pieces are added
@@ -151,7 +152,7 @@ def _started(model: T5ForConditionalGeneration, gated: bool) -> T5ForConditional
         _keep_head_apart(model)
     return model
 
-# %% ../../nbs/summarization/20_models.ipynb #5875fe25
+# %% ../../nbs/summarization/20_models.ipynb #a3c31e3e
 def mini_t5(
     tokenizer: PreTrainedTokenizerBase,  # decides vocabulary size and special ids
     width: int = 128,  # d_model
@@ -161,7 +162,7 @@ def mini_t5(
     "A small T5 that learns from scratch within a few hundred updates."
     return _started(T5ForConditionalGeneration(T5Config(**_t5_shape(tokenizer, width, layers, gated))), gated)
 
-# %% ../../nbs/summarization/20_models.ipynb #a2dd9a81
+# %% ../../nbs/summarization/20_models.ipynb #6b1a230f
 def mini_mt5(
     tokenizer: PreTrainedTokenizerBase,  # decides vocabulary size and special ids
     width: int = 128,  # d_model
@@ -197,7 +198,7 @@ def load_tokenizer(
     frame = {name: token for name, token in found.special_tokens_map.items() if isinstance(token, str)}
     return _wrapped(Tokenizer.from_str(json.dumps(state)), frame | {"model_max_length": found.model_max_length})
 
-# %% ../../nbs/summarization/20_models.ipynb #d4a137ed
+# %% ../../nbs/summarization/20_models.ipynb #acae9867
 @contextmanager
 def _without_tie_warning() -> Iterator[None]:
     "Drop the advice to change a T5's configuration, which transformers itself overrules."
@@ -208,7 +209,7 @@ def _without_tie_warning() -> Iterator[None]:
     finally:
         log.removeFilter(silent)
 
-# %% ../../nbs/summarization/20_models.ipynb #de67b42e
+# %% ../../nbs/summarization/20_models.ipynb #ce56d74d
 _LOCAL = "pass checkpoint=FOLDER with a local copy that holds config.json, model.safetensors and the tokenizer files"
 
 
@@ -262,7 +263,7 @@ def _keep_spaces(
     backend.pre_tokenizer = pre_tokenizers.Sequence([*kept, pre_tokenizers.Metaspace(prepend_scheme="first")])
     return True
 
-# %% ../../nbs/summarization/20_models.ipynb #8abcb3de
+# %% ../../nbs/summarization/20_models.ipynb #eba6c994
 def check_length(
     model: PreTrainedModel,  # any seq2seq model
     max_source_length: int,  # longest input in tokens
@@ -275,7 +276,7 @@ def check_length(
             f"set max_source_length to {positions} or less"
         )
 
-# %% ../../nbs/summarization/20_models.ipynb #cc2f2021
+# %% ../../nbs/summarization/20_models.ipynb #0ee410e5
 def _mini(entry: Model, texts: Iterable[str], vocab_size: int | None, markers: str | None) -> Loaded[PreTrainedModel]:
     tokenizer = train_tokenizer(texts, vocab_size, entry.family, markers)
     every = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))  # nobody has trained any row of a mini

@@ -51,7 +51,7 @@ class Seq2SeqLabTrainer(LabTrainer, Seq2SeqTrainer):
         with fastest_search(self.model):
             return super().prediction_step(*args, **options)
 
-# %% ../../nbs/summarization/30_trainer.ipynb #9173e507
+# %% ../../nbs/summarization/30_trainer.ipynb #b32d6faa
 def _scores(prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase, mode: str) -> dict[str, float]:
     "ROUGE means and their sum as fractions, and the mean length of predictions in tokens."
     ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
@@ -60,7 +60,7 @@ def _scores(prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase, mode
     length = float(np.mean(np.sum(~np.isin(ids, pad), axis=1)))
     return scores.means | {"rouge_sum": scores.rouge_sum, "gen_len": length}
 
-# %% ../../nbs/summarization/30_trainer.ipynb #dbe9abe9
+# %% ../../nbs/summarization/30_trainer.ipynb #fd2aa346
 def _write(training: Training, tokenizer: PreTrainedTokenizerBase, draft: Path) -> None:
     "Write a trained model, an adapter merged into it, and its tokenizer."
     if adapters.is_adapted(training.model):
@@ -69,7 +69,7 @@ def _write(training: Training, tokenizer: PreTrainedTokenizerBase, draft: Path) 
         training.trainer.save_model(str(draft))
     tokenizer.save_pretrained(draft)
 
-# %% ../../nbs/summarization/30_trainer.ipynb #6b436cb2
+# %% ../../nbs/summarization/30_trainer.ipynb #2e0149d3
 class _Seq2SeqTraining(Training):
     "How a seq2seq model is trained on encoded rows."
 
