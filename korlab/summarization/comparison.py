@@ -134,8 +134,8 @@ def _split_record(found: Results, split: str) -> dict[str, Any]:
     every = [one for one in found.scored if one.split == split and not one.baseline]
     for one in every:
         measures = {name: interval.to_dict() for name, interval in one.measures.items()}
-        rouge[one.mode] = measures | {"signature": one.signature, "rouge_sum": facts["rouge_sum"].get(one.mode)}
-    return {"n": every[0].n, "rouge": rouge, "errors": facts["errors"][every[0].system]}
+        rouge[one.mode] = measures | {"signature": one.signature, "rouge_sum": facts.get("rouge_sum", {}).get(one.mode)}
+    return {"n": every[0].n, "rouge": rouge, "errors": facts.get("errors", {}).get(every[0].system)}
 
 # %% ../../nbs/summarization/62_comparison.ipynb #75818e22
 def _record(run: Run[Params], chosen: "Setting") -> dict[str, Any]:
