@@ -104,8 +104,8 @@ def _brought(run: Run[Params]) -> Splits:
     rows = run.config.rows
     if not is_collection(rows.data):
         raise ParameterError(f"data={portable(rows.data)!r} is no collection in BEIR's layout, which scoring needs")
-    found = load_beir(rows.data, split_for(rows.data, "test"), rows.data_policy)
-    return Splits([], {"test": found}, [{"split": "test"} | found.report.to_dict()])
+    found = load_beir(rows.data, split_for(rows.data, "test"), rows.data_policy or "report")
+    return Splits([], {"test": found}, [{"split": "test"} | found.report.to_dict()] if found.report else [])
 
 # %% ../../nbs/sparse/41_scoring.ipynb #0ce0c193
 def _isolation(home: Run[Params] | None, collection: Collection) -> str:
@@ -149,7 +149,7 @@ def evaluate_on(
 
     c = run.config
     with run.stage("evaluate"):
-        place = computing(run.path("computing.json"), c.computing.device, c.computing.precision)
+        place = computing(run.path("computing.json"), c.computing.device, c.computing.precision or "auto")
         splits = _to_be_scored(run)
         loaded = models.load(checkpoint, c.own.max_length)
         loaded.model.to(place["device"])

@@ -135,8 +135,9 @@ def _from_collection(config: Config[Params]) -> Splits:
     judged = _judged_as(source)
     if not judged:
         raise ParameterError(f"data={portable(source)!r} judges none of {', '.join(SHARES)}: it needs qrels/<split>.tsv")
-    found = {name: load_beir(source, there, config.rows.data_policy) for name, there in judged.items()}
-    sources = [{"split": name} | one.report.to_dict() for name, one in found.items()]
+    policy = config.rows.data_policy or "report"
+    found = {name: load_beir(source, there, policy) for name, there in judged.items()}
+    sources = [{"split": name} | one.report.to_dict() for name, one in found.items() if one.report]
     notes = _complete(found, source)
     return Splits(_triples_of(found.pop("train")), {name: found[name] for name in ("dev", "test")}, sources, notes)
 
@@ -158,7 +159,8 @@ def split_for(
 def _train_rows(config: Config[Params]) -> Splits:
     rows, own = config.rows, config.own
     triples, report = load_triples(
-        rows.data, policy=rows.data_policy, kind=own.kind_key or "difficulty", max_chars=rows.max_chars, hub_config=own.hub_config
+        rows.data, policy=rows.data_policy or "report", kind=own.kind_key or "difficulty", max_chars=rows.max_chars,
+        hub_config=own.hub_config,
     )
     return Splits(triples, {}, [{"split": "train"} | report.to_dict()])
 
@@ -173,8 +175,8 @@ def _from_files(config: Config[Params]) -> Splits:
         )
     splits = _train_rows(config)
     for name, source in (("dev", rows.dev_data), ("test", rows.test_data)):
-        splits.collections[name] = load_beir(source, split_for(source, name), rows.data_policy)
-        splits.sources.append({"split": name} | splits.collections[name].report.to_dict())
+        found = splits.collections[name] = load_beir(source, split_for(source, name), rows.data_policy or "report")
+        splits.sources += [{"split": name} | found.report.to_dict()] if found.report else []
     return splits
 
 # %% ../../nbs/sparse/12_splits.ipynb #94666a97
