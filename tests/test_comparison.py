@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from korlab.core.files import read_json, read_jsonl, write_json, write_jsonl
-from korlab.experiment import params, registry
+from korlab.experiment import params, results, studies
 from korlab.experiment.params import ParameterError
 from korlab.experiment.runs import RunError, find_run
 from korlab.metrics import stats
@@ -32,17 +31,17 @@ MEASURES = ("rouge1", "rouge2", "rougeL")
 def leave_run(runs: Path, name: str, texts: list[str], sha: str = "aa", train: str = "tt", **given) -> Path:
     """A finished run as `train.ipynb` leaves it, with these summaries in place of a model's."""
     folder, references = runs / "summarization" / name, [[REFERENCE]] * len(texts)
-    config = registry.configure({"model": "kobart", "name": name, **given})
+    config = studies.configure({"model": "kobart", "name": name, **given})
     counted = {mode: rouge(texts, references, mode=mode) for mode in ("morph", "char")}
     table = {mode: r.summary() | {"signature": r.signature} for mode, r in counted.items()}
     errors = {"n": len(texts), "exact": 0, "speakers": 0, "other": len(texts), "other_with_swap": 0}
     result = {"n": len(texts), "rouge": table, "errors": errors, "baselines": {"lead-1": {"n": len(texts), "rouge": table}}}
-    write_json(folder / "config.json", {"effective": asdict(config), "given": given})
+    write_json(folder / "config.json", {"effective": config.flat(), "given": given})
     write_json(folder / "data.json", {"rows": {"train": 9, "test": len(texts)}, "sha256": {"train": train, "test": sha}})
     write_json(folder / "status.json", {"state": "done", "error": None, "stages": {"evaluate": {"state": "done"}}})
     write_json(folder / "model.json", {"parameters": 1000, "trainable": 100, "adapter": "lora", "adapter_reason": "asked for"})
     write_json(folder / "train.json", {"train_metrics": {"seconds": 2.5, "cpu_seconds": 2.0, "updates": 9, "peak_memory_mib": 321}})
-    write_json(folder / "metrics.json", {"model": config.model, "splits": {"test": result}})
+    write_json(folder / "metrics.json", {"model": config.run.model, "splits": {"test": result}})
     write_jsonl(folder / "history.jsonl", [{"step": k, "epoch": k / 9, "loss": 9 - k, "eval_rouge1": k / 9} for k in range(1, 10)])
     write_jsonl(folder / "predictions" / "test.jsonl", [
         {"fname": f"test-{i}", "dialogue": "#Person1#: 우산 빌려줄까?", "references": references[i], "prediction": text}
@@ -83,7 +82,7 @@ def test_differences_are_those_of_the_items(runs):
     assert one.pair.difference == stats.paired_bootstrap(better, base)
     assert one.pair.p_value == stats.sign_flip_test(better, base)
     assert one.corrected == min(1, 2 * one.pair.p_value)  # two tests: the twin has p = 1
-    assert verdicts.verdict(one) == "높다"
+    assert verdicts.verdict(one, verdicts.setting_of(found).measure) == "높다"
 
 
 def test_the_sign_flip_p_is_that_of_all_flips(runs):
@@ -92,17 +91,18 @@ def test_the_sign_flip_p_is_that_of_all_flips(runs):
     leave_run(runs, "b", [TEXTS[i] for i in (1, 2, 0, 1, 3, 2)])
     one = versus(comparing.open_comparison({"runs": "b,a"}))["a"]
     gaps = [one_a - one_b for one_a, one_b in zip(*(
-        comparison.item_scores(find_run(n), verdicts.Setting("test", "morph", "rouge1", "ROUGE-1")).values() for n in "ab"))]
+        results.item_scores(find_run(n), "test", "morph", "rouge1").values() for n in "ab"))]
     flips = [abs(sum(s * g for s, g in zip(signs, gaps))) for signs in itertools.product((1, -1), repeat=6)]
     exact = sum(value >= abs(sum(gaps)) - 1e-9 for value in flips) / 64
     assert one.pair.p_value == pytest.approx(exact, abs=0.02)
 
 
 def test_equal_runs_do_not_differ(runs):
-    twin = versus(comparing.open_comparison({"runs": "night"}))["twin"]
+    found = comparing.open_comparison({"runs": "night"})
+    twin = versus(found)["twin"]
     gap = twin.pair.difference
     assert (gap.mean, gap.low, gap.high, twin.pair.p_value, twin.corrected) == (0, 0, 0, 1, 1)
-    assert verdicts.verdict(twin) == "가릴 수 없다"
+    assert verdicts.verdict(twin, verdicts.setting_of(found).measure) == "가릴 수 없다"
 
 
 def test_a_worse_run_is_said_to_be_worse(runs):
@@ -188,7 +188,7 @@ def test_what_differs_besides_the_recipe_is_said(runs):
     assert "ValueError: no \\| rows" in said[0]
     values, same = comparing.differing(found)
     assert set(values) == {"seed", "learning_rate"}
-    assert same + len(values) == len(registry.study("summarization").Params.__dataclass_fields__) - 1
+    assert same + len(values) == len(found.baseline.run.config.flat()) - 1
 
 
 @pytest.mark.parametrize("given, error, words", [
@@ -207,7 +207,7 @@ def test_a_mistake_is_one_sentence(runs, given, error, words):
 @pytest.mark.parametrize("given, words", [
     ({"split": "hard"}, "split='hard': the baseline has test"),
     ({"mode": "word"}, "mode='word': the baseline has morph, char"),
-    ({"measure": "bleu"}, "measure='bleu': the baseline has rouge1, rouge2, rougeL"),
+    ({"measure": "bleu"}, "unknown measure 'bleu': .*rouge1, rouge2, rougeL"),
 ])
 def test_a_score_that_is_not_there_is_one_sentence(runs, given, words):
     with pytest.raises(ParameterError, match=words):
@@ -250,7 +250,7 @@ def test_the_dialogues_shown_are_the_extremes(scores, n):
 def test_the_parameters_cell_says_what_the_dataclass_says():
     cells = nbformat.read(ROOT / "nbs" / "compare.ipynb", as_version=4).cells
     tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    assert tagged == [params.cell_source(comparing.CompareParams)]
+    assert tagged == [params.cell_source({"": comparing.CompareParams})]
 
 
 def test_the_command_writes_a_report_and_its_numbers(runs, tmp_path):

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as kinds
 from transformers import AutoTokenizer, T5Config, set_seed
 
-from korlab.experiment import registry
+from korlab.experiment import studies
 from korlab.experiment.params import ParameterError
 from korlab.summarization import models
 from korlab.summarization.data import embedded, encode
@@ -100,7 +100,7 @@ def test_new_rows_start_from_their_pieces_and_the_table_never_shrinks(sentencepi
     published(sentencepiece_folder, tokenizer, spare)
     former = {name: tokenizer(name, add_special_tokens=False).input_ids for name in PLACEHOLDERS}
     before = models.load_checkpoint(str(sentencepiece_folder)).model
-    entry = registry.model("mt5-xlsum")
+    entry = studies.model("mt5-xlsum")
     loaded = models.build(entry, "full", [], checkpoint=str(sentencepiece_folder), max_source_length=4096)
     assert loaded.new_tokens == list(PLACEHOLDERS)
     old, rows = len(tokenizer), max(len(tokenizer) + spare, len(tokenizer) + 15)
@@ -130,11 +130,11 @@ def test_a_saved_model_computes_the_same_after_loading(kind, texts, tmp_path):
 @pytest.mark.parametrize("name", ["mt5-xlsum", "t5-korean"])
 def test_t5_never_computes_in_fp16(name, texts, tmp_path):
     with pytest.raises(ParameterError, match="precision='fp16' does not work with .*use bf16, fp32 or auto"):
-        registry.configure({"model": name, "precision": "fp16"})
-    for size, recipe in registry.model(name).recipes.items():
+        studies.configure({"model": name, "precision": "fp16"})
+    for size, recipe in studies.model(name).recipes.items():
         assert recipe["precision"] != "fp16", size
     tokenizer = models.train_tokenizer(texts, 400, "t5")
-    config = registry.configure({k: v for k, v in TINY.items() if k != "train_rows"} | {"precision": "fp16"})
+    config = studies.configure({k: v for k, v in TINY.items() if k != "train_rows"} | {"precision": "fp16"})
     rows = encode(embedded().rows["train"][:4], tokenizer).rows
     (tmp_path / "computing.json").write_text(json.dumps(
         {"device": "cpu", "device_reason": "", "precision": "fp16", "precision_reason": ""}))

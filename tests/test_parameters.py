@@ -11,17 +11,17 @@ import nbformat
 import pytest
 from conftest import ROOT, TINY, flags, papermill
 
-from korlab.experiment import params, registry
+from korlab.core.yamls import read_yaml
+from korlab.experiment import params, studies
 from korlab.sparse import search
-from korlab.workbench import comparing, tuning
+from korlab.workbench import comparing, spaces
 
-STUDIES = [registry.study(name) for name in registry.STUDIES]
-ENTRY = {  # entry notebook -> the dataclasses its parameters cell is written from
-    "train": [params.RunParams, *(study.Params for study in STUDIES)],
-    "evaluate": [params.EvaluationParams, *(study.EvaluationParams for study in STUDIES)],
-    "compare": [comparing.CompareParams],
-    "tune": [tuning.TuneParams],
-    "search": [search.SearchParams],
+ENTRY = {  # entry notebook -> what writes its parameters cell
+    "train": studies.training_cell,
+    "evaluate": studies.evaluation_cell,
+    "compare": lambda: params.cell_source({"": comparing.CompareParams}),
+    "tune": lambda: params.cell_source({"": spaces.TuneParams}),
+    "search": lambda: params.cell_source({"": search.SearchParams}),
 }
 
 
@@ -34,7 +34,7 @@ def cell(notebook: str, tag: str = "parameters") -> str:
 
 @pytest.mark.parametrize("notebook", ENTRY)
 def test_the_parameters_cell_says_what_the_dataclasses_say(notebook):
-    assert cell(notebook) == params.cell_source(*ENTRY[notebook]), "paste the output of korlab.experiment.params.cell_source"
+    assert cell(notebook) == ENTRY[notebook](), "paste what the function in ENTRY returns"
 
 
 @pytest.mark.parametrize("notebook", [*ENTRY, "summarize"])
@@ -73,7 +73,7 @@ def test_a_mistake_stops_papermill_with_one_sentence(words, sentence, tmp_path, 
 ])
 def test_a_value_without_effect_or_place_is_refused(given, sentence):
     with pytest.raises(params.ParameterError, match=re.escape(sentence)):
-        registry.configure(given)
+        studies.configure(given)
 
 
 BAD_FILES = {
@@ -103,19 +103,19 @@ def test_an_unknown_yaml_key_stops_papermill(tmp_path):
 
 
 def test_every_experiment_file_is_valid():
-    base = params.load_yaml(ROOT / "params" / "base.yaml")
+    base = read_yaml(ROOT / "params" / "base.yaml")
     files = sorted(p for p in (ROOT / "params").glob("*/*.yaml"))
     assert files
     for file in files:
-        config = registry.configure(base | params.load_yaml(file))
-        assert registry.model(config.model).study == file.parent.name
+        config = studies.configure(base | read_yaml(file))
+        assert studies.model(config.run.model).study == file.parent.name
 
 
 @pytest.mark.parametrize("text, value", [("5e-5", 5e-5), ("5.0e-5", 5e-5), ("0.00005", 5e-5), ("'5e-5'", 5e-5)])
 def test_yaml_spellings_of_a_learning_rate(text, value, tmp_path):
     file = tmp_path / "rate.yaml"
     file.write_text(f"learning_rate: {text}\n")
-    assert registry.configure(params.load_yaml(file)).learning_rate == value
+    assert studies.configure(read_yaml(file)).training.learning_rate == value
 
 
 def test_cleaning_keeps_the_parameters_tag(tmp_path):

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -306,7 +307,7 @@ def test_joining_marks_changes_no_letter_and_keeps_what_was_marked(text, data):
 
 def test_how_to_repeat_is_a_command_a_shell_reads_back():
     class Run:
-        config, folder = type("Config", (), {"model": "kobart"}), Path("/x/my run")
+        config, folder = SimpleNamespace(run=SimpleNamespace(model="kobart")), Path("/x/my run")
         given = {"prefix": "요약: it's", "epochs": 2.0}  # noqa: RUF012
 
         def read(self, name):

@@ -324,6 +324,8 @@ def test_three_training_steps_are_those_of_the_stock_modules(extra, base, tmp_pa
     fused = train(fuse(stock_model(base)), tmp_path / "fused", **extra)
     assert stock.keys() == fused.keys()
     for name, value in stock.items():
+        if name.endswith("attention.self.key.bias"):
+            continue  # softmax ignores it: its gradient is rounding alone, whose sign Adam turns into whole steps
         assert (fused[name] - value).abs().max() <= 1e-5, name
     moved = [name for name in fused if not torch.equal(fused[name], before[name])]
     for part in ("lm_head.bias", "lm_head.dense", "lm_head.layer_norm", "word_embeddings", "layer.0.attention"):

@@ -9,7 +9,7 @@ from conftest import TINY, Killed, dies_after_saving
 from transformers import EvalPrediction
 
 from korlab.core import files
-from korlab.experiment import registry
+from korlab.experiment import studies
 from korlab.experiment.batches import total_updates
 from korlab.experiment.training import MemoryFull
 from korlab.summarization.data import embedded, encode
@@ -32,7 +32,7 @@ def rows(tokenizer):
 @pytest.fixture
 def make(tokenizer, rows, tmp_path):
     def build(eval_rows=True, **given) -> ModelTrainer:
-        config = registry.configure({k: v for k, v in (TINY | given).items() if k != "train_rows"})
+        config = studies.configure({k: v for k, v in (TINY | given).items() if k != "train_rows"})
         torch.manual_seed(0)
         model = mini_bart(tokenizer, width=32, layers=1)
         return ModelTrainer(config, model, tokenizer, rows, rows[:4] if eval_rows else None, tmp_path, lambda text: None)
@@ -92,7 +92,7 @@ def test_compute_metrics(make, tokenizer):
 
 
 def test_create_trainer(tokenizer, rows, tmp_path):
-    config = registry.configure(TINY)
+    config = studies.configure(TINY)
     trainer = create_trainer(config, mini_bart(tokenizer, 32, 1), tokenizer, rows, rows[:4], folder=tmp_path)
     result = trainer.train()
     assert set(result) == {"train_metrics", "eval_metrics", "best_model_checkpoint", "final_model_path"}
@@ -146,7 +146,7 @@ def test_early_stopping_counts_on_after_a_resume(make, tmp_path):
 
 @pytest.mark.parametrize("epochs, batches, accumulation, updates", [(1, 10, 1, 10), (2.4, 10, 1, 24), (1, 10, 4, 3), (0.01, 10, 1, 1)])
 def test_total_updates(epochs, batches, accumulation, updates):
-    config = registry.configure({"epochs": epochs, "accumulation": accumulation})
+    config = studies.configure({"epochs": epochs, "accumulation": accumulation})
     assert total_updates(config, batches) == updates
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from korlab.core.errors import LabError
 from korlab.core.files import read_json, read_jsonl
-from korlab.experiment import registry
+from korlab.experiment import studies
 from korlab.experiment.batches import smaller_batches
 from korlab.experiment.training import MemoryFull, Training
 
@@ -30,7 +30,7 @@ def summarization(folder: Path, note=print):
     rows = embedded().rows["train"][:40]
     tokenizer = train_tokenizer((text for row in rows for text in (row.dialogue, *row.summaries)), 400)
     given = TINY | {"max_steps": 8, "eval_steps": 2, "batch_size": 4, "keep_checkpoints": 9, "tracking": "none"}
-    config = registry.configure({k: v for k, v in given.items() if k != "train_rows"})
+    config = studies.configure({k: v for k, v in given.items() if k != "train_rows"})
     torch.manual_seed(0)
     model, encoded = mini_bart(tokenizer, width=32, layers=1), encode(rows, tokenizer).rows
     return ModelTrainer(config, model, tokenizer, encoded, encoded[:4], folder, note)
@@ -47,7 +47,7 @@ def sparse(folder: Path, note=print):
     torch.manual_seed(0)
     for part in (mini(tokenizer, max_length=48), tokenizer):
         part.save_pretrained(folder / "base")
-    config = registry.configure({
+    config = studies.configure({
         "model": "sparse-ko", "epochs": 6, "eval_steps": 2, "batch_size": 8, "max_length": 48, "curriculum": "v25", "warmup": 0.1,
         "regularizer": "flops", "stop_tokens": "none", "on_collapse": "warn", "keep_checkpoints": 9, "tracking": "none",
     })
@@ -117,7 +117,7 @@ class Scripted(Training):
     def __init__(self, folder: Path, scores=(), better="lower", room: int = 99, on_smaller=None, **values) -> None:
         self.scores, self.better = iter(scores), better
         self.train_dataset = [{"x": float(i), "labels": 2.0 * i} for i in range(16)]
-        config = registry.configure({
+        config = studies.configure({
             "max_steps": 6, "eval_steps": 1, "batch_size": 4, "accumulation": 1, "eval_batch_size": 4, "keep_checkpoints": 9,
             "learning_rate": 0.1, "warmup": 0, "device": "cpu", "precision": "fp32", "threads": 1, "tracking": "none", "patience": 2,
         } | values)
@@ -184,7 +184,7 @@ def test_whoever_keeps_the_records_is_told_what_is_in_force_also_after_a_kill(tm
     assert (facts["batch_size"], facts["accumulation"], facts["updates"]) == (1, 4, 6)
     assert told[-1] == read_json(tmp_path / "batch.json")
     again = Scripted(tmp_path, on_smaller=told.append)
-    assert told[2:] == [told[1]] and again.config.accumulation == 4
+    assert told[2:] == [told[1]] and again.config.training.accumulation == 4
 
 
 def test_halved_training_is_the_training_of_small_batches(tmp_path):

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +18,14 @@ import pytest
 from conftest import ROOT, TINY
 
 from korlab.core import files
-from korlab.experiment import params, registry, runs
+from korlab.core.errors import LabError
+from korlab.core.yamls import read_yaml
+from korlab.experiment import params, runs, studies
 from korlab.summarization.data import embedded
 from korlab.summarization.dialogues import save_dialogues
-from korlab.workbench import tuning
+from korlab.workbench import spaces, tuning
 
+QUICKSTART = str(ROOT / "params" / "summarization" / "quickstart.yaml")
 SPACES = ROOT / "params" / "summarization" / "search"
 SMALL = """
 learning_rate: {low: 3.0e-4, high: 6.0e-3, log: true}
@@ -46,7 +50,8 @@ def lab(tmp_path, monkeypatch):
 
 def opened(lab: Path, name: str = "search", **given) -> tuning.Search:
     values = " ".join(f"{k}={v}" for k, v in TINY.items())
-    return tuning.open_search({"name": name, "space": str(lab / "space.yaml"), "values": values} | given)
+    asked = {"name": name, "experiment": QUICKSTART, "space": str(lab / "space.yaml"), "values": values}
+    return tuning.open_search(asked | given)
 
 
 def formula(search, trial, sampled):
@@ -61,14 +66,14 @@ def formula(search, trial, sampled):
 
 def story(search: tuning.Search) -> list[tuple]:
     """Everything about the trials that must not depend on interruptions."""
-    return [(t.number, t.state.name, t.params, t.value, t.intermediate_values) for t in search.study.trials]
+    return [(t.number, t.state.name, t.params, t.value, t.intermediate_values) for t in search.optuna.trials]
 
 
 # ---- the space ---------------------------------------------------------------------------------------------------
 
 def test_the_published_space_is_the_published_one():
-    base = params.load_yaml(ROOT / "params" / "summarization" / "baseline_kobart.yaml")
-    space = tuning.load_space(SPACES / "published.yaml", base)
+    base = read_yaml(ROOT / "params" / "summarization" / "baseline_kobart.yaml")
+    space = spaces.load_space(SPACES / "published.yaml", base)
     ranges = {name: (d.low, d.high, d.log) for name, d in space.items() if hasattr(d, "low")}
     assert ranges == {"learning_rate": (1e-6, 1e-4, True), "epochs": (3, 10, False), "warmup": (0, 0.2, False),
                       "weight_decay": (0, 0.1, False), "length_penalty": (0.5, 2.0, False)}
@@ -109,8 +114,8 @@ WRONG = {
 def test_a_wrong_space_is_one_sentence(text, sentence, tmp_path):
     file = tmp_path / "space.yaml"
     file.write_text(text)
-    with pytest.raises(params.ParameterError) as caught:
-        tuning.load_space(file, {"num_beams": 1})
+    with pytest.raises(LabError) as caught:
+        spaces.load_space(file, {"num_beams": 1})
     assert sentence in str(caught.value) and str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -120,8 +125,8 @@ def test_every_proposal_can_be_run(lab):
     search, seen = opened(lab, trials=25), []
 
     def configure(search, trial, sampled):
-        c = registry.configure(search.values(trial))
-        seen.append((c.num_beams, c.length_penalty, c.scheduler, c.warmup, c.patience, c.threshold))
+        c = studies.configure(search.values(trial))
+        seen.append((c.own.num_beams, c.own.length_penalty, c.training.scheduler, c.training.warmup, c.training.patience, c.training.threshold))
         return 1.0
 
     tuning.optimize(search, configure)
@@ -189,7 +194,7 @@ def test_more_trials_later_are_the_trials_of_a_longer_search(lab):
     for trials in (5, 13, 16, 16):
         short = opened(lab, "short", trials=trials)
         tuning.optimize(short, formula)
-        assert len(short.study.trials) == trials
+        assert len(short.optuna.trials) == trials
         short.close()
     assert story(short) == story(long)
 
@@ -197,7 +202,7 @@ def test_more_trials_later_are_the_trials_of_a_longer_search(lab):
 KILLED_IN_TRIAL_1 = """
 import os, signal
 from korlab.experiment import checkpoints
-from korlab.workbench import tuning
+from korlab.workbench import spaces, tuning
 seal = checkpoints.write_manifest
 def seal_and_die(folder):
     seal(folder)
@@ -216,7 +221,7 @@ def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(lab):
     save_dialogues(embedded().rows["train"][:70], lab / "rows.csv")
     values = TINY | {"eval_steps": 2, "tracking": "none", "rouge_mode": "char", "data": lab / "rows.csv"}
     words = " ".join(f"{k}={v}" for k, v in values.items())
-    given = {"name": "killed", "space": str(lab / "space.yaml"), "trials": 2, "values": words}
+    given = {"name": "killed", "experiment": QUICKSTART, "space": str(lab / "space.yaml"), "trials": 2, "values": words}
     command = [sys.executable, "-c", KILLED_IN_TRIAL_1.format(given=given)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
@@ -238,8 +243,8 @@ def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(lab):
         assert (trial / "model").exists() == (number == search.best.number)
     gc.collect()
     assert not [o for o in gc.get_objects() if issubclass(type(o), PreTrainedModel)], "a model is still in memory"
-    config = registry.configure(params.load_yaml(folder / "killed" / "best.yaml"))
-    assert (config.max_steps, config.name, config.num_beams) == (6, "killed-best", search.best.params["num_beams"])
+    config = studies.configure(read_yaml(folder / "killed" / "best.yaml"))
+    assert (config.training.max_steps, config.run.name, config.own.num_beams) == (6, "killed-best", search.best.params["num_beams"])
 
 
 # ---- pruning and failing -----------------------------------------------------------------------------------------
@@ -249,26 +254,24 @@ def pretend(monkeypatch) -> None:
     def train(run, model, data, callbacks):
         with run.stage("train"):
             (run.path("checkpoints") / "checkpoint-6").mkdir(parents=True)
-            height = 1 - abs(run.config.learning_rate - 2e-3) * 200
+            height = 1 - abs(run.config.training.learning_rate - 2e-3) * 200
             for step in range(1, 7):
                 scores, state = {"eval_rougeL": height * step / 6}, SimpleNamespace(global_step=step)
                 callbacks[0].on_evaluate(SimpleNamespace(eval_steps=1), state, None, metrics=scores)
             run.path("model").mkdir()
         return {"eval_metrics": scores}
 
-    real = registry.study("summarization")
-    fake = SimpleNamespace(Params=real.Params, OBJECTIVES=real.OBJECTIVES, train=train)
-    fake.data, fake.model = lambda run: None, lambda run, data: None
-    monkeypatch.setattr(registry, "study", lambda name: fake)
+    fake = replace(studies.study("summarization"), data=lambda run: None, model=lambda run, data: None, train=train)
+    monkeypatch.setattr(studies, "study", lambda name: fake)
 
 
 def test_pruned_trials_keep_their_folder_marked(lab, monkeypatch):
     pretend(monkeypatch)
     search = opened(lab, trials=12)
     tuning.optimize(search)
-    states = [t.state.name for t in search.study.trials]
+    states = [t.state.name for t in search.optuna.trials]
     assert states[:5] == ["COMPLETE"] * 5 and "PRUNED" in states
-    for trial in search.study.trials:
+    for trial in search.optuna.trials:
         folder = search.trial_folder(trial.number)
         status = files.read_json(folder / "status.json")
         pruned = trial.state.name == "PRUNED"
@@ -311,7 +314,7 @@ def test_hours_count_all_calls(lab, monkeypatch):
     for hours, trials in ((0.5, 3), (0.5, 3), (1.0, 6)):  # a trial takes 600 seconds here
         search = opened(lab, trials=50, hours=hours)
         tuning.optimize(search, lambda search, trial, sampled: 1.0)
-        assert len(search.study.trials) == trials
+        assert len(search.optuna.trials) == trials
         search.close()
 
 
@@ -319,12 +322,12 @@ def test_a_killed_trial_has_counted_its_time(lab, monkeypatch):
     now = iter(range(0, 10**9, 600))
     monkeypatch.setattr(tuning.time, "time", lambda: next(now))
     search = opened(lab)
-    trial = search.study.ask()
-    report = tuning.reporter(trial, "eval_rougeL")
+    trial = search.optuna.ask()
+    report = tuning.reporter(trial, search.measure)
     for step in (4, 8, 10):  # the last evaluation is no multiple of eval_steps
         args, state = SimpleNamespace(eval_steps=4), SimpleNamespace(global_step=step)
         report.on_evaluate(args, state, None, metrics={"eval_rougeL": 0.1})
-    assert search.study.trials[0].intermediate_values == {0: 0.1, 1: 0.1, 2: 0.1}
+    assert search.optuna.trials[0].intermediate_values == {0: 0.1, 1: 0.1, 2: 0.1}
     assert tuning.next_trial(search).user_attrs["seconds"] == 1800
 
 
@@ -341,7 +344,7 @@ def test_nothing_is_pickled(lab, monkeypatch):
         tuning.optimize(search, formula)
         search.close()
     snapshots = optuna.storages.journal._base.BaseJournalSnapshot  # pickled every 100 trials
-    assert not isinstance(search.study._storage._backend, snapshots)
+    assert not isinstance(search.optuna._storage._backend, snapshots)
     journal = (search.folder / "journal.log").read_text(encoding="utf-8")
     assert all(isinstance(json.loads(line), dict) for line in journal.splitlines())
 
@@ -365,4 +368,4 @@ def test_another_search_under_the_same_name_is_refused(lab):
 def test_the_parameters_cell_says_what_the_dataclass_says():
     cells = nbformat.read(ROOT / "nbs" / "tune.ipynb", as_version=4).cells
     tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
-    assert tagged == [params.cell_source(tuning.TuneParams)]
+    assert tagged == [params.cell_source({"": spaces.TuneParams})]

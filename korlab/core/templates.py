@@ -8,15 +8,15 @@ __all__ = ['SLOT', 'TemplateError', 'located', 'slots_of', 'fill', 'faults', 'li
 
 # %% ../../nbs/core/08_templates.ipynb #b9832614
 import inspect
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.resources import as_file, files
 from typing import Any, TypeVar
 
 from .errors import LabError
+from .files import Fault, line_rows, utf8_lines
 from .text import attach, normalize
 
 # %% ../../nbs/core/08_templates.ipynb #a02a1710
@@ -143,11 +143,11 @@ def embedded_rows(
     if not source.is_file():
         raise TemplateError(f"{package} has no data/{name}: install korlab again, with its package data")
     rows = []
-    for number, line in enumerate(source.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (TypeError, ValueError) as error:
-            raise TemplateError(f"data/{name}, line {number} is not a JSON object: {error}") from None
+    with as_file(source) as path:
+        for number, row in line_rows(utf8_lines(path)):
+            if isinstance(row, Fault):
+                raise TemplateError(f"data/{name}, line {number} is not a JSON object: {row.detail}")
+            rows.append(row)
     return rows
 
 # %% ../../nbs/core/08_templates.ipynb #2e506a9f
