@@ -108,7 +108,7 @@ def grow_weights(run: Run) -> Path:
 
 def test_an_earlier_model_is_scored_again(runs):
     folder = grow_weights(runs["before-42"])
-    run, checkpoint = open_evaluation({"run": "before-42", "name": "again"})
+    run, checkpoint = open_evaluation({"run": "sparse/before-42", "name": "again"})
     found = STUDY.evaluate_on(run, checkpoint)
     run.close()
     old = kept("before-42")["splits"]["test"]

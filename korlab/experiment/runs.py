@@ -305,8 +305,13 @@ def find_run(
         if not every:
             raise RunError(f"there is no finished run in {shown(runs)}: train one first (`make run`)")
         return reopen(every[-1])
-    for folder in (Path(name), runs / name, *(p for p in every if p.name == name)):
+    for folder in (Path(name), runs / name):
         if is_run(folder):
             return reopen(folder)
+    if len(named := [p for p in every if p.name == name]) > 1:
+        raise RunError(f"{name!r} is a run of {' and of '.join(p.parent.name for p in named)}: say which, "
+                       f"e.g. {named[0].parent.name}/{name}")
+    if named:
+        return reopen(named[0])
     near = ", ".join(p.name for p in every[-5:]) or "none yet"
     raise RunError(f"no run {name!r} in {shown(runs)}; the newest are: {near}")
