@@ -827,6 +827,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'korlab/metrics/stats.py'),
                                       'korlab.metrics.stats.compare_scores': ( 'metrics/stats.html#compare_scores',
                                                                                'korlab/metrics/stats.py'),
+                                      'korlab.metrics.stats.compare_tables': ( 'metrics/stats.html#compare_tables',
+                                                                               'korlab/metrics/stats.py'),
                                       'korlab.metrics.stats.holm': ('metrics/stats.html#holm', 'korlab/metrics/stats.py'),
                                       'korlab.metrics.stats.paired_bootstrap': ( 'metrics/stats.html#paired_bootstrap',
                                                                                  'korlab/metrics/stats.py'),

@@ -8,11 +8,12 @@ __all__ = ['MEASURES', 'Retrieval', 'evaluate', 'compare']
 # %% ../../nbs/metrics/02_retrieval.ipynb #a2849714
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .. import __version__
-from .stats import Paired, bootstrap_table, compare_scores
+from .stats import Paired, bootstrap_table, compare_tables
 
 # %% ../../nbs/metrics/02_retrieval.ipynb #5177b1ba
 _TIES = ("trec", "average", "pessimistic")
@@ -206,15 +207,9 @@ def evaluate(
 def compare(
     a: Retrieval,  # one system
     b: Retrieval,  # another, on the same queries
-    level: float = 0.95,  # confidence level
-    resamples: int = 1000,  # bootstrap resamples
-    flips: int = 10_000,  # sign assignments of the permutation test
-    seed: int = 42,  # seed of both
+    **asked: Any,  # level, resamples, flips and seed, as for `compare_scores`
 ) -> dict[str, Paired]:  # measure -> means, difference with interval, p-value
     "Paired comparison of two systems in every measure both have."
-    if a.signature != b.signature:
-        raise ValueError(f"these scores were made differently and cannot be compared: {a.signature} and {b.signature}")
     if a.queries != b.queries:
         raise ValueError("the two systems were scored on different queries: evaluate both with the same qrels")
-    shared = [measure for measure in a.scores if measure in b.scores]
-    return {m: compare_scores(a.scores[m], b.scores[m], level, resamples, flips, seed) for m in shared}
+    return compare_tables(a.scores, b.scores, (a.signature, b.signature), **asked)

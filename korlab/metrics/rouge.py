@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from itertools import chain, count, pairwise
 from pathlib import Path
 from sys import intern
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from .. import __version__
 from ..core.files import write
 from ..core.text import PLACEHOLDER, has_hangul, kiwi_version, morphemes, morphemes_batch, normalize
-from .stats import Paired, bootstrap_table, compare_scores
+from .stats import Paired, bootstrap_table, compare_tables
 
 # %% ../../nbs/metrics/01_rouge.ipynb #3222f749
 MODES = ("morph", "eojeol", "word", "char", "subword")
@@ -489,18 +489,10 @@ def rouge(
 def compare(
     a: Rouge,  # one system
     b: Rouge,  # another, on the same documents in the same order
-    level: float = 0.95,  # confidence level
-    resamples: int = 1000,  # bootstrap resamples
-    flips: int = 10_000,  # sign assignments of the permutation test
-    seed: int = 42,  # seed of both
+    **asked: Any,  # level, resamples, flips and seed, as for `compare_scores`
 ) -> dict[str, Paired]:  # measure -> means, difference with interval, p-value
     "Paired comparison of two systems in every measure both have."
-    if a.signature != b.signature:
-        raise ValueError(f"these scores were made differently and cannot be compared: {a.signature} and {b.signature}")
-    if a.n != b.n:
-        raise ValueError(f"one system has {a.n} documents, the other {b.n}: score both on the same documents")
-    shared = [measure for measure in a.scores if measure in b.scores]
-    return {m: compare_scores(a.scores[m], b.scores[m], level, resamples, flips, seed) for m in shared}
+    return compare_tables(a.scores, b.scores, (a.signature, b.signature), **asked)
 
 # %% ../../nbs/metrics/01_rouge.ipynb #87b23b90
 @dataclass(frozen=True, slots=True, eq=False)
