@@ -389,7 +389,7 @@ def _full_memory(
     "Do the work, or say why it did not fit."
     try:
         work()
-    except Exception as error:  # noqa: BLE001: what is no full memory is raised again
+    except Exception as error:  # what is no full memory is raised again
         if not out_of_memory(error):
             raise
         return " ".join(str(error).split())[:200] or type(error).__name__
