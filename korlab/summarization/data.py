@@ -179,7 +179,7 @@ def _length_stats(
     if not lengths:
         return {"n": 0}
     order = sorted(lengths)
-    at = lambda share: order[min(int(share * len(order)), len(order) - 1)]  # noqa: E731
+    at = lambda share: order[min(int(share * len(order)), len(order) - 1)]
     return {"n": len(order), "mean": round(mean(order), 1), "p50": at(0.5), "p95": at(0.95), "max": order[-1]}
 
 # %% ../../nbs/summarization/13_data.ipynb #e274059a

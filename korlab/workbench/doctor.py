@@ -158,7 +158,7 @@ def _extra(name: str, opens: str) -> Finding:
 def _guarded(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # noqa: BLE001 - any failure of a check is what the person came to see
+    except Exception as error:  # any failure of a check is what the person came to see
         return Finding(check.__name__.strip("_").replace("_", " "), "missing", f"{type(error).__name__}: {error}",
                        "pip install -c constraints.txt -e .")
 
