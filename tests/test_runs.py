@@ -14,6 +14,7 @@ from conftest import ROOT, TINY, flags, papermill
 from safetensors.torch import load_file
 
 from korlab.core import files
+from korlab.experiment import results
 from korlab.experiment.checkpoints import newest_whole_checkpoint
 from korlab.experiment.training import Clock
 
@@ -111,12 +112,14 @@ def test_the_run_folder_is_complete(straight):
 
 
 def test_reported_n_is_the_number_scored(straight):
+    rows = [one for one in results.parse(files.read_json(straight / "metrics.json")).scored if not one.baseline]
     for name, result in splits(straight).items():
         with open(straight / "predictions" / f"{name}.csv", encoding="utf-8", newline="") as file:
             table = list(csv.DictReader(file))
         assert list(table[0]) == ["fname", "summary"]
-        assert len(table) == result["n"] == files.read_json(straight / "data.json")["rows"][name]
-        assert result["errors"]["n"] == result["n"]
+        (n,) = {one.n for one in rows if one.split == name}
+        assert len(table) == n == files.read_json(straight / "data.json")["rows"][name]
+        assert {kinds["n"] for kinds in result["errors"].values()} == {n}
 
 
 def test_parameters_reach_the_trainer(straight):

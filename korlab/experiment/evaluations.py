@@ -95,8 +95,12 @@ def open_evaluation(
 # %% ../../nbs/experiment/08_evaluations.ipynb #9bf878e9
 def find_model(
     given: Mapping[str, Any],  # `run`, and what shall differ from it, named as in evaluate.ipynb
+    study: str,  # which can use it
 ) -> tuple[Path, Config]:  # the checkpoint or adapter to load, and the parameters in force
     "Find a trained model and the parameters to use it with."
     request, overrides = studies.configure_evaluation(given)
     checkpoint, home = _find_checkpoint(request.run)
-    return checkpoint, _config(_recorded(request, home), overrides)
+    recorded = _recorded(request, home)
+    if (own := studies.model(recorded["model"]).study) != study:
+        raise RunError(f"{shown(request.run)!r} is a model of {own}: name one of {study}")
+    return checkpoint, _config(recorded, overrides)

@@ -212,7 +212,7 @@ def _resumed(run: Run) -> dict[str, Any]:
     if changed := differences(record["effective"] | replaced, json.loads(json.dumps(run.config.flat()))):
         run.close()
         what = f"{shown(run.folder)} was made with other parameters ({'; '.join(changed)})"
-        raise RunError(f"{what}: choose another name or delete that folder")
+        raise RunError(f"{what}: choose another name, delete that folder, or set it aside with `korlab run --fresh`")
     run.config = run.config.but(**{name: record["effective"][name] for name in replaced})
     return replaced
 
@@ -299,7 +299,7 @@ def find_run(
 ) -> Run:  # opened for reading: no lock is taken
     "Find a run that exists."
     runs = settings().runs
-    every = sorted((p for p in runs.glob("*/*") if is_run(p)), key=lambda p: (p / "config.json").stat().st_mtime)
+    every = [file.parent for file in sorted(runs.glob("*/*/config.json"), key=lambda file: file.stat().st_mtime)]
     if name == "latest":
         every = [p for p in every if (p / "metrics.json").exists()]
         if not every:

@@ -107,6 +107,13 @@ def _judged(rows: list[dict[str, str]]) -> typer.Exit:
         typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg=colour)
     return typer.Exit(int(any(row["state"] == "failed" for row in rows)))
 
+# %% ../../nbs/sparse/64_cli.ipynb #e4b1c0d7
+def _own(study: str, experiment: Path) -> None:
+    "Refuse the experiment of another study."
+    if study != "sparse":
+        raise ParameterError(f"{experiment} trains a model of {study}: name an experiment of sparse, e.g. params/sparse/ko.yaml")
+
+
 # %% ../../nbs/sparse/64_cli.ipynb #8f2c97dd
 @app.command()
 def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
@@ -115,7 +122,9 @@ def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False)
     from korlab.sparse.checks import verify as checks
     from korlab.workbench.plans import layers
 
-    raise _judged(checks(studies.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))))
+    config = studies.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))
+    _own(studies.model(config.run.model).study, experiment)
+    raise _judged(checks(config))
 
 # %% ../../nbs/sparse/64_cli.ipynb #98aa0c6c
 @app.command()
@@ -130,6 +139,7 @@ def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) 
     one = plan(experiment, overlays=[*_overlays(mini=mini, quick=True), *overlay])
     if one.error:
         raise ParameterError(one.error)
+    _own(one.folder.parent.name, experiment)
     suite = open_suite([one])
     with live(suite) as watch:
         good = run_suite(suite, True, watch)

@@ -6,7 +6,6 @@
 __all__ = ['MARKERS', 'Splits', 'embedded', 'load_splits', 'Encoded', 'check_markers', 'encoder', 'encode']
 
 # %% ../../nbs/summarization/13_data.ipynb #291ad1e0
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from ..core.settings import shown
-from ..core.sources import SUFFIXES, is_hub_id
+from ..core.sources import SUFFIXES, is_hub_id, split_names
 from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.params import ParameterError
@@ -57,15 +56,6 @@ def embedded() -> Splits:
     rows["natural"] = natural.natural()
     return Splits(rows, notes=["Generated dialogues with seed 42; `natural` was written by hand."])
 
-# %% ../../nbs/summarization/13_data.ipynb #5e1cbca1
-_SPLIT_WORDS = {"train": {"train", "training"}, "dev": {"dev", "val", "valid", "validation"}, "test": {"test"}}
-
-
-def _split_names(file: Path) -> list[str]:
-    "The splits that a file's name speaks of."
-    words = set(re.split(r"[\W_]+", file.stem.lower()))
-    return [split for split, names in _SPLIT_WORDS.items() if names & words]
-
 # %% ../../nbs/summarization/13_data.ipynb #12ec04e6
 def _find_split_files(
     folder: Path,  # a folder of data files
@@ -74,7 +64,7 @@ def _find_split_files(
     found: dict[str, str] = {}
     where = f"data={shown(folder)!r}"
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    for split, file in ((name, one) for one in files for name in _split_names(one)):
+    for split, file in ((name, one) for one in files for name in split_names(one)):
         if split in found:
             raise ParameterError(
                 f"{where}: both {Path(found[split]).name} and {file.name} look like the {split} split; "
@@ -82,7 +72,11 @@ def _find_split_files(
             )
         found[split] = str(file)
     if "train" not in found:
-        raise ParameterError(f"{where}: no file here has the word 'train' in its name; pass the file itself")
+        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise ParameterError(
+            f"{where}: no {', '.join(SUFFIXES)} file here has the word 'train' in its name (found: {there}); "
+            f"pass the file itself"
+        )
     return found
 
 # %% ../../nbs/summarization/13_data.ipynb #d663e5b3

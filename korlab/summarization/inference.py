@@ -123,7 +123,7 @@ def summarize_file(
 ) -> Written:  # counts, for the person who waits
     "Summarise every usable row of a source and write `fname,summary`."
     _check_request(names, source, Path(to), given)
-    config = [evaluations.find_model({"run": name, "data": source} | given)[1] for name in names][0]
+    config = [evaluations.find_model({"run": name, "data": source} | given, "summarization")[1] for name in names][0]
     asked = config.rows
     rows, report = load_dialogues(source, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False)
     given = {k: v for k, v in given.items() if k not in ("data_policy", "max_chars")}

@@ -110,7 +110,7 @@ def load_summarizer(
     from korlab.experiment.computing import choose_device, choose_precision
     from korlab.summarization.generation import generation_config
 
-    folder, config = evaluations.find_model({"run": run} | given)
+    folder, config = evaluations.find_model({"run": run} | given, "summarization")
     loaded = load_model(folder)
     device = choose_device(config.computing.device)[0]
     precision = choose_precision(config.computing.precision, device)[0]
