@@ -146,7 +146,7 @@ def test_a_new_study_does_all_there_is_to_do(lab):
     assert (again["given"]["covered"], again["effective"]["covered"]) == (False, False)
 
     papermill(folder, "compare", runs / "compared.ipynb", "-p", "runs", "short,long", "-p", "name", "two")
-    compared = json.loads((folder / "runs" / "comparisons" / "two" / "comparison.json").read_text(encoding="utf-8"))
+    compared = json.loads((folder / "runs" / "comparisons" / "tea" / "two" / "comparison.json").read_text(encoding="utf-8"))
     assert compared["better"] == better and compared["runs"][1]["against_baseline"]["difference"]["mean"] > 0
     verdict = {"higher": "높다", "lower": "높다 (더 나쁘다)"}[better]
     assert verdict in (runs / "compared.ipynb").read_text(encoding="utf-8")

@@ -164,9 +164,10 @@ def open_comparison(
     if len(homes) > 1:
         studies = " and ".join(sorted(homes))
         raise ParameterError(f"runs={asked.runs!r}: these belong to {studies}; compare runs of one study")
+    (home,) = homes
     titles = next(entry.run for entry in entries if entry.run).study.comparison.titles([entry.name for entry in entries])
     titled = tuple(Entry(e.name, e.state, e.error, e.run, titles[e.name]) for e in entries)
-    folder = settings().runs / "comparisons" / (asked.name or _own_name(asked))
+    folder = settings().runs / "comparisons" / home / (asked.name or _own_name(asked))
     with opening(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return Comparison(folder, titled, _baseline(titled, asked.baseline), asked)
