@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.settings import portable
-from ..core.sources import find_parts, is_hub_id, split_names
+from ..core.sources import Part, find_parts, is_hub_id, split_names
 from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.params import ParameterError
@@ -165,9 +165,9 @@ def _train_rows(config: Config[Params]) -> Splits:
     return Splits(triples, {}, [{"split": "train"} | report.to_dict()])
 
 # %% ../../nbs/sparse/12_splits.ipynb #c81f3e95
-def _refuse_judged(data: str) -> None:
+def _refuse_judged(data: str, parts: Sequence[Part]) -> None:
     "A folder of training rows must not hold files for dev or test."
-    files = [Path(part.where) for part in find_parts(data)] if Path(data).is_dir() else []
+    files = [Path(part.where) for part in parts] if Path(data).is_dir() else []
     if judged := [file.name for file in files if (names := split_names(file)) and "train" not in names]:
         raise ParameterError(f"data={portable(data)!r}: {', '.join(judged)} would be learnt from, too, although the name "
                              f"says dev or test; pass the training file itself as data")
@@ -177,12 +177,12 @@ def _refuse_judged(data: str) -> None:
 def _from_files(config: Config[Params]) -> Splits:
     "Rows to learn from, and a collection each for dev and test."
     rows = config.rows
-    find_parts(rows.data)  # a path that does not exist is said before anything else
+    parts = find_parts(rows.data)  # a path that does not exist is said before anything else
     if missing := [name for name in ("dev_data", "test_data") if not getattr(rows, name)]:
         raise ParameterError(
             f"data={portable(rows.data)!r} holds triples only: give {' and '.join(missing)}, too, in BEIR's layout"
         )
-    _refuse_judged(rows.data)
+    _refuse_judged(rows.data, parts)
     splits = _train_rows(config)
     for name, source in (("dev", rows.dev_data), ("test", rows.test_data)):
         found = splits.collections[name] = load_beir(source, split_for(source, name), rows.data_policy or "report")
