@@ -115,11 +115,11 @@ class TrackingParams:
     tracking: Literal["tensorboard", "wandb", "mlflow", "none"] = setting(
         "tensorboard", "where curves are written besides history.jsonl"
     )
-    tracking_project: str | None = setting(None, "W&B project or MLflow experiment; None is korlab", needs=_ON_SERVICE)
-    tracking_entity: str | None = setting(None, "W&B user or team; None is the account's own", needs=_ON_WANDB)
+    tracking_project: str | None = setting(None, "W&B project or MLflow experiment; None is the environment's, or korlab", needs=_ON_SERVICE)
+    tracking_entity: str | None = setting(None, "W&B user or team; None is the environment's, or the account's own", needs=_ON_WANDB)
     tracking_tags: str | None = setting(None, "words to find the run by, separated by commas", needs=_ON_SERVICE)
     tracking_offline: bool | None = setting(
-        None, "keep the record in the run folder and send nothing", needs=_ON_SERVICE
+        None, "keep the record in the run folder and send nothing; None lets WANDB_MODE decide", needs=_ON_SERVICE
     )
 
 # %% ../../nbs/experiment/01_config.ipynb #313421b7
