@@ -69,7 +69,8 @@ def test_what_the_services_are_told(tmp_path):
 
 @pytest.fixture
 def bare(monkeypatch, tmp_path):
-    """An environment that says nothing of the services, and an empty home."""
+    """An environment that says nothing of the services, an empty home and an empty working folder."""
+    monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     for name in ("HOME", "WANDB_CONFIG_DIR"):

@@ -16,7 +16,7 @@ import nbformat
 import optuna
 import pytest
 from conftest import ROOT, TINY
-from test_tracking import Line, OneWeight, Stop, wandb_records
+from test_tracking import Line, OneWeight, Stop, wandb_file, wandb_records
 from transformers import TrainerCallback
 
 from korlab.core import files
@@ -325,6 +325,9 @@ def test_every_trial_is_a_record_of_its_own_and_says_how_it_ended(lab, monkeypat
     assert [len(one) for one in found] == [1, 1, 1] and len({one[0][0] for one in found}) == 3
     assert [one[0][1:3] for one in found] == [("search", [0]), ("search", [1]), ("search", [0])]
     assert [len(one[0][3]) for one in found] == [6, 4, 3]
+    pruned = wandb_file(next(search.trial_folder(2).rglob("*.wandb")))
+    reason = {item.key: json.loads(item.value_json) for one in pruned for item in one.summary.update}.get("stopped")
+    assert reason == "eval_rougeL is worse than the median of earlier trials at evaluation 1"
 
 
 def test_what_the_lab_refuses_stops_the_search_and_is_tried_again(lab):

@@ -218,7 +218,8 @@ def _wandb_record(words: dict[str, Any], _: Path) -> Iterator[None]:
         yield
     except BaseException as problem:
         error = problem
-        record.summary["stopped"] = f"{type(problem).__name__}: {problem}"
+        if isinstance(problem, Stopped):
+            record.summary["stopped"] = str(problem)
         raise
     finally:
         record.finish(exit_code=_ending(error)[1])
