@@ -14,9 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from korlab.core import rows as reader
+from korlab.core import splitting
 from korlab.core.accounts import DataError
 from korlab.core.schemas import text_fault
 from korlab.core.text import PLACEHOLDER, normalize, text_hash, tidy
+from korlab.experiment.params import ParameterError
+from korlab.experiment.studies import configure
+from korlab.summarization.data import load_splits
 from korlab.summarization.dialogues import Dialogue, check_overlap, load_dialogues, save_dialogues
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -483,6 +487,85 @@ def test_overlap_names_splits_number_and_examples():
         "train and test share 3 dialogues (for example d_0 = t_d_0, d_1 = t_d_1, d_2 = t_d_2): "
         "remove them from one of the splits")
     check_overlap({"train": [*ROWS, *ROWS], "dev": [Dialogue("d_0", "새 대화")]})
+
+
+# ---- the lab's own split ----------------------------------------------------------------------------------------
+
+def retold(dialogue, way):
+    """The same dialogue in another of its written forms."""
+    return [dialogue, unicodedata.normalize("NFD", dialogue), dialogue.replace("\n", " \n "), dialogue.replace("\n", " ")][way % 4]
+
+
+def corpus(alone, groups):
+    """So many dialogues with one summary each, and groups of rows that summarise one dialogue."""
+    rows = [Dialogue(f"a{i}", f"#Person1#: {i}번 손님 오세요.\n#Person2#: 네.", (f"{i}번 손님이 온다.",)) for i in range(alone)]
+    for number, size in enumerate(groups):
+        talk = f"#Person1#: {number}번 방이 어디예요?\n#Person2#: 위층이에요."
+        rows += [Dialogue(f"g{number}_{i}", retold(talk, i), (f"방을 {i}번째로 묻는다.",)) for i in range(size)]
+    return rows
+
+
+SHARING = {  # alone, rows of each group -> rows of train, dev, test that were asked for
+    "several summaries of every dialogue": (0, [3] * 30, (81, 5, 4)), "one dialogue fills a tenth": (40, [6], (41, 3, 2)),
+    "pairs among many": (60, [2] * 20, (90, 5, 5)), "half is one dialogue": (12, [12], (22, 1, 1)),
+}
+
+
+@pytest.mark.parametrize(("alone", "groups", "asked"), SHARING.values(), ids=SHARING)
+def test_rows_of_one_dialogue_stay_on_one_side(alone, groups, asked, tmp_path):
+    rows = corpus(alone, groups)
+    file = put(tmp_path, "mine.csv", as_csv(rows))
+    splits = load_splits(configure({"data": str(file)}))  # its own check of overlap does not fire
+    check_overlap(splits.rows)
+    names = {name: {row.fname for row in part} for name, part in splits.rows.items()}
+    assert sum(map(len, names.values())) == len(rows) and set.union(*names.values()) == {row.fname for row in rows}
+    sides = [{name for name, ids in names.items() if any(key.startswith(f"g{number}_") for key in ids)}
+             for number in range(len(groups))]
+    assert [len(side) for side in sides] == [1] * len(groups)
+    near = max(groups)
+    assert all(abs(len(names[name]) - n) <= near for name, n in zip(("train", "dev", "test"), asked)) and all(names.values())
+    assert splits.notes[-1] == f"{sum(groups)} rows share their dialogue with another and stayed on its side."
+    turned = put(tmp_path, "turned.csv", as_csv(rows[::-1]))
+    again = load_splits(configure({"data": str(turned)}))
+    assert {name: {row.fname for row in part} for name, part in again.rows.items()} == names, "the order of the file is nothing"
+
+
+def test_test_is_taken_out_of_dev_by_dialogue(tmp_path):
+    train, dev = corpus(10, []), [row for row in corpus(0, [2, 2, 2])]
+    given = {"data": str(put(tmp_path, "a.csv", as_csv(train))), "dev_data": str(put(tmp_path, "b.csv", as_csv(dev)))}
+    splits = load_splits(configure(given))
+    assert sorted(len(rows) for rows in splits.rows.values()) == [2, 4, 10] and len(splits.rows["train"]) == 10
+    assert splits.notes[-1] == "6 rows share their dialogue with another and stayed on its side."
+
+
+@pytest.mark.parametrize(("groups", "message"), [
+    ([15, 15], "30 rows of 2 dialogues are too few to take dev and test from: give dev_data and test_data"),
+    ([30], "30 rows of 1 dialogue are too few to take dev and test from: give dev_data and test_data")])
+def test_too_few_dialogues_to_cut_are_said(groups, message, tmp_path):
+    with pytest.raises(ParameterError) as caught:
+        load_splits(configure({"data": str(put(tmp_path, "a.csv", as_csv(corpus(0, groups))))}))
+    assert str(caught.value) == message
+
+
+def test_where_nothing_is_shared_the_split_is_the_one_it_was(tmp_path):
+    """Ids by the rule of before: a tenth of the rows by the hash of their dialogue, half of these for test."""
+    rows = corpus(57, [])
+    splits = load_splits(configure({"data": str(put(tmp_path, "a.csv", as_csv(rows)))}))
+    order = sorted(rows, key=lambda row: text_hash(row.dialogue))
+    assert {row.fname for row in splits.rows["test"]} == {row.fname for row in order[:3]}
+    assert {row.fname for row in splits.rows["dev"]} == {row.fname for row in order[3:6]}
+    assert splits.notes == ["No dev rows were given: 6 were taken out of train by hash.",
+                            "No scored test rows were given: 3 were taken out of dev by hash."]
+
+
+@QUICK
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=40), st.lists(st.integers(1, 30), min_size=2, max_size=3))
+def test_a_cut_loses_nothing_and_shares_nothing(sizes, wanted):
+    rows = [(number, i) for number, size in enumerate(sizes) for i in range(size)]
+    parts = splitting.cut(rows, lambda row: f"{row[0]}번", [*wanted[:-1], max(0, len(rows) - sum(wanted[:-1]))])
+    assert sorted(row for part in parts for row in part) == rows and all(parts)
+    said = [{number for number, _ in part} for part in parts]
+    assert sum(map(len, said)) == len(sizes)
 
 
 # ---- report -----------------------------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from korlab.core import rows as reader
 from korlab.core.accounts import DataError
+from korlab.core.text import text_hash
 from korlab.metrics.retrieval import compare, evaluate
 from korlab.sparse import sparsity as S
 from korlab.sparse.bm25 import BM25, content_morphemes, eojeols
 from korlab.sparse.data import (
     Collection,
     Triple,
+    bare,
     check_isolation,
     load_beir,
     load_triples,
@@ -27,6 +29,7 @@ from korlab.sparse.data import (
     save_triples,
 )
 from korlab.sparse.mining import Rules, mine
+from korlab.sparse.splits import cut
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GOOD = '{"query": "몇 시에 닫나요?", "positive": "밤 열 시까지 연다."}'
@@ -283,6 +286,19 @@ def test_a_saved_collection_is_loaded(tmp_path, corpus):
     first = next(iter(corpus))
     made = Collection(corpus, {"q 1": "가?"}, {"q 1": {first: 2}})
     assert load_beir(save_beir(made, tmp_path / "c", "dev"), "dev", policy="report") == made
+
+
+def test_questions_asked_in_the_same_words_are_cut_together_and_near_the_sizes():
+    """Fifteen of twenty questions are one: the share of each split counts questions, and none goes empty."""
+    texts = {f"q{i}": "몇 시에  닫나요?" if i % 2 else "몇 시에 닫나요" for i in range(15)} | {f"a{i}": f"{i}번 방" for i in range(5)}
+    whole = Collection({"d": "밤 열 시까지 연다."}, texts, {query: {"d": 1} for query in texts})
+    parts = cut(whole, ["train", "dev", "test"])
+    assert sum(len(part.queries) for part in parts.values()) == 20 and all(part.queries for part in parts.values())
+    assert [name for name, part in parts.items() if set(part.queries) & {f"q{i}" for i in range(15)}] in (["train"], ["dev"], ["test"])
+    alone = {f"q{i}": f"{i}번 질문" for i in range(41)}
+    parts = cut(Collection(whole.corpus, alone, {query: {"d": 1} for query in alone}), ["train", "dev", "test"])
+    order = sorted(alone, key=lambda query: text_hash(bare(alone[query])))
+    assert [[*part.queries] for part in parts.values()] == [order[:25], order[25:29], order[29:]]
 
 
 def test_a_test_query_asked_in_training_is_refused_however_it_is_written():
