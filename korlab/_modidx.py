@@ -222,6 +222,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'korlab.core.tables.bullets': ('core/tables.html#bullets', 'korlab/core/tables.py'),
                                     'korlab.core.tables.escape': ('core/tables.html#escape', 'korlab/core/tables.py'),
                                     'korlab.core.tables.facts': ('core/tables.html#facts', 'korlab/core/tables.py'),
+                                    'korlab.core.tables.one_line': ('core/tables.html#one_line', 'korlab/core/tables.py'),
                                     'korlab.core.tables.pipe_table': ('core/tables.html#pipe_table', 'korlab/core/tables.py'),
                                     'korlab.core.tables.points': ('core/tables.html#points', 'korlab/core/tables.py'),
                                     'korlab.core.tables.signed': ('core/tables.html#signed', 'korlab/core/tables.py')},

@@ -241,6 +241,39 @@ def test_there_is_one_reader_of_json_lines():
     assert sum("csv.reader(" in path.read_text("utf-8") for path in (ROOT / "korlab").rglob("*.py")) == 1
 
 
+# ---- lines ----------------------------------------------------------------------------------------------------------
+
+NO_LINE_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # where `str.splitlines` ends a line, and no file does
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("schema", [SCHEMA, LOOSE], ids=["columns", "each row"])
+def test_lines_end_at_line_ends_alone(tmp_path, kind, schema):
+    rows = [(f"d_{i}", f"가{odd}나") for i, odd in enumerate(NO_LINE_ENDS)]
+    items, report = load_rows(put(tmp_path, f"x.{kind}", table(rows, kind)).where, schema)
+    found = items if schema is SCHEMA else [(item["id"], item["said"]) for item in items]
+    assert (found, report.problems) == (rows, [])
+
+
+def test_what_is_written_as_json_lines_is_read(tmp_path):
+    rows = [{f"열{odd}": f"가{odd}나", "n": i} for i, odd in enumerate(NO_LINE_ENDS + "\r\n")]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    assert read_jsonl(tmp_path / "x.jsonl") == rows
+
+
+def test_a_passage_is_a_whole_line(tmp_path):
+    from korlab.sparse.search import read_passages
+
+    path = put(tmp_path, "x.txt", "".join(f"가{odd}나\r\n" for odd in NO_LINE_ENDS).encode()).where
+    assert read_passages(str(path)) == {str(i): f"가{odd}나" for i, odd in enumerate(NO_LINE_ENDS, 1)}
+
+
+def test_no_text_is_cut_where_python_sees_a_line():
+    """`str.splitlines` cuts a passage at a form feed and a turn at U+2028; `bytes.splitlines` does not, and reads files."""
+    users = [path.name for path in (ROOT / "korlab").rglob("*.py") if re.search(r"\bsplitlines\(", path.read_text("utf-8"))]
+    assert users == ["files.py"]
+
+
 def test_import_stays_light():
     heavy = "{'torch', 'datasets', 'pyarrow', 'pandas', 'numpy', 'kiwipiepy'}"
     code = f"import sys, korlab.core.rows; print({heavy} & set(sys.modules))"

@@ -106,7 +106,7 @@ def reading(
     try:
         yield
     except kinds as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = str(error).strip().split("\n")[0] or type(error).__name__
         raise FileError(f"the {what} {portable(str(source))!r} could not be loaded ({first})") from error
 
 # %% ../../nbs/core/02_files.ipynb #257b874a

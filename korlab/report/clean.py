@@ -28,7 +28,7 @@ def _directives(
     source: str,  # a code cell
 ) -> dict[str, str]:  # e.g. {"hide": "", "default_exp": "report"}
     "Read the `#|` lines of a code cell."
-    return {m[1]: m[2].strip() for m in map(_DIRECTIVE.match, source.splitlines()) if m}
+    return {m[1]: m[2].strip() for m in map(_DIRECTIVE.match, source.split("\n")) if m}
 
 # %% ../../nbs/report/01_clean.ipynb #a207611d
 _HIDING_TAGS = {"hide", "remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
@@ -133,7 +133,7 @@ def _clean_code(cell: "NotebookNode", heading: str) -> None:
     _clean_outputs(cell, heading)
     if tags & {"remove-output", "hide-output"} or "hide_output" in flags:
         cell.outputs = []
-    cell.source = "\n".join(line for line in cell.source.splitlines() if not _DIRECTIVE.match(line)).strip("\n")
+    cell.source = "\n".join(line for line in cell.source.split("\n") if not _DIRECTIVE.match(line)).strip("\n")
     if tags & {"remove-input", "hide-input"} or "hide_input" in flags or flags.get("echo") == "false":
         cell.source = ""
 

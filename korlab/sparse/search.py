@@ -22,7 +22,7 @@ from ..core.files import Fault, line_rows, utf8_lines
 from ..core.rows import judged_rows
 from ..core.settings import portable, shown
 from ..core.sources import Part
-from ..core.tables import escape
+from ..core.tables import escape, one_line
 from ..experiment import params
 from ..experiment.params import ParameterError, setting
 from .data import entries
@@ -194,7 +194,7 @@ def _section(number: int, hit: Explained) -> str:
     inside, added, rest = _named(hit)
     words = " · ".join([*map(escape, inside), *(["본문에 없는 토큰: " + ", ".join(map(escape, added))] if added else []),
                         *([rest] if rest else [])])
-    quoted = "<br>".join(text.replace("</b><b>", "").splitlines())
+    quoted = one_line(text.replace("</b><b>", ""))
     return f"**{number}.** {escape(hit.id)} · 점수 {hit.score:.2f}\n\n> {quoted}\n\n{words}"
 
 # %% ../../nbs/sparse/50_search.ipynb #184d5e5f
