@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 
 from korlab.core import rows as reader
 from korlab.core import splitting
-from korlab.core.accounts import DataError
+from korlab.core.accounts import DataError, label
+from korlab.core.files import FileError, read_json, write_json
 from korlab.core.schemas import text_fault
 from korlab.core.text import PLACEHOLDER, normalize, text_hash, tidy
+from korlab.experiment import runs
 from korlab.experiment.params import ParameterError
 from korlab.experiment.studies import configure
+from korlab.report import pages
+from korlab.summarization import study
 from korlab.summarization.data import load_splits
 from korlab.summarization.dialogues import Dialogue, check_overlap, load_dialogues, save_dialogues
+from korlab.summarization.evaluation import longest_turn
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HEAD = "fname,dialogue,summary\n"
@@ -423,6 +428,95 @@ def test_every_row_in_memory_is_kept_or_listed(items):
         assert report.rows_read == len(items)
     json.dumps(report.to_dict())
     report._repr_markdown_().encode("utf-8", "surrogatepass")
+
+
+# ---- text that must stay, and text that is none ---------------------------------------------------------------------
+
+def test_angle_brackets_and_backslashes_are_text(tmp_path):
+    texts = ["#Person1#: 어제 <EBS 다큐프라임>이랑 <그것이 알고 싶다> 봤어?\n#Person2#: git push <remote> <branch>라고 쳐.",
+             "#Person1#: <kim@example.com>으로 보내.\n#Person2#: C:\\new에 있어.", "#Person1#: a<b인 것 같아.\n#Person2#: 나는 c>d라고 봐.",
+             "#Person1#: \\n을 쓰면 줄이 바뀌어."]
+    rows = [Dialogue(f"d_{i}", text, ("<SBS 뉴스>",)) for i, text in enumerate(texts)]
+    loaded, report = load_dialogues(put(tmp_path, "x.csv", as_csv(rows)), policy="strict")
+    assert (loaded, report.removed, report.cleaned) == (rows, {}, 0)
+    assert report.lengths["turns"]["max"] == 2
+
+
+def test_whatever_cleaning_removes_is_counted_and_shown(tmp_path):
+    path = put(tmp_path, "x.csv", HEAD + "a,<b>가요?</b><br>네.\\n또 봐요.,간다.\nb,<p>와요?</p>,<b></b>\nc,<B class=x>자요?</B>,잔다.\n")
+    rows, report = load_dialogues(path)
+    assert [row.dialogue for row in rows] == ["가요?\n네.\n또 봐요.", "자요?"]
+    assert report.left_out == {"empty summary": 1}  # and what made it empty is told all the same
+    assert {kind: (one.times, one.rows) for kind, one in report.removed.items()} == {"<b>": (6, 3), "<br>": (1, 1), r"\n": (1, 1), "<p>": (2, 1)}
+    assert report.removed["<b>"].first == f"row 1 of {label(path)}" and "<b>가요?" in report.removed["<b>"].near
+    assert json.loads(json.dumps(report.to_dict()))["removed"]["<p>"]["rows"] == 1
+    assert "| &lt;b&gt; | 6 | 3 |" in report._repr_markdown_()
+
+
+@pytest.mark.parametrize("odd", "\u2028\u2029\x85\x0b\x0c")
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_unicode_line_breaks_part_turns(tmp_path, odd, suffix):
+    talk = f"#Person1#: 가요?{odd}#Person2#: 네."
+    path = save_dialogues([Dialogue("a", talk, ("간다.",)), Dialogue("b", "#Person1#: 자요.", ("잔다.",))], tmp_path / f"x.{suffix}")
+    rows, report = load_dialogues(path)
+    assert [row.dialogue for row in rows] == ["#Person1#: 가요?\n#Person2#: 네.", "#Person1#: 자요."]
+    assert report.lengths["turns"]["max"] == 2 and report.removed[f"U+{ord(odd):04X}"].rows == 1
+
+
+def test_file_separators_part_nothing(tmp_path):
+    (row,), _ = load_dialogues(put(tmp_path, "x.csv", HEAD + "a,#Person1#: 가\x1c나\x1d다\x1e라,간다.\n"))
+    assert longest_turn(row.dialogue) == "가 나 다 라"
+
+
+@pytest.mark.parametrize("name", ["fname", "dialogue", "summary", "topic"])
+def test_half_a_character_anywhere_is_one_problem_row(tmp_path, name):
+    rows = [{"fname": key, "dialogue": f"{key} 가요?", "summary": "간다.", "topic": "일상"} for key in "abc"]
+    rows[1][name] += "\ud83d"
+    for source in (rows, put(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)))):
+        kept, report = load_dialogues(source)
+        assert [row.fname for row in kept] == ["a", "c"]
+        assert [(p.row, p.kind, p.detail) for p in report.problems] == [
+            (2, "undecodable bytes", f"half a character (a lone surrogate) in the {name}")]
+        with pytest.raises(DataError, match="row 2.*a lone surrogate"):
+            load_dialogues(source, policy="strict")
+
+
+def test_names_that_are_no_text_can_be_told(tmp_path):
+    """A column in JSON, and a file that another system named in CP949."""
+    folder = tmp_path / "talks"
+    row = json.dumps({"fname": "a", "dialogue": "가요?", "summary": "간다.", "\ud83d": 1})
+    put(folder, "a.jsonl", row)
+    (folder / os.fsdecode("나.jsonl".encode("cp949"))).write_text(row.replace('"a"', '"b"').replace("가요", "와요"))
+    (folder / os.fsdecode("메모.txt".encode("cp949"))).write_text("")
+    rows, report = load_dialogues(folder)
+    assert [row.fname for row in rows] == ["a", "b"] and report.rows_left_out == 0
+    assert r"ignored columns: \ud83d" in report.files[0].notes
+    report._repr_markdown_().encode()
+    write_json(tmp_path / "data.json", report.to_dict())
+    assert read_json(tmp_path / "data.json")["notes"] == report.notes
+    (folder / "a.jsonl").write_text("{}")
+    with pytest.raises(DataError) as caught:
+        load_dialogues(folder, policy="strict")
+    str(caught.value).encode()
+
+
+def test_a_table_cannot_be_saved_with_half_a_character(tmp_path):
+    with pytest.raises(FileError, match="x.csv cannot hold half a character"):
+        save_dialogues([Dialogue("a", "가요? \ud83d", ("간다.",))], tmp_path / "x.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_shows_what_cleaning_removed(tmp_path, monkeypatch):
+    """Parameters, loading, data.json and the report's page, without a training."""
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path / "runs"))
+    talks = "".join(f"d_{i},#Person1#: {i}번 <b>가요</b>?\u2028#Person2#: 네.,<SBS 뉴스> {i}번이 간다.\n" for i in range(30))
+    given = {"model": "kobart", "data": str(put(tmp_path, "talks.csv", HEAD + talks)), "name": "markup"}
+    run = runs.open_run(given)
+    study.data(run)
+    shown = "\n".join(map(str, pages.sources(run)))
+    run.close()
+    assert "| train | &lt;b&gt; | 60 | 30 | row 1 of" in shown and "| train | U+2028 | 30 | 30 | row 1 of" in shown
+    assert read_json(run.path("data.json"))["sources"][0]["removed"]["U+2028"]["times"] == 30
 
 
 # ---- saving -----------------------------------------------------------------------------------------------------

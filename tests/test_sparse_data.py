@@ -204,6 +204,18 @@ def test_beir_layout_with_titles_numbers_and_unjudged_queries(tmp_path):
     assert [file.rows_read for file in found.report.files] == [2, 2, 1]
 
 
+def test_ids_are_parted_by_blanks_alone(tmp_path):
+    corpus = json.dumps({"_id": "d\u30001\u2028", "text": "가"})
+    assert load_beir(beir(tmp_path, corpus=corpus, qrels="q1 0 d\u30001\u2028 2\n")).qrels == {"q1": {"d\u30001\u2028": 2}}
+
+
+@pytest.mark.parametrize("content", ['{"query": "가", "positive": "나", "negatives": ["다", "\\ud83d"]}',
+                                     '{"query": "가", "positive": "나", "difficulty": "\\ud83d"}'])
+def test_a_triple_with_half_a_character_is_left_out(tmp_path, content):
+    triples, report = load_triples(put(tmp_path, "x.jsonl", GOOD + "\n" + content))
+    assert len(triples) == 1 and [(p.row, p.kind) for p in report.problems] == [(2, "undecodable bytes")]
+
+
 @pytest.mark.parametrize("qrels", [
     "query-id\tcorpus-id\tscore\r\nq1\td1\t2\r\nq1\t2\t0\r\n", "q1\td1\t2\nq1\t2\t0", "q1 0 d1 2\nq1 0 2 0\n",
     "\ufeffquery-id\tcorpus-id\tscore\nq1\td1\t2.0\n\nq1\t2\t0\n"])
@@ -216,6 +228,10 @@ def test_judgements_in_every_dress(tmp_path, qrels):
     ("corpus", '{"_id": "d1", "text": "가"}\n{"text": "나"}\n', "blank id"),
     ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "d2", "text": ["나"]}\n', "not text"),
     ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "d2"', "broken JSON"),
+    ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "d2", "text": "나 \\ud83d"}', "undecodable bytes"),
+    ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "\\udc00", "text": "나"}', "undecodable bytes"),
+    ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "d2", "title": "\\ud83d", "text": "나"}', "undecodable bytes"),
+    ("queries", '{"_id": "q1", "text": "가"}\n{"_id": "q2", "text": "\\ud83d"}\n', "undecodable bytes"),
     ("corpus", b'{"_id": "d1", "text": "1"}\n' + '{"_id": "d2", "text": "나"}'.encode("cp949"), "undecodable bytes"),
     ("queries", '{"_id": "q1", "text": "가"}\n{"_id": "q2", "text": " "}\n', "empty query"),
     ("qrels", "q1\td1\t1\nq1\td9\t1\n", "unknown document"),
