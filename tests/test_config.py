@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import get_type_hints
 
 import pytest
+from transformers import set_seed
 
 from korlab.core.settings import SettingsError, settings
+from korlab.experiment import studies
 from korlab.experiment.config import (
     SHARED,
     ComputingParams,
@@ -16,6 +18,7 @@ from korlab.experiment.config import (
     TrainingParams,
     config_from,
 )
+from korlab.experiment.params import ParameterError
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,22 @@ def test_a_damaged_settings_file_is_one_sentence(changed, sentence, tmp_path):
     (tmp_path / "settings.ini").write_text(text.replace(*changed), encoding="utf-8")
     with pytest.raises(SettingsError, match=sentence):
         settings(tmp_path)
+
+
+BEYOND = {"seed": 2**64, "threads": 100_000, "workers": 10**6, "batch_size": 2**64, "eval_batch_size": 2**64,
+          "accumulation": 2**64, "adam_beta2": 1.0, "vocab_size": 2**64, "num_beams": 2**64}
+
+
+@pytest.mark.parametrize(("name", "value"), BEYOND.items(), ids=BEYOND)
+def test_what_no_machine_can_do_is_refused_before_any_work(name, value):
+    """Each of these passed the check and ended a training in another library's words, or in a crash."""
+    with pytest.raises(ParameterError, match=f"^{name}={value!r}: must be [0-9.]+ or less$"):
+        studies.configure({name: value})
+
+
+def test_the_largest_seed_is_one_that_every_generator_takes(monkeypatch):
+    assert studies.configure({"seed": 2**32 - 1}).computing.seed == 4294967295
+    set_seed(2**32 - 1)
+    monkeypatch.setenv("KORLAB_SEED", str(2**32))
+    with pytest.raises(ParameterError, match="seed=4294967296: must be 4294967295 or less"):
+        studies.configure({})

@@ -14,10 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from korlab.core import rows as reader
-from korlab.core.accounts import DataError
+from korlab.core import splitting
+from korlab.core.accounts import DataError, label
+from korlab.core.files import FileError, read_json, write_json
 from korlab.core.schemas import text_fault
 from korlab.core.text import PLACEHOLDER, normalize, text_hash, tidy
+from korlab.experiment import runs
+from korlab.experiment.params import ParameterError
+from korlab.experiment.studies import configure
+from korlab.report import pages
+from korlab.summarization import study
+from korlab.summarization.data import load_splits
 from korlab.summarization.dialogues import Dialogue, check_overlap, load_dialogues, save_dialogues
+from korlab.summarization.evaluation import longest_turn
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HEAD = "fname,dialogue,summary\n"
@@ -421,6 +430,95 @@ def test_every_row_in_memory_is_kept_or_listed(items):
     report._repr_markdown_().encode("utf-8", "surrogatepass")
 
 
+# ---- text that must stay, and text that is none ---------------------------------------------------------------------
+
+def test_angle_brackets_and_backslashes_are_text(tmp_path):
+    texts = ["#Person1#: 어제 <EBS 다큐프라임>이랑 <그것이 알고 싶다> 봤어?\n#Person2#: git push <remote> <branch>라고 쳐.",
+             "#Person1#: <kim@example.com>으로 보내.\n#Person2#: C:\\new에 있어.", "#Person1#: a<b인 것 같아.\n#Person2#: 나는 c>d라고 봐.",
+             "#Person1#: \\n을 쓰면 줄이 바뀌어."]
+    rows = [Dialogue(f"d_{i}", text, ("<SBS 뉴스>",)) for i, text in enumerate(texts)]
+    loaded, report = load_dialogues(put(tmp_path, "x.csv", as_csv(rows)), policy="strict")
+    assert (loaded, report.removed, report.cleaned) == (rows, {}, 0)
+    assert report.lengths["turns"]["max"] == 2
+
+
+def test_whatever_cleaning_removes_is_counted_and_shown(tmp_path):
+    path = put(tmp_path, "x.csv", HEAD + "a,<b>가요?</b><br>네.\\n또 봐요.,간다.\nb,<p>와요?</p>,<b></b>\nc,<B class=x>자요?</B>,잔다.\n")
+    rows, report = load_dialogues(path)
+    assert [row.dialogue for row in rows] == ["가요?\n네.\n또 봐요.", "자요?"]
+    assert report.left_out == {"empty summary": 1}  # and what made it empty is told all the same
+    assert {kind: (one.times, one.rows) for kind, one in report.removed.items()} == {"<b>": (6, 3), "<br>": (1, 1), r"\n": (1, 1), "<p>": (2, 1)}
+    assert report.removed["<b>"].first == f"row 1 of {label(path)}" and "<b>가요?" in report.removed["<b>"].near
+    assert json.loads(json.dumps(report.to_dict()))["removed"]["<p>"]["rows"] == 1
+    assert "| &lt;b&gt; | 6 | 3 |" in report._repr_markdown_()
+
+
+@pytest.mark.parametrize("odd", "\u2028\u2029\x85\x0b\x0c")
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_unicode_line_breaks_part_turns(tmp_path, odd, suffix):
+    talk = f"#Person1#: 가요?{odd}#Person2#: 네."
+    path = save_dialogues([Dialogue("a", talk, ("간다.",)), Dialogue("b", "#Person1#: 자요.", ("잔다.",))], tmp_path / f"x.{suffix}")
+    rows, report = load_dialogues(path)
+    assert [row.dialogue for row in rows] == ["#Person1#: 가요?\n#Person2#: 네.", "#Person1#: 자요."]
+    assert report.lengths["turns"]["max"] == 2 and report.removed[f"U+{ord(odd):04X}"].rows == 1
+
+
+def test_file_separators_part_nothing(tmp_path):
+    (row,), _ = load_dialogues(put(tmp_path, "x.csv", HEAD + "a,#Person1#: 가\x1c나\x1d다\x1e라,간다.\n"))
+    assert longest_turn(row.dialogue) == "가 나 다 라"
+
+
+@pytest.mark.parametrize("name", ["fname", "dialogue", "summary", "topic"])
+def test_half_a_character_anywhere_is_one_problem_row(tmp_path, name):
+    rows = [{"fname": key, "dialogue": f"{key} 가요?", "summary": "간다.", "topic": "일상"} for key in "abc"]
+    rows[1][name] += "\ud83d"
+    for source in (rows, put(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)))):
+        kept, report = load_dialogues(source)
+        assert [row.fname for row in kept] == ["a", "c"]
+        assert [(p.row, p.kind, p.detail) for p in report.problems] == [
+            (2, "undecodable bytes", f"half a character (a lone surrogate) in the {name}")]
+        with pytest.raises(DataError, match="row 2.*a lone surrogate"):
+            load_dialogues(source, policy="strict")
+
+
+def test_names_that_are_no_text_can_be_told(tmp_path):
+    """A column in JSON, and a file that another system named in CP949."""
+    folder = tmp_path / "talks"
+    row = json.dumps({"fname": "a", "dialogue": "가요?", "summary": "간다.", "\ud83d": 1})
+    put(folder, "a.jsonl", row)
+    (folder / os.fsdecode("나.jsonl".encode("cp949"))).write_text(row.replace('"a"', '"b"').replace("가요", "와요"))
+    (folder / os.fsdecode("메모.txt".encode("cp949"))).write_text("")
+    rows, report = load_dialogues(folder)
+    assert [row.fname for row in rows] == ["a", "b"] and report.rows_left_out == 0
+    assert r"ignored columns: \ud83d" in report.files[0].notes
+    report._repr_markdown_().encode()
+    write_json(tmp_path / "data.json", report.to_dict())
+    assert read_json(tmp_path / "data.json")["notes"] == report.notes
+    (folder / "a.jsonl").write_text("{}")
+    with pytest.raises(DataError) as caught:
+        load_dialogues(folder, policy="strict")
+    str(caught.value).encode()
+
+
+def test_a_table_cannot_be_saved_with_half_a_character(tmp_path):
+    with pytest.raises(FileError, match="x.csv cannot hold half a character"):
+        save_dialogues([Dialogue("a", "가요? \ud83d", ("간다.",))], tmp_path / "x.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_shows_what_cleaning_removed(tmp_path, monkeypatch):
+    """Parameters, loading, data.json and the report's page, without a training."""
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path / "runs"))
+    talks = "".join(f"d_{i},#Person1#: {i}번 <b>가요</b>?\u2028#Person2#: 네.,<SBS 뉴스> {i}번이 간다.\n" for i in range(30))
+    given = {"model": "kobart", "data": str(put(tmp_path, "talks.csv", HEAD + talks)), "name": "markup"}
+    run = runs.open_run(given)
+    study.data(run)
+    shown = "\n".join(map(str, pages.sources(run)))
+    run.close()
+    assert "| train | &lt;b&gt; | 60 | 30 | row 1 of" in shown and "| train | U+2028 | 30 | 30 | row 1 of" in shown
+    assert read_json(run.path("data.json"))["sources"][0]["removed"]["U+2028"]["times"] == 30
+
+
 # ---- saving -----------------------------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30).map(
@@ -483,6 +581,85 @@ def test_overlap_names_splits_number_and_examples():
         "train and test share 3 dialogues (for example d_0 = t_d_0, d_1 = t_d_1, d_2 = t_d_2): "
         "remove them from one of the splits")
     check_overlap({"train": [*ROWS, *ROWS], "dev": [Dialogue("d_0", "새 대화")]})
+
+
+# ---- the lab's own split ----------------------------------------------------------------------------------------
+
+def retold(dialogue, way):
+    """The same dialogue in another of its written forms."""
+    return [dialogue, unicodedata.normalize("NFD", dialogue), dialogue.replace("\n", " \n "), dialogue.replace("\n", " ")][way % 4]
+
+
+def corpus(alone, groups):
+    """So many dialogues with one summary each, and groups of rows that summarise one dialogue."""
+    rows = [Dialogue(f"a{i}", f"#Person1#: {i}번 손님 오세요.\n#Person2#: 네.", (f"{i}번 손님이 온다.",)) for i in range(alone)]
+    for number, size in enumerate(groups):
+        talk = f"#Person1#: {number}번 방이 어디예요?\n#Person2#: 위층이에요."
+        rows += [Dialogue(f"g{number}_{i}", retold(talk, i), (f"방을 {i}번째로 묻는다.",)) for i in range(size)]
+    return rows
+
+
+SHARING = {  # alone, rows of each group -> rows of train, dev, test that were asked for
+    "several summaries of every dialogue": (0, [3] * 30, (81, 5, 4)), "one dialogue fills a tenth": (40, [6], (41, 3, 2)),
+    "pairs among many": (60, [2] * 20, (90, 5, 5)), "half is one dialogue": (12, [12], (22, 1, 1)),
+}
+
+
+@pytest.mark.parametrize(("alone", "groups", "asked"), SHARING.values(), ids=SHARING)
+def test_rows_of_one_dialogue_stay_on_one_side(alone, groups, asked, tmp_path):
+    rows = corpus(alone, groups)
+    file = put(tmp_path, "mine.csv", as_csv(rows))
+    splits = load_splits(configure({"data": str(file)}))  # its own check of overlap does not fire
+    check_overlap(splits.rows)
+    names = {name: {row.fname for row in part} for name, part in splits.rows.items()}
+    assert sum(map(len, names.values())) == len(rows) and set.union(*names.values()) == {row.fname for row in rows}
+    sides = [{name for name, ids in names.items() if any(key.startswith(f"g{number}_") for key in ids)}
+             for number in range(len(groups))]
+    assert [len(side) for side in sides] == [1] * len(groups)
+    near = max(groups)
+    assert all(abs(len(names[name]) - n) <= near for name, n in zip(("train", "dev", "test"), asked)) and all(names.values())
+    assert splits.notes[-1] == f"{sum(groups)} rows share their dialogue with another and stayed on its side."
+    turned = put(tmp_path, "turned.csv", as_csv(rows[::-1]))
+    again = load_splits(configure({"data": str(turned)}))
+    assert {name: {row.fname for row in part} for name, part in again.rows.items()} == names, "the order of the file is nothing"
+
+
+def test_test_is_taken_out_of_dev_by_dialogue(tmp_path):
+    train, dev = corpus(10, []), [row for row in corpus(0, [2, 2, 2])]
+    given = {"data": str(put(tmp_path, "a.csv", as_csv(train))), "dev_data": str(put(tmp_path, "b.csv", as_csv(dev)))}
+    splits = load_splits(configure(given))
+    assert sorted(len(rows) for rows in splits.rows.values()) == [2, 4, 10] and len(splits.rows["train"]) == 10
+    assert splits.notes[-1] == "6 rows share their dialogue with another and stayed on its side."
+
+
+@pytest.mark.parametrize(("groups", "message"), [
+    ([15, 15], "30 rows of 2 dialogues are too few to take dev and test from: give dev_data and test_data"),
+    ([30], "30 rows of 1 dialogue are too few to take dev and test from: give dev_data and test_data")])
+def test_too_few_dialogues_to_cut_are_said(groups, message, tmp_path):
+    with pytest.raises(ParameterError) as caught:
+        load_splits(configure({"data": str(put(tmp_path, "a.csv", as_csv(corpus(0, groups))))}))
+    assert str(caught.value) == message
+
+
+def test_where_nothing_is_shared_the_split_is_the_one_it_was(tmp_path):
+    """Ids by the rule of before: a tenth of the rows by the hash of their dialogue, half of these for test."""
+    rows = corpus(57, [])
+    splits = load_splits(configure({"data": str(put(tmp_path, "a.csv", as_csv(rows)))}))
+    order = sorted(rows, key=lambda row: text_hash(row.dialogue))
+    assert {row.fname for row in splits.rows["test"]} == {row.fname for row in order[:3]}
+    assert {row.fname for row in splits.rows["dev"]} == {row.fname for row in order[3:6]}
+    assert splits.notes == ["No dev rows were given: 6 were taken out of train by hash.",
+                            "No scored test rows were given: 3 were taken out of dev by hash."]
+
+
+@QUICK
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=40), st.lists(st.integers(1, 30), min_size=2, max_size=3))
+def test_a_cut_loses_nothing_and_shares_nothing(sizes, wanted):
+    rows = [(number, i) for number, size in enumerate(sizes) for i in range(size)]
+    parts = splitting.cut(rows, lambda row: f"{row[0]}번", [*wanted[:-1], max(0, len(rows) - sum(wanted[:-1]))])
+    assert sorted(row for part in parts for row in part) == rows and all(parts)
+    said = [{number for number, _ in part} for part in parts]
+    assert sum(map(len, said)) == len(sizes)
 
 
 # ---- report -----------------------------------------------------------------------------------------------------

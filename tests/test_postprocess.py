@@ -114,3 +114,10 @@ def test_a_long_stutter_takes_no_time():
 def test_options_out_of_range_are_refused(given_options):
     with pytest.raises(ParameterError):
         configure(given_options)
+
+
+@pytest.mark.parametrize("text", [" " * 80_000 + "가", "가" + " " * 80_000 + "나.", "\n" * 80_000 + "나", ". " * 40_000, "!" * 80_000, "가 나 " * 10_000])
+def test_a_long_summary_takes_time_by_its_length(text):
+    begun = time.perf_counter()
+    pp.tidy(text), pp.limit_words(text, 10**9), pp.drop_repeats(text)
+    assert time.perf_counter() - begun < 2

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -373,3 +374,39 @@ def test_a_notebook_without_a_run_still_names_model_and_size(rendered):
     heading = new_code_cell("facts.heading(run.title, run.folder)", outputs=[shown], metadata={"tags": ["remove-cell", "title"]})
     made = rendered(new_markdown_cell("# 훈련\n\n> 설명"), heading)[2]
     assert made.markdown.read_text("utf-8").startswith("# kobart · mini · my\\_rows\n")
+
+
+# ---- long texts and lines -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("printed", ["1%|" * 10_000, "가" * 200_000, "1" * 100_000, "\r" * 100_000, "1%|x| " * 10_000 + "/" * 30_000, " 1%|x|" + " " * 80_000])
+def test_what_was_printed_is_cleaned_in_time_by_its_length(printed):
+    begun = time.perf_counter()
+    clean._plain(printed)
+    assert time.perf_counter() - begun < 2
+
+
+@pytest.mark.parametrize("bar", [
+    "  0%|          | 0/10 [00:00<?, ?it/s]", "100%|██████████| 10/10 [00:01<00:00,  9.90it/s]", "map:  50%|█████     | 1.2k/2.4k [00:01<00:01, 900 rows/s]",
+    "12it [00:03,  4.00it/s]", "Epoch 1:  25%|██▌       | 1.00M/4.00M [00:00<00:02, 1.1MB/s]", "읽기 7it [00:00, 70.1it/s, loss=0.3]"])
+def test_progress_bars_go_and_what_stands_around_stays(bar):
+    assert clean._plain(f"앞\n{bar}\n뒤\n{bar}") == "앞\n뒤\n"
+    assert clean._plain(f"{bar}\r{bar}\n") == ""
+
+
+def test_a_page_keeps_its_lines_whatever_a_text_holds():
+    """Only LF, CRLF and CR end a line of Markdown: they become `<br>`, and nothing else does."""
+    text = "가\u2028나\x0b다\r\n라\r마\n바"
+    shown = "가\u2028나\x0b다<br>라<br>마<br>바"
+    assert tables._table_text(text, 1) == shown
+    row = {"fname": "a", "dialogue": "#Person1#: 가\u2028나\n#Person2#: 다", "reference": text, "prediction": text}
+    page = cards.side_by_side([row])._repr_markdown_()
+    assert f"| 기준 | {shown} |\n" in page and "> **#Person1#** 가\u2028나\\\n> **#Person2#** 다" in page
+    assert cards.side_by_side([row])._repr_html_().count('<p class="kl-turn">') == 2
+    code = new_code_cell("#| export\nx = '가\u2028나'\n", outputs=[new_output("execute_result", {"text/plain": "1"}, execution_count=1)])
+    assert clean.cleaned(new_notebook(cells=[code])).cells[0].source == "x = '가\u2028나'"
+
+
+def test_markdown_is_escaped_in_time_by_its_length():
+    begun = time.perf_counter()
+    tables.escape("\n" * 100_000 + "1. 가")
+    assert time.perf_counter() - begun < 2

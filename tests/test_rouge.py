@@ -20,6 +20,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from korlab.core import files
+from korlab.core.text import TextError
 from korlab.metrics import rouge as R
 from korlab.metrics import stats as S
 
@@ -546,3 +547,13 @@ def test_compare_finds_the_better_system_and_only_that():
         and result.a - result.b == pytest.approx(result.difference.mean)
     )
     assert R.compare(good, good)["rouge1"].p_value == 1
+
+
+@pytest.mark.parametrize("mode", ["morph", "eojeol", "word", "char"])
+def test_half_a_character_is_named_with_its_place(mode, tmp_path):
+    texts = ["가요.", "좋아요 \ud83d"]
+    for given_texts, place in (((texts, ["네.", "네."]), r"predictions\[1\]"), ((["네.", "네."], [["가요."], texts]), r"references\[1\]\[1\]")):
+        with pytest.raises(TextError, match=rf"{place} holds half a character \(a lone surrogate\) after 4 characters") as caught:
+            R.rouge(*given_texts, mode, cache=tmp_path)
+        str(caught.value).encode()
+    assert R.rouge(["좋아요 \U0001f600"], ["좋아요 \U0001f600"], mode, cache=tmp_path).means["rouge1"] == 1

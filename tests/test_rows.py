@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from korlab.core import delimited, encodings
 from korlab.core.accounts import DataError, DataReport, SourceFile, check_outcome
 from korlab.core.encodings import Line, find_encoding, text_lines
-from korlab.core.files import FileError, read_jsonl, write_jsonl
+from korlab.core.files import FileError, read_json, read_jsonl, write_json, write_jsonl
 from korlab.core.rows import judged_rows, load_rows, read_rows
 from korlab.core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
 from korlab.core.sources import Part
@@ -239,6 +239,63 @@ def test_there_is_one_reader_of_json_lines():
     users = [path.name for path in (ROOT / "korlab").rglob("*.py") if re.search(r"\b_json_object\(", path.read_text("utf-8"))]
     assert users == ["files.py"]
     assert sum("csv.reader(" in path.read_text("utf-8") for path in (ROOT / "korlab").rglob("*.py")) == 1
+
+
+# ---- lines ----------------------------------------------------------------------------------------------------------
+
+NO_LINE_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # where `str.splitlines` ends a line, and no file does
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("schema", [SCHEMA, LOOSE], ids=["columns", "each row"])
+def test_lines_end_at_line_ends_alone(tmp_path, kind, schema):
+    rows = [(f"d_{i}", f"가{odd}나") for i, odd in enumerate(NO_LINE_ENDS)]
+    items, report = load_rows(put(tmp_path, f"x.{kind}", table(rows, kind)).where, schema)
+    found = items if schema is SCHEMA else [(item["id"], item["said"]) for item in items]
+    assert (found, report.problems) == (rows, [])
+
+
+def test_what_is_written_as_json_lines_is_read(tmp_path):
+    rows = [{f"열{odd}": f"가{odd}나", "n": i} for i, odd in enumerate(NO_LINE_ENDS + "\r\n")]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    assert read_jsonl(tmp_path / "x.jsonl") == rows
+
+
+def test_a_passage_is_a_whole_line(tmp_path):
+    from korlab.sparse.search import read_passages
+
+    path = put(tmp_path, "x.txt", "".join(f"가{odd}나\r\n" for odd in NO_LINE_ENDS).encode()).where
+    assert read_passages(str(path)) == {str(i): f"가{odd}나" for i, odd in enumerate(NO_LINE_ENDS, 1)}
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, LOOSE], ids=["columns", "each row"])
+@pytest.mark.parametrize("value", ["좋아요 \ud83d", "\udcff", ["네", "\udc00"], {"a": ["\ud83d"]}, "\ude00\ud83d"])
+def test_half_a_character_is_a_located_problem_row(tmp_path, schema, value):
+    """No judge sees it, whether JSON wrote it as an escape or a row in memory holds it."""
+    rows = [{"id": f"d_{i}", "said": value if i == 1 else "\U0001f600"} for i in range(3)]
+    path = put(tmp_path, "x.jsonl", "\n\n".join(map(json.dumps, rows)).encode()).where
+    for source, line in ((path, 3), (rows, 0)):
+        items, report = load_rows(source, schema)
+        assert [item[0] if schema is SCHEMA else item["id"] for item in items] == ["d_0", "d_2"]
+        assert [(p.row, p.line, p.kind, p.detail) for p in report.problems] == [
+            (2, line, "undecodable bytes", "half a character (a lone surrogate) in the said")]
+        assert (report.rows_read, report.left_out) == (3, {"undecodable bytes": 1})
+
+
+@QUICK
+@given(st.recursive(st.none() | st.text(st.characters(codec=None), max_size=4), lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(st.text(st.characters(codec=None), max_size=3), inner, max_size=3), max_leaves=6))
+def test_records_hold_whatever_a_string_can(tmp_path, value):
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    write_jsonl(tmp_path / "x.jsonl", [{"value": value}])
+    assert read_jsonl(tmp_path / "x.jsonl") == [{"value": value}]
+
+
+def test_no_text_is_cut_where_python_sees_a_line():
+    """`str.splitlines` cuts a passage at a form feed and a turn at U+2028; `bytes.splitlines` does not, and reads files."""
+    users = [path.name for path in (ROOT / "korlab").rglob("*.py") if re.search(r"\bsplitlines\(", path.read_text("utf-8"))]
+    assert users == ["files.py"]
 
 
 def test_import_stays_light():

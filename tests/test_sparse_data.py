@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from korlab.core import rows as reader
 from korlab.core.accounts import DataError
+from korlab.core.text import text_hash
 from korlab.metrics.retrieval import compare, evaluate
 from korlab.sparse import sparsity as S
 from korlab.sparse.bm25 import BM25, content_morphemes, eojeols
 from korlab.sparse.data import (
     Collection,
     Triple,
+    bare,
     check_isolation,
     load_beir,
     load_triples,
@@ -27,6 +29,7 @@ from korlab.sparse.data import (
     save_triples,
 )
 from korlab.sparse.mining import Rules, mine
+from korlab.sparse.splits import cut
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GOOD = '{"query": "몇 시에 닫나요?", "positive": "밤 열 시까지 연다."}'
@@ -201,6 +204,18 @@ def test_beir_layout_with_titles_numbers_and_unjudged_queries(tmp_path):
     assert [file.rows_read for file in found.report.files] == [2, 2, 1]
 
 
+def test_ids_are_parted_by_blanks_alone(tmp_path):
+    corpus = json.dumps({"_id": "d\u30001\u2028", "text": "가"})
+    assert load_beir(beir(tmp_path, corpus=corpus, qrels="q1 0 d\u30001\u2028 2\n")).qrels == {"q1": {"d\u30001\u2028": 2}}
+
+
+@pytest.mark.parametrize("content", ['{"query": "가", "positive": "나", "negatives": ["다", "\\ud83d"]}',
+                                     '{"query": "가", "positive": "나", "difficulty": "\\ud83d"}'])
+def test_a_triple_with_half_a_character_is_left_out(tmp_path, content):
+    triples, report = load_triples(put(tmp_path, "x.jsonl", GOOD + "\n" + content))
+    assert len(triples) == 1 and [(p.row, p.kind) for p in report.problems] == [(2, "undecodable bytes")]
+
+
 @pytest.mark.parametrize("qrels", [
     "query-id\tcorpus-id\tscore\r\nq1\td1\t2\r\nq1\t2\t0\r\n", "q1\td1\t2\nq1\t2\t0", "q1 0 d1 2\nq1 0 2 0\n",
     "\ufeffquery-id\tcorpus-id\tscore\nq1\td1\t2.0\n\nq1\t2\t0\n"])
@@ -213,6 +228,10 @@ def test_judgements_in_every_dress(tmp_path, qrels):
     ("corpus", '{"_id": "d1", "text": "가"}\n{"text": "나"}\n', "blank id"),
     ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "d2", "text": ["나"]}\n', "not text"),
     ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "d2"', "broken JSON"),
+    ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "d2", "text": "나 \\ud83d"}', "undecodable bytes"),
+    ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "\\udc00", "text": "나"}', "undecodable bytes"),
+    ("corpus", '{"_id": "d1", "text": "가"}\n{"_id": "d2", "title": "\\ud83d", "text": "나"}', "undecodable bytes"),
+    ("queries", '{"_id": "q1", "text": "가"}\n{"_id": "q2", "text": "\\ud83d"}\n', "undecodable bytes"),
     ("corpus", b'{"_id": "d1", "text": "1"}\n' + '{"_id": "d2", "text": "나"}'.encode("cp949"), "undecodable bytes"),
     ("queries", '{"_id": "q1", "text": "가"}\n{"_id": "q2", "text": " "}\n', "empty query"),
     ("qrels", "q1\td1\t1\nq1\td9\t1\n", "unknown document"),
@@ -283,6 +302,19 @@ def test_a_saved_collection_is_loaded(tmp_path, corpus):
     first = next(iter(corpus))
     made = Collection(corpus, {"q 1": "가?"}, {"q 1": {first: 2}})
     assert load_beir(save_beir(made, tmp_path / "c", "dev"), "dev", policy="report") == made
+
+
+def test_questions_asked_in_the_same_words_are_cut_together_and_near_the_sizes():
+    """Fifteen of twenty questions are one: the share of each split counts questions, and none goes empty."""
+    texts = {f"q{i}": "몇 시에  닫나요?" if i % 2 else "몇 시에 닫나요" for i in range(15)} | {f"a{i}": f"{i}번 방" for i in range(5)}
+    whole = Collection({"d": "밤 열 시까지 연다."}, texts, {query: {"d": 1} for query in texts})
+    parts = cut(whole, ["train", "dev", "test"])
+    assert sum(len(part.queries) for part in parts.values()) == 20 and all(part.queries for part in parts.values())
+    assert [name for name, part in parts.items() if set(part.queries) & {f"q{i}" for i in range(15)}] in (["train"], ["dev"], ["test"])
+    alone = {f"q{i}": f"{i}번 질문" for i in range(41)}
+    parts = cut(Collection(whole.corpus, alone, {query: {"d": 1} for query in alone}), ["train", "dev", "test"])
+    order = sorted(alone, key=lambda query: text_hash(bare(alone[query])))
+    assert [[*part.queries] for part in parts.values()] == [order[:25], order[25:29], order[29:]]
 
 
 def test_a_test_query_asked_in_training_is_refused_however_it_is_written():

@@ -1,15 +1,23 @@
 """korlab.core.text: what its notebook cannot say by example: all syllables, all numbers, forked processes."""
 
 import multiprocessing
+import re
 import subprocess
 import sys
+import time
 import unicodedata
+from collections import Counter
 
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from korlab.core import text as T
+from korlab.core.errors import LabError
+from korlab.metrics.rouge import pltrdy_baseline, rouge, tokenise
+from korlab.sparse import bm25, search
+from korlab.summarization import summarizer
 
 SYLLABLES = [chr(code) for code in range(0xAC00, 0xD7A4)]
 WORDS = ["학교", "물", "먹었다", "좋아", "갔다.", "'서울'", "(주)", "ㅋㅋ", "AI", "3.5%", "😀"]
@@ -83,16 +91,97 @@ def test_words_without_a_reading_are_errors(word):
         T.particle(word, "은/는")
 
 
+# ---- cleaning -------------------------------------------------------------------------------------------------------
+
+def without_simple_tags(text):
+    "Drop `<a>` and `<b>`, one line at a time, until there are none: an independent way to the same answer."
+    while (shorter := re.sub(r"<[ab][^\S\n]*>", "", text)) != text:
+        text = shorter
+    return text
+
+
 @given(st.text(alphabet="가나 \n\t\u3000\u00a0\u200b\rab.<>0", max_size=40))
 def test_clean_keeps_letters_tidies_blanks_and_is_stable(raw):
-    kept = "".join(c for c in T._TAG.sub("", raw) if not c.isspace() and c != "\u200b")
-    cleaned = T.clean(raw.replace("<", "").replace(">", ""))
+    cleaned, removed = T.clean(raw, gone := []), [one.kind for one in gone]
     assert T.clean(cleaned) == cleaned
     assert "\n\n\n" not in cleaned and "  " not in cleaned and "\u200b" not in cleaned and cleaned == cleaned.strip()
-    plain = T.clean(raw)
-    assert all(plain.count(c) <= raw.count(c) for c in "가나ab.0")
-    if "\u200b" not in raw:
-        assert "".join(plain.split()) == kept
+    kept = without_simple_tags(re.sub("\r\n?", "\n", raw.replace("\u200b", "")))
+    assert "".join(cleaned.split()) == "".join(kept.split())
+    assert removed.count("U+200B") == raw.count("\u200b")
+    assert raw.count("<") - cleaned.count("<") == removed.count("<a>") + removed.count("<b>")
+
+
+@given(st.lists(st.sampled_from(["<", ">", "/", "b", "br", "a href=x", "\\", "n", "r", "\n", "\u2028", "\u200b", "가", " ", "!--", "--", "\u1100",
+                                 "\u1161", "u", ":", "'"]), max_size=24).map("".join))
+def test_cleaning_comes_to_an_end_at_once(raw):
+    cleaned = T.tidy(raw)
+    assert T.tidy(cleaned, gone := []) == cleaned and not gone
+    assert T.clean(T.clean(T.clean(T.clean(raw)))) == cleaned
+
+
+@pytest.mark.parametrize("text", [
+    "어제 <EBS 다큐프라임>이랑 <그것이 알고 싶다> 봤어?", "git push <remote> <branch>", "<kim@example.com>으로 보내.", "<SBS 뉴스>",
+    "a<b인 것 같아.\n#Person2#: 나는 c>d라고 봐.", "a<b and c>d", "x <a\nhref=1> y", "std::vector<int> v; Map<String, List<T>>",
+    "<대화시작> 3 < 5 그리고 <3", "<title>을 <source>에서 <target>으로", "<https://example.com/a?b=c>", "<!-- 지우면\n안 된다 -->", "<b", "b>", "< b >",
+    "&lt;b&gt;굵게&lt;/b&gt; &amp;lt;", r"C:\new\names\readme", r"docs\new: 새 폴더", r"$\nabla f = \nu$", r"줄바꿈은 \n으로 쓴다.", r"'\n' 하나",
+    r"역슬래시 \\n 둘", "첫 줄\n" + r"둘째 줄에는 \n을 쓴다", "ㄱ\u200dㄴ", "👨\u200d👩\u200d👧",
+])
+def test_what_only_looks_like_markup_stays(text):
+    assert T.tidy(text, gone := []) == text
+    assert gone == []
+
+
+@pytest.mark.parametrize(("raw", "clean", "kinds"), [
+    ('<DIV class="x" id=y hidden><p>가요?</p>네<BR />그래<br></div>', "가요?네\n그래", {"<div>": 2, "<p>": 2, "<br>": 2}),
+    ("<a href='https://x.kr/?a=1&b=2'>여기</a> <!-- 메모 -->끝", "여기 끝", {"<a>": 2, "<!-- -->": 1}),
+    ("<<b>br>네 <i <b>class=x>", "네", {"<b>": 2, "<br>": 1, "<i>": 1}),
+    (r"#Person1#: 가요?\n#Person2#: 네.\r\nTom: 또 봐.\nuser: 응", "#Person1#: 가요?\n#Person2#: 네.\nTom: 또 봐.\nuser: 응", {r"\n": 3}),
+    ("\ufeff가요?\u2028네.\x0b응\x0c글쎄\x85또\u2029봐\u2060", "가요?\n네.\n응\n글쎄\n또\n봐",
+     {"U+FEFF": 1, "U+2028": 1, "U+000B": 1, "U+000C": 1, "U+0085": 1, "U+2029": 1, "U+2060": 1}),
+])
+def test_whatever_goes_is_told(raw, clean, kinds):
+    assert T.tidy(raw, gone := []) == clean
+    assert Counter(one.kind for one in gone) == kinds
+    assert all(one.near and len(one.near) <= 80 for one in gone)
+
+
+@pytest.mark.parametrize("hard", [
+    "<a" * 40_000, "<a" * 40_000 + ">" * 40_000, "<!--" * 20_000, "<!-- x -->" * 8_000, "<a href='" * 9_000, "<a " + "x" * 80_000 + ">", "<b>" * 27_000,
+    "<a " + "x= " * 27_000 + ">", "<a" + " " * 80_000 + "x>", r"\n" * 40_000, "\\" * 80_000, "\n" * 80_000, " " * 80_000 + ".", "\u2028" * 80_000,
+], ids=range(14))
+def test_cleaning_takes_time_by_length_alone(hard):
+    begun = time.perf_counter()
+    T.tidy(hard)
+    assert time.perf_counter() - begun < 1.5
+
+
+HALF = "좋아요 \ud83d"
+
+
+@pytest.mark.parametrize("use", [
+    T.normalize, T.text_hash, T.tidy, T.morphemes, T.sentences, T.has_hangul, lambda text: T.morphemes_batch(["가", text], 2), bm25.content_morphemes,
+    bm25.eojeols, lambda text: bm25.BM25({"d": text}), lambda text: bm25.BM25({"d": "가"}).search([text]), summarizer.ready, search.ready,
+    lambda text: tokenise(text, "char"), lambda text: rouge(["가"], [[text]], "eojeol"), lambda text: rouge([text], ["가"]),
+    lambda text: pltrdy_baseline([text], ["가"]),
+])
+def test_half_a_character_is_refused_in_one_sentence(use):
+    if use is T.has_hangul:
+        assert use(HALF)
+        return
+    with pytest.raises(LabError) as caught:
+        use(HALF)
+    told = str(caught.value)
+    assert r"holds half a character (a lone surrogate) after 4 characters ('좋아요 \ud83d')" in told and "\n" not in told
+    told.encode()
+
+
+def test_a_typed_query_that_is_no_text_is_one_sentence():
+    """A terminal in another encoding: Python makes lone surrogates of the bytes."""
+    code = "import sys; from korlab.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "sparse", "search", "막차".encode("cp949")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1, done
+    assert "the query holds half a character" in done.stderr and "Traceback" not in done.stderr
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,6 +16,8 @@ import nbformat
 import optuna
 import pytest
 from conftest import ROOT, TINY
+from test_tracking import Line, OneWeight, Stop, wandb_file, wandb_records
+from transformers import TrainerCallback
 
 from korlab.core import files
 from korlab.core.errors import LabError
@@ -295,6 +297,37 @@ def test_a_failure_is_recorded_and_the_search_goes_on(lab):
     rows = tuning.trial_rows(search)
     assert [row["trial"] for row in rows if row["state"] == "fail"] == [1, 2, 4] and len(rows) == 9
     assert [rows[n]["error"] for n in (1, 4)] == ["MemoryError: no memory left", "ValueError: eval_rougeL is nan"]
+
+
+def test_every_trial_is_a_record_of_its_own_and_says_how_it_ended(lab, monkeypatch):
+    """Three trainings in one process: one runs through, one fails, one is pruned; W&B keeps its first settings for the process."""
+    pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+    class Score(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **_):
+            metrics["eval_rougeL"] = 0.5
+
+    def train(run, model, data, callbacks):
+        number = int(run.folder.name[-3:])
+        with run.stage("train"):
+            extra = [Score(), *callbacks, *([Stop(4, ValueError("loss is nan"))] if number == 1 else [])]
+            return Line(run.config, OneWeight(), run.folder, callbacks=extra, dev=True, note=lambda text: None).train()
+
+    fake = replace(studies.study("summarization"), data=lambda run: None, model=lambda run, data: None, train=train)
+    monkeypatch.setattr(studies, "study", lambda name: fake)
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda trial: trial.number == 2)
+    search = opened(lab, trials=2, values="max_steps=6 eval_steps=3 logging_steps=1 tracking=wandb tracking_offline=true")
+    tuning.optimize(search)
+    assert [t.state.name for t in search.trials] == ["COMPLETE", "FAIL", "PRUNED"]
+    found = [wandb_records(search.trial_folder(number)) for number in range(3)]
+    assert [len(one) for one in found] == [1, 1, 1] and len({one[0][0] for one in found}) == 3
+    assert [one[0][1:3] for one in found] == [("search", [0]), ("search", [1]), ("search", [0])]
+    assert [len(one[0][3]) for one in found] == [6, 4, 3]
+    pruned = wandb_file(next(search.trial_folder(2).rglob("*.wandb")))
+    reason = {item.key: json.loads(item.value_json) for one in pruned for item in one.summary.update}.get("stopped")
+    assert reason == "eval_rougeL is worse than the median of earlier trials at evaluation 1"
 
 
 def test_what_the_lab_refuses_stops_the_search_and_is_tried_again(lab):

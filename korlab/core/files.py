@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import LabError
+from .errors import LabError, printable
 from .settings import portable, shown
 
 # %% ../../nbs/core/02_files.ipynb #68f9a90a
@@ -52,6 +52,10 @@ def atomic(
             with open(draft, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(draft, path)
+        except UnicodeEncodeError as error:
+            near = error.object[max(0, error.start - 20) : error.end]
+            raise FileError(f"{shown(path)} cannot hold half a character (a lone surrogate, in {near!r}): it was cut in "
+                            "two or read in the wrong encoding; correct it where it comes from") from error
         finally:
             draft.unlink(missing_ok=True)
 
@@ -71,7 +75,7 @@ def write_json(
     data: Any,  # anything json can write, without NaN
 ) -> None:
     "Write readable JSON atomically."
-    write(path, json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write(path, printable(json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False)) + "\n")
 
 
 def write_jsonl(
@@ -79,7 +83,7 @@ def write_jsonl(
     rows: Sequence[Mapping[str, Any]],  # one object a line
 ) -> None:
     "Write JSON lines atomically."
-    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write(path, "".join(printable(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows))
 
 # %% ../../nbs/core/02_files.ipynb #abd4a7ce
 def read_json(
@@ -106,7 +110,7 @@ def reading(
     try:
         yield
     except kinds as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = str(error).strip().split("\n")[0] or type(error).__name__
         raise FileError(f"the {what} {portable(str(source))!r} could not be loaded ({first})") from error
 
 # %% ../../nbs/core/02_files.ipynb #257b874a
@@ -122,7 +126,7 @@ def _json_object(
     "Parse one JSON object, refusing repeated keys."
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(made := dict(pairs)) < len(pairs):
-            raise ValueError(f"a key occurs twice: {', '.join(key for key, _ in pairs)}")
+            raise ValueError(printable(f"a key occurs twice: {', '.join(key for key, _ in pairs)}"))
         return made
 
     try:

@@ -13,11 +13,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from .accounts import DataReport, FileFault, Problem, SourceFile, account, check_policy, counted, label
+from korlab.core.accounts import (
+    DataReport,
+    FileFault,
+    Problem,
+    SourceFile,
+    account,
+    account_removed,
+    check_policy,
+    counted,
+    label,
+)
 from .delimited import Shape, Window, is_blank, misplaced, read_header, record_fault, split_records
 from .encodings import Encoding, find_encoding, require_text, text_lines
 from .files import Fault, line_rows, sha256, utf8_lines
-from .schemas import Columns, Row, Schema, Verdict, find_columns, match_columns, match_keys
+from .schemas import Columns, Row, Schema, Verdict, find_columns, half_character, match_columns, match_keys
 from .sources import Part, files_not_read, find_parts, first_words, hub_dataset
 
 # %% ../../nbs/core/15_rows.ipynb #210970df
@@ -221,7 +231,7 @@ def read_rows(
         rows = (_jsonl if schema.line else _READERS[part.format])(part, file, schema)
     number = 0
     for number, (line, found) in enumerate(rows, 1):
-        fault = found if isinstance(found, Fault) else None
+        fault = found if isinstance(found, Fault) else half_character(found)
         yield Row(part.name, number, line, {} if fault else found, fault)
     if not number:
         raise FileFault("header only", "has a header but no rows: add rows or name another file")
@@ -239,6 +249,7 @@ def judged_rows(
     try:
         for row in read_rows(part, file, schema, **hub):
             verdict = Verdict(problems=[row.fault]) if row.fault else schema.judge(row)
+            account_removed(report, row.place, verdict.removed)
             if account(report, file, (row.row, row.line), verdict.problems, schema.warnings):
                 report.nfc_changed += verdict.nfc
                 report.cleaned += verdict.cleaned

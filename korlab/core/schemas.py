@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Item', 'Row', 'Verdict', 'Field', 'find_columns', 'Schema', 'known_columns', 'Columns', 'match_columns', 'match_keys',
-           'as_text', 'text_fault']
+           'as_text', 'text_fault', 'half_character']
 
 # %% ../../nbs/core/12_schemas.ipynb #14237440
 import math
@@ -16,8 +16,9 @@ from numbers import Integral
 from typing import Any, Generic, TypeVar
 
 from .accounts import FileFault, label
+from .errors import printable
 from .files import Fault
-from .text import normalize
+from .text import HALF, Removal, normalize
 
 # %% ../../nbs/core/12_schemas.ipynb #ea580641
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,14 @@ class Verdict(Generic[Item]):
     problems: Sequence[tuple[str, str]] = ()  # kind and detail of everything found, warnings too
     nfc: bool = False  # whether NFC changed a text
     cleaned: bool = False  # whether cleaning changed a text
+    removed: Sequence[Removal] = ()  # what cleaning took out of its texts, also where the row is left out
 
 # %% ../../nbs/core/12_schemas.ipynb #de5b3fcf
 def _column_key(
     name: object,  # column name as found
 ) -> str:  # form in which names are compared
     "Lower-case a column name and unify its separators."
-    return re.sub(r"[\s\-]+", "_", normalize(str(name)).strip("\ufeff \t").casefold())
+    return re.sub(r"[\s\-]+", "_", normalize(printable(str(name))).strip("\ufeff \t").casefold())
 
 # %% ../../nbs/core/12_schemas.ipynb #e2271f2e
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Columns:
 
 # %% ../../nbs/core/12_schemas.ipynb #7775760c
 def _titles(names: Sequence[object]) -> list[str]:
-    return [str(name).strip() or f"(unnamed {i + 1})" for i, name in enumerate(names)]
+    return [printable(str(name)).strip() or f"(unnamed {i + 1})" for i, name in enumerate(names)]
 
 # %% ../../nbs/core/12_schemas.ipynb #071bcd13
 def _require(
@@ -202,7 +204,6 @@ def as_text(
 
 # %% ../../nbs/core/12_schemas.ipynb #242ee0b8
 _NA_LIKE = frozenset({"na", "n/a", "#n/a", "n.a.", "<na>", "nan", "nat", "null", "none", "nil", "-", "--", "없음"})
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # %% ../../nbs/core/12_schemas.ipynb #0964b12b
 def text_fault(
@@ -218,8 +219,21 @@ def text_fault(
         return Fault(f"NA-like {name}", repr(text))
     if "\0" in text:
         return Fault("NUL byte", f"in the {name}")
-    if _SURROGATE.search(text):
-        return Fault("undecodable bytes", f"half a character (a lone surrogate) in the {name}")
     if max_chars and len(text) > max_chars:
         return Fault("too long", f"the {name} has {len(text):,} characters, more than {max_chars:,}")
+    return None
+
+# %% ../../nbs/core/12_schemas.ipynb #687df364
+def half_character(
+    values: Mapping[Any, Any],  # of a row
+) -> Fault | None:  # None if every text in them is text
+    "Look for a lone surrogate in a row, in lists and mappings as well."
+    for name, value in values.items():
+        waiting = [value]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, str) and HALF.search(one):
+                return Fault("undecodable bytes", f"half a character (a lone surrogate) in the {printable(str(name))}")
+            inside = (*one, *one.values()) if isinstance(one, Mapping) else one
+            waiting += inside if isinstance(inside, (list, tuple)) else ()
     return None

@@ -82,7 +82,7 @@ def listed(
 ) -> list[str]:  # the values in normal form
     "Read a list of values; blank lines and the blanks around a value do not count."
     if isinstance(values, str):
-        values = values.splitlines() if "\n" in values else values.split(", ")
+        values = values.split("\n") if "\n" in values else values.split(", ")
     if not (found := [normalize(value.strip()) for value in values if value.strip()]):
         raise TemplateError("a slot needs at least one value")
     return found
@@ -123,7 +123,7 @@ def read_script(
 ) -> list[tuple[str, list[Line]]]:  # heading and lines of each section
     "Read a script; blank lines and the blanks around a line do not count."
     sections: list[tuple[str, list[Line]]] = []
-    for number, source in enumerate(script.splitlines() if isinstance(script, str) else script, 1):
+    for number, source in enumerate(script.split("\n") if isinstance(script, str) else script, 1):
         line = Line(number, " ".join(normalize(source).split()))
         if heading := re.fullmatch(rf"\[({notation.heading})\]", line.source):
             sections.append((heading[1], []))

@@ -26,7 +26,7 @@ class RunParams:
     size: Literal["mini", "full"] = setting("mini", "built on the spot, or the published checkpoint")
     name: str | None = setting(None, "name of the run folder; None makes one from the parameters")
     checkpoint: str | None = setting(None, "local folder or hub id in place of the registered one", needs=_ON_FULL)
-    vocab_size: int | None = setting(None, "pieces of the tokenizer trained on the spot", low=100, needs=_ON_MINI)
+    vocab_size: int | None = setting(None, "pieces of the tokenizer trained on the spot", low=100, high=1_000_000, needs=_ON_MINI)
 
 # %% ../../nbs/experiment/01_config.ipynb #d7dc830f
 ON_OWN_DATA = Needs("data", "something other than 'embedded'", lambda data: data != "embedded")
@@ -58,12 +58,12 @@ class RowParams:
 class ComputingParams:
     "Where and how a run computes."
 
-    seed: int | None = setting(None, "seed of everything random; None takes it from settings.ini", low=0)
+    seed: int | None = setting(None, "seed of everything random; None takes it from settings.ini", low=0, high=2**32 - 1)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where to compute", rescore=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = setting(
         None, "number format of the matrix work", rescore=True
     )
-    threads: int | None = setting(None, "processor threads; None leaves it to torch", low=1)
+    threads: int | None = setting(None, "processor threads; None leaves it to torch", low=1, high=1024)
 
 # %% ../../nbs/experiment/01_config.ipynb #3bd00202
 _ON_PATIENCE = Needs("patience", "above 0", bool)
@@ -85,17 +85,19 @@ class TrainingParams:
         None, "warm-up: below 1 a share of the updates, from 1 a number of them", low=0, needs=_ON_FALLING
     )
     weight_decay: float | None = setting(None, "decoupled weight decay", low=0, high=1)
-    adam_beta2: float | None = setting(None, "AdamW's second-moment decay", above=0, high=1)
+    adam_beta2: float | None = setting(None, "AdamW's second-moment decay", above=0, high=0.999999)
     max_grad_norm: float | None = setting(None, "gradient clipping; 0 turns it off", low=0)
-    batch_size: int | None = setting(None, "rows a forward pass; with a token budget, their average number", low=1)
-    accumulation: int | None = setting(None, "forward passes an update", low=1)
+    batch_size: int | None = setting(
+        None, "rows a forward pass; with a token budget, their average number", low=1, high=1_000_000
+    )
+    accumulation: int | None = setting(None, "forward passes an update", low=1, high=1_000_000)
     batching: Literal["tokens", "length", "random"] | None = setting(
         None, "how rows meet: a token budget, groups of like length, by chance"
     )
     gradient_checkpointing: bool | None = setting(None, "recompute activations: slower, less memory")
-    workers: int | None = setting(None, "data loading processes", low=0)
+    workers: int | None = setting(None, "data loading processes", low=0, high=256)
     eval_steps: float | None = setting(None, "evaluate and save: below 1 a share of the run, from 1 updates", above=0)
-    eval_batch_size: int | None = setting(None, "rows a generation batch", low=1, rescore=True)
+    eval_batch_size: int | None = setting(None, "rows a generation batch", low=1, high=1_000_000, rescore=True)
     keep_checkpoints: int | None = setting(None, "how many checkpoints to keep, the best among them", low=1)
     patience: int | None = setting(None, "stop after so many evaluations without improvement; 0 never stops", low=0)
     threshold: float | None = setting(None, "what counts as improvement", low=0, needs=_ON_PATIENCE)
@@ -115,11 +117,11 @@ class TrackingParams:
     tracking: Literal["tensorboard", "wandb", "mlflow", "none"] = setting(
         "tensorboard", "where curves are written besides history.jsonl"
     )
-    tracking_project: str | None = setting(None, "W&B project or MLflow experiment; None is korlab", needs=_ON_SERVICE)
-    tracking_entity: str | None = setting(None, "W&B user or team; None is the account's own", needs=_ON_WANDB)
+    tracking_project: str | None = setting(None, "W&B project or MLflow experiment; None is the environment's, or korlab", needs=_ON_SERVICE)
+    tracking_entity: str | None = setting(None, "W&B user or team; None is the environment's, or the account's own", needs=_ON_WANDB)
     tracking_tags: str | None = setting(None, "words to find the run by, separated by commas", needs=_ON_SERVICE)
     tracking_offline: bool | None = setting(
-        None, "keep the record in the run folder and send nothing", needs=_ON_SERVICE
+        None, "keep the record in the run folder and send nothing; None lets WANDB_MODE decide", needs=_ON_SERVICE
     )
 
 # %% ../../nbs/experiment/01_config.ipynb #313421b7

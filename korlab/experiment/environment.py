@@ -50,7 +50,7 @@ def _git_state() -> dict[str, Any]:
 def cpu_name() -> str:
     "What the processor calls itself."
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text().split("\n") if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

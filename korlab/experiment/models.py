@@ -52,7 +52,7 @@ def loading(
     try:
         yield
     except errors as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"the {what} {source!r} could not be loaded ({first}). Three ways to get it: connect to the Hugging Face "
             f"Hub (set HF_TOKEN if it is gated), download it once with `hf download {source}` so that the cache has "

@@ -188,8 +188,8 @@ def configure(
     choice = checked(RunParams, {k: given[k] for k in ("model", "size") if k in given})
     entry = model(choice.model or settings().model)
     check_name(given.get("name"))
-    config = config_of(parameters(entry.study).Params, _mine(given, entry), entry.recipes[choice.size])
-    config = config.but(model=entry.name, seed=settings().seed if config.computing.seed is None else config.computing.seed)
+    mine = _mine(given, entry) | ({"seed": settings().seed} if given.get("seed") is None else {})
+    config = config_of(parameters(entry.study).Params, mine, entry.recipes[choice.size]).but(model=entry.name)
     _refuse_unfit(config, entry)
     return config
 

@@ -436,10 +436,10 @@ class Training(_Halving):
         "Train to the end, with smaller batches where memory is short; keep the best weights and save them."
         if not self.indivisible:
             _keep(self.trainable(), self._start_file)
-        while (full := _full_memory(lambda: self._go(resume))) is not None:
-            self._shrink(full)
+        with tracking.recorded(self.config, self.folder, self.trainer.is_world_process_zero()):
+            while (full := _full_memory(lambda: self._go(resume))) is not None:
+                self._shrink(full)
         self._start_file.unlink(missing_ok=True)
-        tracking.finish(self.config)
         found = outcome(self.trainer, self.config, self.place)
         return found | {"final_model_path": str(self.save(self.folder / "model"))}
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import __version__
 from ..core.files import write
-from ..core.text import PLACEHOLDER, has_hangul, kiwi_version, morphemes, morphemes_batch, normalize
+from ..core.text import PLACEHOLDER, check_text, has_hangul, kiwi_version, morphemes, morphemes_batch, normalize
 from .stats import Paired, bootstrap_table, compare_tables
 
 # %% ../../nbs/metrics/01_rouge.ipynb #3222f749
@@ -272,7 +272,7 @@ def _text_key(
     text: str,  # a reference
 ) -> str:  # sha256 of the text in NFC
     "Name of a text in the cache."
-    return hashlib.sha256(normalize(text).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(normalize(text).encode()).hexdigest()
 
 
 def _cache_file(
@@ -432,10 +432,11 @@ def _check_texts(
     predictions: Sequence[object],  # n items
     groups: Sequence[Sequence[object]],  # a list of items for each
 ) -> None:
-    "Raise a TypeError for what is not text and a ValueError for a prediction without reference."
+    "Raise a TypeError or `TextError` for what is not text and a ValueError for a prediction without reference."
     for where, text in _places(predictions, groups):
         if not isinstance(text, str):
             raise TypeError(f"{where} is {text!r}, not text: an empty prediction is ''")
+        check_text(text, where)
     for i, group in enumerate(groups):
         if not group:
             raise ValueError(f"references[{i}] is empty: every prediction needs at least one reference")

@@ -28,7 +28,7 @@ def _directives(
     source: str,  # a code cell
 ) -> dict[str, str]:  # e.g. {"hide": "", "default_exp": "report"}
     "Read the `#|` lines of a code cell."
-    return {m[1]: m[2].strip() for m in map(_DIRECTIVE.match, source.splitlines()) if m}
+    return {m[1]: m[2].strip() for m in map(_DIRECTIVE.match, source.split("\n")) if m}
 
 # %% ../../nbs/report/01_clean.ipynb #a207611d
 _HIDING_TAGS = {"hide", "remove-cell", "parameters", "injected-parameters", "papermill-error-cell-tag"}
@@ -45,15 +45,16 @@ def _hidden(
 # %% ../../nbs/report/01_clean.ipynb #08e2760d
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_BAR = re.compile(r"^.*(?:\d+%\|.*\|\s*\S+/\S+.*\[|\d+it \[\d+:\d+).*\n?", re.MULTILINE)  # tqdm, total known or not
+_OVERWRITTEN = re.compile(r"^[^\n]*\r(?=[^\n])", re.MULTILINE)
+_BAR = re.compile(r"\d%\|[^|\n]*\|[^\S\n]*[^\s/|]+/[^\s|]+[^\S\n]*\[|\dit \[\d+:\d")  # tqdm, total known or not
 
 
 def _plain(
     text: str,  # what a program printed
 ) -> str:  # what a person reads
     "Remove terminal colours, links and control characters, overwritten lines and progress bars."
-    text = re.sub(r"[^\n]*\r(?=[^\n])", "", _ANSI.sub("", text).replace("\r\n", "\n"))
-    return _CONTROL.sub("", _BAR.sub("", text))
+    text = _OVERWRITTEN.sub("", _ANSI.sub("", text).replace("\r\n", "\n"))
+    return _CONTROL.sub("", "".join(line for line in re.findall(r"[^\n]*\n|[^\n]+", text) if not _BAR.search(line)))
 
 # %% ../../nbs/report/01_clean.ipynb #ae4001d8
 _BARE_FIGURE = re.compile(r"\[?<(?:Figure size|Axes|matplotlib\.|BarContainer)")
@@ -133,7 +134,7 @@ def _clean_code(cell: "NotebookNode", heading: str) -> None:
     _clean_outputs(cell, heading)
     if tags & {"remove-output", "hide-output"} or "hide_output" in flags:
         cell.outputs = []
-    cell.source = "\n".join(line for line in cell.source.splitlines() if not _DIRECTIVE.match(line)).strip("\n")
+    cell.source = "\n".join(line for line in cell.source.split("\n") if not _DIRECTIVE.match(line)).strip("\n")
     if tags & {"remove-input", "hide-input"} or "hide_input" in flags or flags.get("echo") == "false":
         cell.source = ""
 

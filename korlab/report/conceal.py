@@ -21,7 +21,7 @@ def _dotenv(
     file: Path,  # lines of NAME=value
 ) -> list[tuple[str, str]]:  # names and values, without quotes; empty where there is no such file
     "Read an environment file."
-    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text("utf-8").split("\n") if file.is_file() else []
     pairs = [line.removeprefix("export ").split("=", 1) for line in lines if "=" in line]
     return [(name.strip(), value.strip().strip("'\"")) for name, value in pairs]
 

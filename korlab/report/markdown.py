@@ -93,7 +93,7 @@ def _picture(output: Mapping, kind: str) -> str:
 def _html_block(source: str) -> str:
     "HTML inside Markdown: without styles and scripts, and without the blank lines that would end it."
     source = re.sub(r"<(style|script)\b.*?</\1>", "", source, flags=re.DOTALL | re.IGNORECASE)
-    return "\n".join(line.strip() for line in source.splitlines() if line.strip())
+    return "\n".join(line.strip() for line in source.split("\n") if line.strip())
 
 # %% ../../nbs/report/02_markdown.ipynb #dacdb7ee
 _TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}

@@ -16,7 +16,7 @@ from ..core.settings import root
 from ..core.tables import Markdown, bullets, pipe_table
 from ..experiment import results
 from ..experiment.studies import Page, StudyError
-from .facts import how_to_repeat, problem_rows, source_rows
+from .facts import how_to_repeat, problem_rows, removed_rows, source_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,6 +87,9 @@ def sources(
     yield bullets(run.read("data")["notes"])
     yield pipe_table(source_rows(run), empty="내장 말뭉치라서 읽은 파일이 없다.", literal=True)
     yield pipe_table(problem_rows(run), empty="문제가 있는 행이 없다.", literal=True)
+    if removed := removed_rows(run):
+        yield Markdown("글을 정리하며 지운 것(`\\n`은 줄바꿈으로 바꿨다). 지우면 안 되는 것이 있으면 그 행을 고쳐 쓴다.")
+        yield pipe_table(removed, literal=True)
 
 
 def scores(

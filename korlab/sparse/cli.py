@@ -113,7 +113,6 @@ def _own(study: str, experiment: Path) -> None:
     if study != "sparse":
         raise ParameterError(f"{experiment} trains a model of {study}: name an experiment of sparse, e.g. params/sparse/ko.yaml")
 
-
 # %% ../../nbs/sparse/64_cli.ipynb #8f2c97dd
 @app.command()
 def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
@@ -310,11 +309,12 @@ def search(
     "Find passages, and say which tokens decided."
     import shutil
 
-    if not query.strip():
-        raise ParameterError("the query is empty: type what you are looking for")
+    from korlab.sparse.search import ready
+
+    query = ready(query)
     if opensearch:
         _without_effect("with", documents=documents, index=index)
-        hits = _from_opensearch(query.strip(), run, opensearch, mode or "sparse", k)
+        hits = _from_opensearch(query, run, opensearch, mode or "sparse", k)
     else:
         _without_effect("without", mode=mode)
         hits = _from_folder(query, run, documents, str(index) if index else None, k)

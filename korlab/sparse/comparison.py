@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import read_json, read_jsonl
-from ..core.tables import Markdown, escape, pipe_table
+from ..core.tables import Markdown, escape, one_line, pipe_table
 from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import Page, SideBySide
@@ -82,8 +82,8 @@ def _question(rows: Mapping[str, Mapping[str, Any]], why: str, measure: "Measure
          "first passage": passages.get(row["first"][OURS]), "decisive tokens": in_words(row["decisive"]["first"])}
         for label, row in rows.items()
     ], literal=True)
-    answer = escape(passages[first["relevant"][0]]) if first["relevant"] else "–"
-    return f"### {escape(first['text'])}\n\n{why}. 답: {answer}\n\n{table}"
+    answer = one_line(escape(passages[first["relevant"][0]])) if first["relevant"] else "–"
+    return f"### {one_line(escape(first['text']))}\n\n{why}. 답: {answer}\n\n{table}"
 
 # %% ../../nbs/sparse/62_comparison.ipynb #38f96a97
 def gallery(

@@ -290,7 +290,7 @@ def _judgement(
     line: str,  # Its text
 ) -> dict[str, str] | Fault | None:  # `query-id`, `corpus-id` and `score`; None for a header
     "Take a line of judgements apart."
-    cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+    cells = line.rstrip("\r\n").split("\t") if "\t" in line else re.findall(r"[^ \r\n]+", line)
     if number == 1 and _HEADER & set(cells):
         return None
     if len(cells) not in (3, 4):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import charts
 from ..core.files import read_json, read_jsonl
-from ..core.tables import Markdown, escape, facts, pipe_table, signed
+from ..core.tables import Markdown, escape, facts, one_line, pipe_table, signed
 from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import Page
@@ -148,7 +148,7 @@ def gallery(
     rows = sorted(read_jsonl(run.path("rankings", f"{name}.jsonl")), key=_lead)
     passages = read_json(run.path("rankings", f"{name}.passages.json"))
     lost, won = [row for row in rows[:n] if _lead(row) < 0], [row for row in rows[::-1][:n] if _lead(row) > 0]
-    parts = [f"### {kind}: {escape(row['text'])}\n\n{_beside(run, row, passages)}"
+    parts = [f"### {kind}: {one_line(escape(row['text']))}\n\n{_beside(run, row, passages)}"
              for kind, some in (("졌다", lost), ("이겼다", won)) for row in some]
     return Markdown("\n\n".join(parts) or "두 방법이 모든 질문에서 같다.")
 

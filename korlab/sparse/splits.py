@@ -8,12 +8,13 @@ __all__ = ['SHARES', 'Splits', 'cut', 'split_for', 'is_collection', 'load_splits
 # %% ../../nbs/sparse/12_splits.ipynb #c86eca9c
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from ..core import splitting
 from ..core.settings import portable
 from ..core.sources import Part, find_parts, is_hub_id, split_names
-from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.params import ParameterError
 from .data import Collection, Triple, bare, check_isolation, judged_splits, load_beir, load_triples
@@ -66,26 +67,29 @@ def _check_splits(
 SHARES: dict[str, float] = {"train": 0.6, "dev": 0.1, "test": 0.3}  # of the questions of a collection with one split
 
 
-def _ends(shares: Sequence[float], n: int) -> list[int]:
-    return [round(n * sum(shares[: i + 1])) for i in range(len(shares))]
+def _sizes(
+    names: Sequence[str],  # keys of SHARES
+    n: int,  # questions
+) -> list[int]:  # questions of each, together n
+    "How many questions each split should get."
+    total = sum(SHARES[name] for name in names)
+    ends = [round(n * share) for share in accumulate(SHARES[name] / total for name in names)]
+    return [end - start for start, end in zip([0, *ends], ends)]
 
 # %% ../../nbs/sparse/12_splits.ipynb #4b021ec2
 def cut(
     whole: Collection,  # one judged split
     names: Sequence[str],  # what it is cut into, keys of SHARES
 ) -> dict[str, Collection]:  # the same corpus, other questions
-    "Share out the questions of a split by their hash."
-    groups: dict[str, list[str]] = {}
-    for query, text in whole.queries.items():
-        groups.setdefault(bare(text), []).append(query)
-    order, total, start, parts = sorted(groups, key=text_hash), sum(SHARES[name] for name in names), 0, {}
-    for name, end in zip(names, _ends([SHARES[name] / total for name in names], len(order))):
-        ids = [query for key in order[start:end] for query in groups[key]]
-        if not ids:
-            raise ParameterError(f"{len(order)} judged questions are too few to be cut into {', '.join(names)}")
-        parts[name] = Collection(whole.corpus, {q: whole.queries[q] for q in ids}, {q: whole.qrels[q] for q in ids})
-        start = end
-    return parts
+    "Share out the questions of a split by their hash; what is asked in the same words stays together."
+    parts = splitting.cut([*whole.queries], lambda q: bare(whole.queries[q]), _sizes(names, len(whole.queries)))
+    if not all(parts):
+        asked = len({bare(text) for text in whole.queries.values()})
+        raise ParameterError(f"{asked} judged questions are too few to be cut into {', '.join(names)}")
+    return {
+        name: Collection(whole.corpus, {q: whole.queries[q] for q in ids}, {q: whole.qrels[q] for q in ids})
+        for name, ids in zip(names, parts)
+    }
 
 # %% ../../nbs/sparse/12_splits.ipynb #df052386
 _ALSO = {"validation": "dev", "valid": "dev"}  # what others call a split -> what it is called here
@@ -117,8 +121,11 @@ def _complete(found: dict[str, Collection], source: str) -> list[str]:
     donor = "train" if "train" in found else max(found, key=lambda name: len(found[name].queries))
     parts = cut(found[donor], [name for name in SHARES if name in (donor, *lacking)])
     counts = ", ".join(f"{name} {len(one.queries)}" for name, one in parts.items())
+    notes = [f"{portable(source)} judges {', '.join(judged)} only: {donor} was split by hash into {counts}."]
+    if alike := splitting.companions([*found[donor].queries.values()], bare):
+        notes.append(f"{alike} questions of it are asked in the same words as another and stayed on its side.")
     found |= parts
-    return [f"{portable(source)} judges {', '.join(judged)} only: {donor} was split by hash into {counts}."]
+    return notes
 
 # %% ../../nbs/sparse/12_splits.ipynb #9f4577e4
 def _triples_of(judged: Collection) -> list[Triple]:
@@ -171,7 +178,6 @@ def _refuse_judged(data: str, parts: Sequence[Part]) -> None:
     if judged := [file.name for file in files if (names := split_names(file)) and "train" not in names]:
         raise ParameterError(f"data={portable(data)!r}: {', '.join(judged)} would be learnt from, too, although the name "
                              f"says dev or test; pass the training file itself as data")
-
 
 # %% ../../nbs/sparse/12_splits.ipynb #2108410a
 def _from_files(config: Config[Params]) -> Splits:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from ..core.tables import escape
+from ..core.tables import escape, one_line
 
 # %% ../../nbs/summarization/41_cards.ipynb #73ce48a3
 KINDS = {"wrong": "틀린 내용", "swap": "화자 바뀜", "missing": "빠짐"}
@@ -83,7 +83,7 @@ def _html_piece(text: str, kind: str) -> str:
 # %% ../../nbs/summarization/41_cards.ipynb #0dc51941
 def _markdown_piece(text: str, kind: str) -> str:
     "One piece of a prediction as Markdown."
-    text = escape(text).replace("\n", "<br>")
+    text = one_line(escape(text))
     name = f"<sup>{KINDS[kind]}</sup>" if kind in ("swap", "missing") else ""
     return f"<b>{text or '‸'}</b>{name}" if kind else text
 
@@ -106,7 +106,7 @@ class _Card:
 # %% ../../nbs/summarization/41_cards.ipynb #d295e265
 def _html_card(card: _Card) -> str:
     "A card as HTML: two columns under a line with name and note."
-    turns = "".join(map(_html_turn, card.dialogue.splitlines()))
+    turns = "".join(map(_html_turn, card.dialogue.split("\n")))
     references = "".join(f"<p>{_people(text)}</p>" for text in card.references)
     answers = "".join(f"<h5>{html.escape(name or '모델의 요약')}</h5><p>{''.join(_html_piece(*p) for p in pieces)}</p>"
                       for name, pieces in card.answers)
@@ -117,8 +117,8 @@ def _html_card(card: _Card) -> str:
 # %% ../../nbs/summarization/41_cards.ipynb #3fd5c58c
 def _markdown_card(card: _Card) -> str:
     "A card as Markdown: the dialogue as a quotation, a table of reference and answers."
-    turns = "\\\n".join(map(_markdown_turn, filter(str.strip, card.dialogue.splitlines())))
-    reference = "<br>".join(escape(text).replace("\n", "<br>") for text in card.references)
+    turns = "\\\n".join(map(_markdown_turn, filter(str.strip, card.dialogue.split("\n"))))
+    reference = "<br>".join(one_line(escape(text)) for text in card.references)
     answers = "".join(f"\n| {escape(name or '모델')} | {''.join(_markdown_piece(*p) for p in pieces)} |"
                       for name, pieces in card.answers)
     note = f" · {escape(card.note)}" if card.note else ""

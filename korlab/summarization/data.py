@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from ..core import splitting
+from ..core.accounts import counted
 from ..core.settings import shown
 from ..core.sources import SUFFIXES, is_hub_id, split_names
 from ..core.text import text_hash
@@ -80,16 +82,19 @@ def _find_split_files(
     return found
 
 # %% ../../nbs/summarization/13_data.ipynb #d663e5b3
-def _take_out(
-    rows: list[Dialogue],  # shortened in place
-    share: float,  # of the rows to take, 0 to 1
-) -> list[Dialogue]:  # the rows taken
-    "Take a share of the rows, chosen by the hash of their dialogue; at least one, never all."
-    order = sorted(rows, key=lambda row: text_hash(row.dialogue))
-    taken = {id(row) for row in order[: min(max(1, round(len(rows) * share)), len(rows) - 1)]}
-    out = [row for row in rows if id(row) in taken]
-    rows[:] = [row for row in rows if id(row) not in taken]
-    return out
+def _some(n: int, share: float) -> int:
+    return min(max(1, round(n * share)), n - 1)
+
+
+def _sizes(
+    n: int,  # rows of train, or of dev where only test is lacking
+    lacking: Sequence[str],  # dev, test or both
+) -> dict[str, int]:  # split -> rows, together n; in the order in which rows are taken by hash
+    "How many rows each split should get: dev a tenth of train, test half of dev, at least one, never all."
+    dev = _some(n, 0.1) if "dev" in lacking else n
+    test = _some(dev, 0.5) if "test" in lacking else 0
+    sizes = {"test": test, "dev": dev - test, "train": n - dev}
+    return {name: size for name, size in sizes.items() if size}
 
 # %% ../../nbs/summarization/13_data.ipynb #ab6f170a
 def _sources(
@@ -108,11 +113,17 @@ def _sources(
     return found
 
 # %% ../../nbs/summarization/13_data.ipynb #14120fb7
-def _check_enough(rows: dict[str, list[Dialogue]]) -> None:
+def _check_enough(
+    rows: Sequence[Dialogue],  # that splits are taken out of
+    lacking: Sequence[str],  # the splits
+) -> None:
     "Raise a `ParameterError` where there are too few rows to take what is missing from."
-    if "dev" not in rows and len(rows["train"]) < 20 or "test" not in rows and len(rows.get("dev", [])) == 1:
+    different = len({text_hash(row.dialogue) for row in rows})
+    if "dev" in lacking and len(rows) < 20 or different <= len(lacking):
+        of = f" of {counted(different, 'dialogue')}" if different < len(rows) else ""
         raise ParameterError(
-            f"{len(rows['train'])} rows are too few to take dev and test from: give dev_data and test_data"
+            f"{len(rows)} rows{of} are too few to take {' and '.join(lacking)} from: "
+            f"give {' and '.join(f'{name}_data' for name in lacking)}"
         )
 
 # %% ../../nbs/summarization/13_data.ipynb #1fcc3cbd
@@ -123,18 +134,34 @@ def _without_bare_test(splits: Splits) -> None:
         note = f"The test file has {bare} rows without summary and is not scored; use evaluate.ipynb on it."
         splits.notes.append(note)
 
+# %% ../../nbs/summarization/13_data.ipynb #4596f0f4
+def _take_out(
+    rows: dict[str, list[Dialogue]],  # split -> rows; those that are lacking are added
+    lacking: Sequence[str],  # dev, test or both
+) -> int:  # rows that stayed with another of the same dialogue
+    "Take the splits that are lacking out of train, or test out of dev; the rows of each keep their order."
+    whole, said = rows["train" if "dev" in lacking else "dev"], lambda row: row.dialogue
+    _check_enough(whole, lacking)
+    sizes = _sizes(len(whole), lacking)
+    for name, part in zip(sizes, splitting.cut(whole, said, [*sizes.values()])):
+        taken = {id(row) for row in part}
+        rows[name] = [row for row in whole if id(row) in taken]
+    return splitting.companions(whole, said)
+
 # %% ../../nbs/summarization/13_data.ipynb #f4689b1f
 def _complete(splits: Splits) -> None:
     "Make sure that dev and a scored test exist, and say where they came from."
     rows = splits.rows
-    _check_enough(rows)
     _without_bare_test(splits)
-    if "dev" not in rows:
-        rows["dev"] = _take_out(rows["train"], 0.1)
-        splits.notes.append(f"No dev rows were given: {len(rows['dev'])} were taken out of train by hash.")
-    if "test" not in rows:
-        rows["test"] = _take_out(rows["dev"], 0.5)
-        splits.notes.append(f"No scored test rows were given: {len(rows['test'])} were taken out of dev by hash.")
+    if lacking := [name for name in ("dev", "test") if name not in rows]:
+        alike = _take_out(rows, lacking)
+        if "dev" in lacking:
+            taken = len(rows["dev"]) + len(rows["test"]) * ("test" in lacking)
+            splits.notes.append(f"No dev rows were given: {taken} were taken out of train by hash.")
+        if "test" in lacking:
+            splits.notes.append(f"No scored test rows were given: {len(rows['test'])} were taken out of dev by hash.")
+        if alike:
+            splits.notes.append(f"{alike} rows share their dialogue with another and stayed on its side.")
     splits.rows = {name: rows[name] for name in ("train", "dev", "test")}
 
 # %% ../../nbs/summarization/13_data.ipynb #7b7bc6f1

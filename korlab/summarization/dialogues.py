@@ -7,7 +7,6 @@ __all__ = ['Dialogue', 'dialogues', 'LoadedDialogues', 'load_dialogues', 'check_
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #4803c259
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.accounts import DataError, DataReport, check_outcome, check_policy, counted, spread
-from ..core.files import Fault, atomic
+from ..core.files import Fault, atomic, write_jsonl
 from ..core.rows import load_rows
 from ..core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
 from ..core.sources import find_parts
-from ..core.text import PLACEHOLDER, normalize, text_hash, tidy
+from ..core.text import PLACEHOLDER, Removal, normalize, text_hash, tidy
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #4489077a
 @dataclass(frozen=True, slots=True)
@@ -150,12 +149,13 @@ def _judge(
     if wrong := [name for name, texts in raw.items() if None in texts]:
         return Verdict(problems=[Fault("not text", f"the {name} is not text") for name in wrong])
     nfc = {name: [normalize(text or "") for text in texts] for name, texts in raw.items()}
-    done = {name: [text.strip() if name == "fname" else tidy(text) for text in texts] for name, texts in nfc.items()}
+    gone: list[Removal] = []
+    done = {name: [text.strip() if name == "fname" else tidy(text, gone) for text in texts] for name, texts in nfc.items()}
     summaries, problems = _row_faults(done, need_summary, max_chars)
     if any(fault.kind not in _WARNINGS for fault in problems):
-        return Verdict(problems=problems)
+        return Verdict(problems=problems, removed=gone)
     dialogue = Dialogue(done["fname"][0], done["dialogue"][0], tuple(summaries), "".join(done["topic"]))
-    return Verdict(dialogue, problems + _repeats(dialogue, row.place, seen), nfc != raw, done != nfc)
+    return Verdict(dialogue, problems + _repeats(dialogue, row.place, seen), nfc != raw, done != nfc, gone)
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #8cf94360
 def _columns(row: Dialogue) -> dict[str, object]:
@@ -238,12 +238,12 @@ def save_dialogues(
     path, items = Path(path), _as_columns(rows)
     if not items or path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         raise ValueError(f"{path}: name a .csv, .tsv or .jsonl file" if items else f"{path}: there are no rows to save")
+    if path.suffix.lower() == ".jsonl":
+        write_jsonl(path, items)
+        return path
     with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix.lower() == ".jsonl":
-            file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        else:
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            writer = csv.DictWriter(file, list(items[0]), delimiter=delimiter, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(items)
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        writer = csv.DictWriter(file, list(items[0]), delimiter=delimiter, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(items)
     return path

@@ -35,14 +35,14 @@ def _first_turn(
     dialogue: str,  # lines of "#Person1#: text"
 ) -> str:  # the text of the first line
     "Baseline: what the first speaker says first."
-    return _utterance(dialogue.splitlines()[0])
+    return _utterance(dialogue.split("\n")[0])
 
 
 def longest_turn(
     dialogue: str,  # lines of "#Person1#: text"
 ) -> str:  # the text of the longest line
     "Baseline: the longest thing anybody says."
-    return max((_utterance(line) for line in dialogue.splitlines()), key=len)
+    return max((_utterance(line) for line in dialogue.split("\n")), key=len)
 
 # %% ../../nbs/summarization/42_evaluation.ipynb #12e967e9
 def _baselines(rows: Sequence[Dialogue]) -> dict[str, list[str]]:

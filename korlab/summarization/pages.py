@@ -102,6 +102,17 @@ def _limits(run: Run[Params]) -> Iterator[Any]:
     "What the scores do not tell: which kinds of mistakes there are."
     yield pipe_table(mistakes(run), empty="정답이 없어 셀 수 없다.")
 
+# %% ../../nbs/summarization/60_pages.ipynb #e6a05412
+def _shares(
+    sizes: Sequence[int],  # rows of each kind
+    n: int,  # wanted in all
+) -> list[int]:  # of each kind; n in all where there are so many
+    "Divide a number among kinds, as evenly as their rows allow."
+    shares = [0] * len(sizes)
+    for _ in range(min(n, sum(sizes))):
+        shares[min((i for i, size in enumerate(sizes) if shares[i] < size), key=shares.__getitem__)] += 1
+    return shares
+
 # %% ../../nbs/summarization/60_pages.ipynb #220e4c7a
 def _spread_out(
     rows: Sequence[Mapping[str, Any]],  # of predictions/<split>.jsonl
@@ -110,11 +121,8 @@ def _spread_out(
     "Choose rows of every kind."
     rows = sorted(rows, key=lambda row: row["rouge1"])
     kinds = [[row for row in rows if row["kind"] == kind] for kind in ("other", "speakers", "exact")]
-    kinds, chosen = [found for found in kinds if found], list[Mapping[str, Any]]()
-    for i, found in enumerate(kinds):
-        share = min((n - len(chosen)) // (len(kinds) - i), len(found))
-        chosen += [found[round(k * (len(found) - 1) / max(1, share - 1))] for k in range(share)]
-    return chosen
+    return [found[round(k * (len(found) - 1) / max(1, share - 1))]
+            for found, share in zip(kinds, _shares(list(map(len, kinds)), n)) for k in range(share)]
 
 # %% ../../nbs/summarization/60_pages.ipynb #50301f49
 _KINDS = {"exact": "정확히 같음", "speakers": "화자만 틀림", "other": "다름"}

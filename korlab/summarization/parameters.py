@@ -31,7 +31,7 @@ class Params:
     max_target_length: int | None = setting(
         None, "longest summary in tokens, for training and generation", low=4, rescore=True
     )
-    num_beams: int | None = setting(None, "beams of the search; 1 is greedy", low=1, rescore=True)
+    num_beams: int | None = setting(None, "beams of the search; 1 is greedy", low=1, high=1000, rescore=True)
     min_target_length: int | None = setting(None, "shortest generated summary in tokens", low=0, rescore=True)
     length_penalty: float | None = setting(None, "above 0 favours longer beams", needs=_ON_BEAMS, rescore=True)
     no_repeat_ngram_size: int | None = setting(
@@ -57,7 +57,7 @@ class Params:
     adapter: Literal["full", "lora", "qlora", "unsloth", "auto"] | None = setting(
         None, "train all weights, or an adapter on a frozen base, which qlora and unsloth keep in 4 bits"
     )
-    lora_rank: int | None = setting(None, "rank of the adapter's matrices", low=1, needs=_ON_ADAPTER)
+    lora_rank: int | None = setting(None, "rank of the adapter's matrices", low=1, high=10_000, needs=_ON_ADAPTER)
     lora_alpha: int | None = setting(None, "scale of the adapter; alpha / rank multiplies it", low=1, needs=_ON_ADAPTER)
     lora_dropout: float | None = setting(None, "dropout before the adapter", low=0, high=0.9, needs=_ON_ADAPTER)
     lora_targets: str | None = setting(

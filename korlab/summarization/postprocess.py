@@ -27,7 +27,7 @@ def drop_repeats(
     return text
 
 # %% ../../nbs/summarization/23_postprocess.ipynb #a2057278
-_BETWEEN = re.compile(r"((?<=[^\d\s][.!?…])\s+|\s*\n\s*)")
+_BETWEEN = re.compile(r"((?<=[^\d\s][.!?…])\s+|(?<!\s)\s*\n\s*)")
 
 
 def _pieces(text: str) -> list[tuple[str, str]]:
@@ -71,7 +71,7 @@ def tidy(
     text: str,  # a summary
 ) -> str:  # the same with plain punctuation
     "Drop blanks before punctuation and repeated punctuation."
-    text = re.sub(r"\s+(?=[.,!?](?!\d))", "", text)
+    text = re.sub(r"(?<!\s)\s+(?=[.,!?](?!\d))", "", text)
     return re.sub(r"([.,!?])\1+", lambda found: "..." if found[0].startswith("...") else found[1], text)
 
 # %% ../../nbs/summarization/23_postprocess.ipynb #1de9f05d

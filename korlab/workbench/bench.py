@@ -34,7 +34,7 @@ def peak_mib(
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text().splitlines()
+        status = Path("/proc/self/status").read_text().split("\n")
         return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
     except (OSError, StopIteration):
         return None

@@ -118,7 +118,7 @@ def last_words(
     code: int,  # its exit code; below 0 the signal that ended it
 ) -> str:
     "The last a failed process said."
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
     how = f"the process was ended by signal {-code}" if code < 0 else f"exit code {code}"
     return lines[-1][:500] if lines and code > 0 else how
 

@@ -29,6 +29,7 @@ from ..experiment.config import Config
 from ..experiment.params import ParameterError, checked, unknown_name
 from ..experiment.runs import Run, RunError, differences, locked, open_run
 from ..experiment.studies import Study
+from ..experiment.tracking import Stopped, remember
 from ..metrics.measures import Measure, ranked
 from .spaces import TuneParams, base_values, found_file, load_space, runnable
 
@@ -231,6 +232,9 @@ def reporter(
     known = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
     clock = _Clock(trial)
 
+    class Hopeless(Stopped, TrialPruned):
+        "No failure to a tracking service either."
+
     class Report(TrainerCallback):
         "Report and prune."
 
@@ -240,7 +244,7 @@ def reporter(
                 trial.report(metrics[measure.dev], number)
             clock.save()
             if trial.should_prune():
-                raise TrialPruned(f"{measure.dev} is worse than the median of earlier trials at evaluation {number + 1}")
+                raise Hopeless(f"{measure.dev} is worse than the median of earlier trials at evaluation {number + 1}")
 
     return Report()
 
@@ -268,6 +272,7 @@ def _train_trial(
 
     _free_memory()
     run = open_run(search.values(trial))
+    remember(run.folder, group=search.folder.name)
     verbs = run.study
     try:
         splits = verbs.data(run)

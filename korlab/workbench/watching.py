@@ -79,11 +79,11 @@ def _gpus() -> list[str]:
     "A phrase for each GPU."
     query = ["nvidia-smi", "--query-gpu=name,utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=5).stdout.splitlines()
+        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=5).stdout.split("\n")
     except (OSError, subprocess.SubprocessError):
         return []
     return [f"{name} {busy} %, {int(used) / 1024:.1f} of {int(total) / 1024:.1f} GiB"
-            for name, busy, used, total in (line.split(", ") for line in lines)]
+            for name, busy, used, total in (line.split(", ") for line in lines if line)]
 
 # %% ../../nbs/workbench/00c_watching.ipynb #cfbfa4f5
 def machine() -> str:
