@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from korlab.core import rows as reader
 from korlab.core.accounts import DataError
+from korlab.core.encodings import misread
 from korlab.core.schemas import text_fault
 from korlab.core.text import PLACEHOLDER, normalize, text_hash, tidy
 from korlab.summarization.dialogues import Dialogue, check_overlap, load_dialogues, save_dialogues
@@ -424,9 +425,9 @@ def test_every_row_in_memory_is_kept_or_listed(items):
 # ---- saving -----------------------------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30).map(
-    lambda text: tidy(normalize(text))).filter(lambda text: text_fault("summary", text) is None)
+    lambda text: tidy(normalize(text))).filter(lambda text: text_fault("summary", text) is None and not misread(text))
 FNAME = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).map(
-    lambda text: normalize(text).strip()).filter(lambda text: text_fault("fname", text) is None)
+    lambda text: normalize(text).strip()).filter(lambda text: text_fault("fname", text) is None and not misread(text))
 ROW = st.builds(Dialogue, FNAME.filter(lambda name: not PLACEHOLDER.search(name)), TEXT,
                 st.lists(TEXT, min_size=1, max_size=3).map(tuple), st.just("") | TEXT)
 

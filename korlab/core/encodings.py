@@ -29,7 +29,7 @@ def _mark(error: Any) -> tuple[str, int]:
 
 codecs.register_error("korlab-mark", _mark)
 
-# %% ../../nbs/core/11_encodings.ipynb #91cbb656
+# %% ../../nbs/core/11_encodings.ipynb #b64ef249
 def _rows_of_ks(first: int, last: int) -> str:
     "The characters of some rows of KS X 1001."
     pairs = (bytes((lead, trail)) for lead in range(first, last + 1) for trail in range(0xA1, 0xFF))
@@ -84,7 +84,8 @@ def _scan(
         size += len(piece)
     return _Scan(size, digest.hexdigest(), high, marked, first, odd, wide)
 
-# %% ../../nbs/core/11_encodings.ipynb #5bbb7382
+# %% ../../nbs/core/11_encodings.ipynb #c879ed67
+_WORD = re.compile("[가-힣]{2}")
 _MIXED = re.compile(r"[A-Za-z][^\x00-\x7f]|[^\x00-\x7f][A-Za-z]")
 _LETTERS = re.compile("[\u00c0-\u024f]")
 
@@ -101,13 +102,19 @@ def _korean_instead(
     korean = set(syllables) <= set(_COMMON) and _LETTERS.search(text) and not _MIXED.search(text)
     return other if korean else ""
 
-# %% ../../nbs/core/11_encodings.ipynb #9e106c61
+# %% ../../nbs/core/11_encodings.ipynb #8d9a448e
 def _all_korean(
     path: Path,  # a file in valid UTF-8 without a character above U+07FF
 ) -> bool:  # whether CP949 is the likelier encoding
-    "Put the question to every line that is not ASCII."
+    "Every line that is not ASCII must be Korean in CP949, and one at least must have a word of two syllables."
+    word = False
     with open(path, encoding="utf-8") as file:
-        return all(line.isascii() or _korean_instead(line) for line in file)
+        for line in file:
+            other = "" if line.isascii() else _korean_instead(line)
+            if not other and not line.isascii():
+                return False
+            word = word or _WORD.search(other) is not None
+    return word
 
 # %% ../../nbs/core/11_encodings.ipynb #500581af
 @dataclass(frozen=True, slots=True)
@@ -140,7 +147,7 @@ def _as_asked(
     found = _scan(path, codec, start)
     return Encoding(_NAMES[codec], codec, start, found.marked > 0, (f"encoding={codec} was asked for",), found.bytes, found.sha256)
 
-# %% ../../nbs/core/11_encodings.ipynb #0227409f
+# %% ../../nbs/core/11_encodings.ipynb #90803d8d
 def _judged(
     path: Path,  # a text file without a byte-order mark
 ) -> Encoding:  # without a name if it is text in no encoding we know
@@ -155,6 +162,8 @@ def _judged(
     fits = best.marked * 4 < best.high or not best.marked
     tried = [f"not {_NAMES[name]}: byte {one.first:,} does not fit" for name, one in found.items()
              if one.marked and not (fits and name == codec)]
+    if doubt and codec == "utf-8" and not second.marked + second.odd:
+        tried.append("CP949 would fit, too: encoding='cp949' decides")
     return Encoding(_NAMES[codec] if fits else "", codec, 0, best.marked > 0, tuple(tried), first.bytes, first.sha256)
 
 # %% ../../nbs/core/11_encodings.ipynb #82431035
@@ -183,9 +192,9 @@ def require_text(
         raise FileFault("undecodable bytes", f"{why}: save it as UTF-8, or copy it again if it is damaged; "
                                              "encoding=... reads it all the same, without the rows that do not fit")
 
-# %% ../../nbs/core/11_encodings.ipynb #19990858
+# %% ../../nbs/core/11_encodings.ipynb #3b707981
 _SUSPECT = re.compile("[\u3400-\u9fff\uf900-\ufaff]|[\u0080-\u07ff]{2}")
-_SYLLABLE, _WORD = re.compile("[가-힣]"), re.compile("[가-힣]{2}")
+_SYLLABLE = re.compile("[가-힣]")
 
 
 class Misread(NamedTuple):
@@ -201,7 +210,7 @@ def _reread(line: str, written: str, read: str) -> str:
     except UnicodeError:
         return ""
 
-# %% ../../nbs/core/11_encodings.ipynb #5c3882e8
+# %% ../../nbs/core/11_encodings.ipynb #7f455a73
 def misread(
     text: str,  # as it was read
 ) -> Misread | None:  # None for text that is what it seems

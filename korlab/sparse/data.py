@@ -217,6 +217,7 @@ def load_triples(
     policy: str = "report",  # `report`: go on without problem rows; `strict`: stop if there are any
     kind: str = "difficulty",  # Key that becomes `Triple.kind`: difficulty, pair_type or length_class
     max_chars: int | None = 20_000,  # Longest text allowed, in characters; None for no limit
+    encoding: str | None = None,  # Encoding of text files, if somebody says it; None judges tables, and JSON is UTF-8
     hub_config: str | None = None,  # Configuration of a hub dataset
 ) -> LoadedTriples:  # `triples` and `report`
     """Load training triples and account for every row.
@@ -227,7 +228,8 @@ def load_triples(
     if policy not in ("report", "strict") or kind not in KINDS:
         raise ValueError(f"policy={policy!r}, kind={kind!r}: choose policy report or strict, kind {', '.join(KINDS)}")
     schema = _triples_of(kind, max_chars)
-    triples, report = load_rows(source, schema, policy=policy, max_chars=max_chars, config=hub_config)
+    triples, report = load_rows(source, schema, policy=policy, max_chars=max_chars, encoding=encoding,
+                                config=hub_config)
     report.lengths = _measure(triples)
     kinds = Counter(triple.kind or f"no {kind}" for triple in triples)
     report.notes.append(f"{kind}: {', '.join(f'{name} {count:,}' for name, count in kinds.most_common())}")
@@ -379,6 +381,7 @@ def load_beir(
     folder: str | Path,  # Folder in BEIR layout, or a hub id such as `mteb/scifact` or `BeIR/scifact`
     split: str = "test",  # Split whose judgements are read
     policy: str = "strict",  # `strict`: stop if anything is wrong; `report`: go on without it
+    encoding: str | None = None,  # Encoding of the files, if it is not UTF-8
 ) -> Collection:  # Documents, the judged queries, judgements; `report` says how they were read
     """Load a retrieval collection and account for every row.
 
@@ -389,7 +392,7 @@ def load_beir(
 
     def read(name: str, schema: Schema[Any]) -> list[Any]:
         part, where = parts[name]
-        return list(judged_rows(part, schema, report, **where))
+        return list(judged_rows(replace(part, encoding=encoding), schema, report, **where))
 
     corpus, queries = dict(read("corpus", entries("document"))), dict(read("queries", entries("query")))
     qrels: dict[str, dict[str, int]] = {}
