@@ -134,8 +134,8 @@ def _no_header(
     "Say that the first line names no column."
     wanted = [one.name for one in schema.fields if one.required]
     there = listed([short(name, 30) for name in names], 4)
-    return FileFault("no header", f"names no column in its first line ({there}), and {', '.join(wanted)} are wanted: give "
-                                  f"them these names, or put the line {','.join(wanted)} above if the first is a row already")
+    why = f"has no column '{wanted[0]}' (it has {there}), nor any other that is known, so it seems to have no header"
+    return FileFault("no header", f"{why}: put the line {','.join(wanted)} above it, or give its columns these names")
 
 # %% ../../nbs/core/13_delimited.ipynb #38d8546c
 def read_header(
@@ -161,11 +161,18 @@ def read_header(
     return best
 
 # %% ../../nbs/core/13_delimited.ipynb #077bb601
+def _look(
+    name: str,  # an id
+) -> str:  # e.g. `a_0` for `day_12`
+    "The kinds of characters in an id, in order: Latin letters, digits, Hangul, and every other character as itself."
+    return re.sub("[가-힣]+", "가", re.sub("[A-Za-z]+", "a", re.sub("[0-9]+", "0", name)))
+
+
 def _alphabet(
     name: str,  # an id
-) -> frozenset[str]:  # e.g. {"a", "_", "0"} for `day_12`
-    "Kinds of characters in an id: Latin letters, digits, Hangul, and every other character as itself."
-    return frozenset(re.sub("[가-힣]", "가", re.sub("[A-Za-z]", "a", re.sub(r"\d", "0", name))))
+) -> frozenset[str]:  # e.g. {"a", "_", "0"}
+    "The same without their order."
+    return frozenset(_look(name))
 
 # %% ../../nbs/core/13_delimited.ipynb #c8de7497
 class Shape(NamedTuple):
@@ -244,7 +251,7 @@ def _next_id(
 ) -> bool:  # whether it may be the id of a row that follows
     "Compare two ids by their look."
     cell = cell.strip('" ')
-    if not cell or PLACEHOLDER.search(cell) or _alphabet(cell) != _alphabet(name):
+    if not cell or PLACEHOLDER.search(cell) or _look(cell) != _look(name):
         return False
     return not (cell.isdecimal() and name.isdecimal()) or 0 < int(cell) - int(name) <= lines
 

@@ -148,6 +148,11 @@ def _as_asked(
     return Encoding(_NAMES[codec], codec, start, found.marked > 0, (f"encoding={codec} was asked for",), found.bytes, found.sha256)
 
 # %% ../../nbs/core/11_encodings.ipynb #90803d8d
+def _has_nul(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return b"\0" in file.read(PIECE)
+
+
 def _judged(
     path: Path,  # a text file without a byte-order mark
 ) -> Encoding:  # without a name if it is text in no encoding we know
@@ -162,6 +167,8 @@ def _judged(
     fits = best.marked * 4 < best.high or not best.marked
     tried = [f"not {_NAMES[name]}: byte {one.first:,} does not fit" for name, one in found.items()
              if one.marked and not (fits and name == codec)]
+    if not fits and _has_nul(path):
+        tried.append("it has NUL bytes as UTF-16 has: if it is that, say encoding='utf-16-le'")
     if doubt and codec == "utf-8" and not second.marked + second.odd:
         tried.append("CP949 would fit, too: encoding='cp949' decides")
     return Encoding(_NAMES[codec] if fits else "", codec, 0, best.marked > 0, tuple(tried), first.bytes, first.sha256)

@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.accounts import DataError, DataReport, check_outcome, check_policy, counted, label, spread
+from ..core.accounts import DataError, DataReport, check_outcome, check_policy, counted, label, short, spread
 from ..core.files import Fault, write, write_jsonl
 from ..core.rows import judged_rows, load_rows
 from ..core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
-from ..core.sources import Part, first_words, is_hub_id
+from ..core.sources import Part, first_words, is_data_file, is_hub_id
 from ..core.text import normalize, text_hash
 
 # %% ../../nbs/sparse/10_data.ipynb #f33e583e
@@ -354,7 +354,7 @@ def _parts(
     paths["qrels"] = folder / "qrels" / f"{split}.tsv"
     for path in paths.values():
         if not path.is_file():
-            there = ", ".join(sorted(p.stem for p in folder.glob("qrels/*.tsv"))) or "none"
+            there = ", ".join(sorted(p.stem for p in folder.glob("qrels/*.tsv") if is_data_file(p))) or "none"
             raise DataError(f"{path} does not exist: a collection is a folder with corpus.jsonl, queries.jsonl and "
                             f"qrels/<split>.tsv (splits found: {there})")
     return {name: (Part(str(path), path.suffix[1:], path), {}) for name, path in paths.items()}
@@ -365,7 +365,7 @@ def judged_splits(
 ) -> list[str]:  # Names `load_beir` takes
     "List the splits a collection has judgements for; `DataError` if the hub does not say."
     if Path(source).expanduser().is_dir() or not is_hub_id(source):
-        return sorted(path.stem for path in Path(source).expanduser().glob("qrels/*.tsv"))
+        return sorted(path.stem for path in Path(source).expanduser().glob("qrels/*.tsv") if is_data_file(path))
     from datasets import get_dataset_split_names
 
     qrels = (f"{source}-qrels",) if str(source).startswith("BeIR/") else (source, "default")
@@ -437,7 +437,7 @@ def check_isolation(
     "Raise a `DataError` if a judged query occurs in training; count answers that training knew."
     asked = {bare(triple.query) for triple in triples}
     if shared := [key for key, text in collection.queries.items() if bare(text) in asked]:
-        examples = "; ".join(f"{key} {collection.queries[key]!r}" for key in islice(shared, most))
+        examples = "; ".join(f"{key} {short(collection.queries[key])!r}" for key in islice(shared, most))
         raise DataError(f"training holds {len(shared):,} of {len(collection.queries):,} test queries (for example "
                         f"{examples}): remove them from the training data")
     known = {bare(triple.positive) for triple in triples}
