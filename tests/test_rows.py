@@ -397,7 +397,7 @@ def test_fifty_thousand_bad_rows_are_counted_and_a_few_are_shown(tmp_path):
 
 def test_messages_quote_little_of_a_cell(tmp_path):
     long = "네 그럼요 가요 " * 500
-    for raw, said in ((f'd_0,"{long}"\n'.encode(), "seems to have no header: put the line id,said above it"), (f"id,{long}\nd_0,네\n".encode(), "has no column .said. .it has id")):
+    for raw, said in ((f'd_0,"{long}"\n'.encode(), "seems to have no header, put the line id,said above it"), (f"id,{long}\nd_0,네\n".encode(), "has no column .said. .it has id")):
         with pytest.raises(DataError, match=said) as caught:
             check_outcome(load_rows(put(tmp_path, "x.csv", raw).where, SCHEMA)[1])
         assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)

@@ -134,8 +134,9 @@ def _no_header(
     "Say that the first line names no column."
     wanted = [one.name for one in schema.fields if one.required]
     there = listed([short(name, 30) for name in names], 4)
-    why = f"has no column '{wanted[0]}' (it has {there}), nor any other that is known, so it seems to have no header"
-    return FileFault("no header", f"{why}: put the line {','.join(wanted)} above it, or give its columns these names")
+    why = f"has no column '{wanted[0]}' (it has {there}): give that name to the column that holds it"
+    line = ",".join(wanted)
+    return FileFault("no header", f"{why}, or, since none is known and it seems to have no header, put the line {line} above it")
 
 # %% ../../nbs/core/13_delimited.ipynb #38d8546c
 def read_header(

@@ -14,8 +14,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from .accounts import DataReport, FileFault, Problem, SourceFile, account, check_policy, and_more, counted, label, short
-from .delimited import Shape, Window, is_blank, misplaced, read_header, record_doubt, record_fault, split_records
+from korlab.core.accounts import (
+    DataReport,
+    FileFault,
+    Problem,
+    SourceFile,
+    account,
+    and_more,
+    check_policy,
+    counted,
+    label,
+    short,
+)
+from korlab.core.delimited import (
+    Shape,
+    Window,
+    is_blank,
+    misplaced,
+    read_header,
+    record_doubt,
+    record_fault,
+    split_records,
+)
 from .encodings import Encoding, find_encoding, misread, require_text, text_lines
 from .files import Fault, line_rows, sha256, utf8_lines
 from .schemas import Columns, Row, Schema, Verdict, find_columns, known_columns, match_columns, match_keys

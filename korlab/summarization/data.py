@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ..core.settings import shown
 from ..core.accounts import and_more, counted, short
+from ..core.settings import shown
 from ..core.sources import SUFFIXES, is_hub_id, not_read, split_names, split_tables
 from ..core.text import text_hash
 from ..experiment.config import Config
@@ -63,7 +63,7 @@ def _find_split_files(
 ) -> dict[str, list[str]]:  # split -> its files: one, all shards of a table, or those in a folder of that name
     "Which file of a folder is which split, by name; two tables for one split are an error."
     tables, found, where = split_tables(folder), dict[str, str](), f"data={shown(folder)!r}"
-    for split, name in ((split, name) for name in tables for split in split_names(Path(name))):
+    for split, name in ((split, table) for table in tables for split in split_names(Path(table))):
         if split in found:
             raise ParameterError(
                 f"{where}: both {found[split]} and {name} look like the {split} split; "
