@@ -150,7 +150,7 @@ def _as_asked(
 # %% ../../nbs/core/11_encodings.ipynb #90803d8d
 def _has_nul(path: Path) -> bool:
     with open(path, "rb") as file:
-        return b"\0" in file.read(PIECE)
+        return b"\0" in file.read(4096)
 
 
 def _judged(
