@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from korlab.core import rows as reader
 from korlab.core import splitting
 from korlab.core.accounts import DataError, label
+from korlab.core.encodings import misread
+from korlab.core.errors import LabError
 from korlab.core.files import FileError, read_json, write_json
 from korlab.core.schemas import text_fault
 from korlab.core.text import PLACEHOLDER, normalize, text_hash, tidy
@@ -522,9 +524,9 @@ def test_a_run_shows_what_cleaning_removed(tmp_path, monkeypatch):
 # ---- saving -----------------------------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30).map(
-    lambda text: tidy(normalize(text))).filter(lambda text: text_fault("summary", text) is None)
+    lambda text: tidy(normalize(text))).filter(lambda text: text_fault("summary", text) is None and not misread(text))
 FNAME = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8).map(
-    lambda text: normalize(text).strip()).filter(lambda text: text_fault("fname", text) is None)
+    lambda text: normalize(text).strip()).filter(lambda text: text_fault("fname", text) is None and not misread(text))
 ROW = st.builds(Dialogue, FNAME.filter(lambda name: not PLACEHOLDER.search(name)), TEXT,
                 st.lists(TEXT, min_size=1, max_size=3).map(tuple), st.just("") | TEXT)
 
@@ -684,6 +686,80 @@ def test_the_report_is_a_table_in_html_whatever_the_data_say(tmp_path):
     assert "fname a|b &lt;script&gt;" in html
     widths = {part.split("</tr>")[0].count("<td") for part in html.split("<tr>")[1:]}
     assert widths == {0, 8, 2, 5}
+
+
+# ---- the splits of a run, and their page --------------------------------------------------------------------------
+
+def splits_of(**given):
+    from korlab.experiment.studies import configure
+    from korlab.summarization.data import load_splits
+    return load_splits(configure({"model": "kobart", **{name: str(value) for name, value in given.items()}}))
+
+
+def many(count, start=0):
+    return [Dialogue(f"d_{i}", f"#Person1#: {i}번이요?\n#Person2#: 네, {i * 7}번 맞아요.", (f"{i}번이다.",)) for i in range(start, start + count)]
+
+
+def test_too_few_rows_are_told_with_those_left_out(tmp_path):
+    raw = as_csv(many(5)).encode() + b"".join(f"e_{i},".encode() + b"\xff\xfe," + "요약.\n".encode() for i in range(5))
+    told = (r"5 rows are too few to take dev and test from \(train has 10 rows, of which 5 were left out: undecodable bytes 5\): "
+            "correct those rows, or give dev_data and test_data")
+    with pytest.raises(LabError, match=told):
+        splits_of(data=put(tmp_path, "train.csv", raw))
+    with pytest.raises(LabError, match="^5 rows are too few to take dev and test from: give dev_data and test_data$"):
+        splits_of(data=put(tmp_path, "train.csv", as_csv(many(5))))
+
+
+def test_a_folder_of_splits_with_shards_and_what_a_mac_leaves(tmp_path):
+    import pandas as pd
+    for i in range(2):
+        part = [{"fname": r.fname, "dialogue": r.dialogue, "summary": r.summaries[0]} for r in many(20, 20 * i)]
+        pd.DataFrame(part).to_parquet(tmp_path / f"train-0000{i}-of-00002.parquet")
+    put(tmp_path, "validation/0000.csv", as_csv(many(4, 100)))
+    put(tmp_path, "test.csv", as_csv(many(3, 200)))
+    for name in ("._train.csv", "._test.csv", ".DS_Store", "~$test.csv", "notes.txt"):
+        put(tmp_path, name, b"\0\5\x16\7")
+    splits = splits_of(data=tmp_path)
+    assert {name: len(rows) for name, rows in splits.rows.items()} == {"train": 40, "dev": 4, "test": 3}
+    assert splits.notes == [f"not read in …/{tmp_path.name}: .DS_Store, ._test.csv, ._train.csv, notes.txt, ~$test.csv"]
+    (tmp_path / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match="has 1 of 2 shards of train.parquet, and lacks number 0: copy it, too"):
+        splits_of(data=tmp_path)
+
+
+def test_the_encoding_of_a_run_decides(tmp_path):
+    raw = as_csv(many(40)).encode("utf-16-le")
+    path = put(tmp_path, "train.csv", raw)
+    with pytest.raises(DataError, match="NUL bytes"):
+        splits_of(data=path)
+    assert sum(map(len, splits_of(data=path, encoding="utf-16-le").rows.values())) == 40
+    with pytest.raises(LabError, match="encoding='utf-8' would have no effect because data='embedded'"):
+        splits_of(encoding="utf-8")
+
+
+def test_a_file_without_a_header_quotes_little_of_a_conversation(tmp_path):
+    text = "\n".join(f"#Person{i % 2 + 1}#: 네, 그래서 {i}번은 어떻게 됐어요?" for i in range(200))
+    with pytest.raises(DataError) as caught:
+        load_dialogues(put(tmp_path, "x.csv", f'd_0,"{text}",물었다.\nd_1,네,답했다.\n'))
+    said = str(caught.value)
+    assert "it seems to have no header, put the line fname,dialogue,summary above it" in said and len(said) < 400 and "\n" not in said
+
+
+def test_a_page_lists_a_few_problems_of_each_kind_with_their_lines(tmp_path):
+    from types import SimpleNamespace
+
+    from korlab.report.pages import sources
+    path = put(tmp_path, "x.csv", as_csv(ROWS) + "\n" + "".join(f"e_{i},,요약.\n" for i in range(4000)) + "e_0,가요,나요,다요\n")
+    made = load_dialogues(path).report.to_dict()
+    run = SimpleNamespace(read=lambda name: {"notes": [], "sources": [{"split": "train"} | json.loads(json.dumps(made))]})
+    notes, _, problems = (str(item) for item in sources(run))
+    assert notes == "- train: …/x.csv: 1 blank line skipped"
+    lines = problems.split("\n")
+    assert lines[0] == "| split | file | row | line | problem | detail |" and len(lines) == 2 + 10 + 1
+    assert lines[2] == r"| train | …/x.csv | 4 | 8 | empty dialogue | fname e\_0 |"
+    assert any("| 4,004 | 4,008 | ragged row | 4 fields where the header has 3 |" in line for line in lines)
+    assert lines[-1] == "| train |  |  |  | empty dialogue | … and 3,991 more problems |"
+    assert made["left_out"] == {"empty dialogue": 4000, "ragged row": 1} and len(json.dumps(made)) < 15_000
 
 
 # ---- hub (the library's own objects, no network) ----------------------------------------------------------------

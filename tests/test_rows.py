@@ -302,3 +302,163 @@ def test_import_stays_light():
     heavy = "{'torch', 'datasets', 'pyarrow', 'pandas', 'numpy', 'kiwipiepy'}"
     code = f"import sys, korlab.core.rows; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"set()"
+
+
+# ---- text in the wrong encoding -------------------------------------------------------------------------------------
+
+HEAD = "id,said\n"
+SAID = ["점심 먹었어요?", "아직요, 같이 갈까요?", "똑같은 걸로 할게요.", "조금 늦을 것 같아요.", "뷁, 됬다고 했잖아요!"]
+
+
+def lines_of(count: int) -> list[str]:
+    return [f'd_{i},"{SAID[i % len(SAID)]}"\n' for i in range(count)]
+
+
+@pytest.mark.parametrize(("file", "row"), [("cp949", "utf-8"), ("utf-8", "cp949")])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_one_row_in_another_encoding_is_left_out_and_located(tmp_path, file, row, kind):
+    """`조금` in UTF-8 decodes as CP949 without an error, and `킁킁` in CP949 as UTF-8."""
+    lines = lines_of(9) if kind == "csv" else [json.dumps({"id": f"d_{i}", "said": SAID[i % 5]}, ensure_ascii=False) + "\n" for i in range(9)]
+    other = "조금" if row == "utf-8" else "킁킁"
+    odd = f"d_9,{other}\n" if kind == "csv" else f'{{"id": "d_9", "said": "{other}"}}\n'
+    odd.encode(row).decode(file)  # decodes
+    head = HEAD.encode() if kind == "csv" else b""
+    part = put(tmp_path, f"x.{kind}", head + "".join(lines[:4]).encode(file) + odd.encode(row) + "".join(lines[4:]).encode(file))
+    items, report = load_rows(part.where, SCHEMA)
+    assert [key for key, _ in items] == [f"d_{i}" for i in range(9)] and [said for _, said in items] == [SAID[i % 5] for i in range(9)]
+    assert report.files[0].encoding == {"cp949": "CP949", "utf-8": "UTF-8"}[file]
+    (problem,) = report.problems
+    assert (problem.row, problem.line, problem.kind) == (5, 6 if kind == "csv" else 5, "wrong encoding")
+    assert problem.detail.startswith(f"the said is {row.upper()} read as {file.upper()}, and says '{other}'")
+
+
+def test_every_row_in_another_encoding_is_found(tmp_path):
+    """Of all of a file's rows in turn: the one that differs is left out, whether it decodes or not, and no other."""
+    lines = lines_of(len(SAID))
+    for file, row in (("cp949", "utf-8"), ("utf-8", "cp949")):
+        for at in range(len(lines)):
+            raw = HEAD.encode() + b"".join(line.encode(row if i == at else file) for i, line in enumerate(lines))
+            items, report = load_rows(put(tmp_path, "x.csv", raw).where, SCHEMA)
+            assert [key for key, _ in items] == [f"d_{i}" for i in range(len(lines)) if i != at], (file, at)
+            assert [p.row for p in report.problems] == [at + 1]
+
+
+@pytest.mark.parametrize(("raw", "name"), [
+    ("킁킁".encode("cp949"), "CP949"), ("네".encode("cp949"), "CP949"), ("네".encode(), "UTF-8"), ("가요 킁킁".encode("euc_kr"), "CP949"),
+    ("café, crème, créée".encode(), "UTF-8"), ("25° · ±1".encode(), "UTF-8"), ("Привет".encode(), "UTF-8"), ("漢字".encode("cp949"), "CP949"),
+    ("가요".encode("utf-16"), "UTF-16 LE"), ("가요".encode("utf-8-sig"), "UTF-8 with BOM"), (b"ok", "UTF-8")])
+def test_short_files(tmp_path, raw, name):
+    assert find_encoding(put(tmp_path, "x.txt", raw).where).name == name
+
+
+def test_what_somebody_misread_long_ago_is_found_in_any_format(tmp_path):
+    """A Parquet file has no encoding to go wrong; what it was made of had one."""
+    said = ["가요?", "안녕하세요".encode("cp949").decode("latin-1"), "안녕하세요".encode().decode("latin-1"), "漢字도 café도 좋아요"]
+    part = put(tmp_path, "x.parquet", table([(f"d_{i}", text) for i, text in enumerate(said)], "parquet"))
+    items, report = load_rows(part.where, SCHEMA)
+    assert [key for key, _ in items] == ["d_0", "d_3"]
+    assert [(p.row, p.kind) for p in report.problems] == [(2, "wrong encoding"), (3, "wrong encoding")]
+    assert all("says '안녕하세요'" in p.detail for p in report.problems)
+
+
+def test_an_encoding_that_is_asked_for_decides(tmp_path):
+    raw = (HEAD + "".join(lines_of(3))).encode("utf-16-le")
+    part = put(tmp_path, "x.csv", raw)
+    with pytest.raises(DataError, match="NUL bytes"):
+        check_outcome(load_rows(part.where, SCHEMA)[1])
+    items, report = load_rows(part.where, SCHEMA, encoding="utf-16-le")
+    assert len(items) == 3 and report.files[0].notes == ["encoding=utf-16-le was asked for"]
+    mixed = put(tmp_path, "y.csv", HEAD.encode() + b"".join(line.encode("cp949" if i else "utf-8") for i, line in enumerate(lines_of(4))))
+    for codec, kept in (("utf-8", ["d_0"]), ("cp949", ["d_1", "d_2", "d_3"])):
+        items, report = load_rows(mixed.where, SCHEMA, encoding=codec)
+        assert [key for key, _ in items] == kept and report.rows_left_out == 4 - len(kept)
+        assert all(p.line == p.row + 1 for p in report.problems)
+    marked = put(tmp_path, "z.csv", "\ufeff".encode() + HEAD.encode())
+    with pytest.raises(DataError, match="begins with the byte-order mark of UTF-8, so it is not in CP949: leave encoding='cp949' out"):
+        check_outcome(load_rows(marked.where, SCHEMA, encoding="cp949")[1])
+    lines = put(tmp_path, "x.jsonl", '{"id": "d_0", "said": "가요?"}\n'.encode("cp949"))  # JSON of this schema is UTF-8 ...
+    assert load_rows(lines.where, LOOSE)[1].problems[0].kind == "undecodable bytes"
+    assert load_rows(lines.where, LOOSE, encoding="cp949")[0] == [{"id": "d_0", "said": "가요?"}]  # ... unless somebody says so
+
+
+# ---- a quote that closes too late -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("ids", [("d1", "d2"), ("7", "8"), ("train_0012", "train_0013")])
+def test_a_row_within_a_row_is_told(tmp_path, ids):
+    one, two = ids
+    raw = f'id,said,meant\n{one},"가요, 네?,하나\n{two},와요?",둘\nx_9,자요?,셋\n'
+    schema = Schema((Field("id"), Field("said"), Field("meant")), lambda row: Verdict(row.values["id"][0]), key="id")
+    items, report = load_rows(put(tmp_path, "x.csv", raw.encode()).where, schema)
+    assert items == [one, "x_9"]
+    (problem,) = report.problems
+    assert (problem.row, problem.line, problem.kind, problem.warning) == (1, 2, "swallowed row", True)
+    assert problem.detail.startswith("line 3 looks like a row of its own, taken in by a quote that closes too late")
+    items, report = load_rows(tmp_path / "x.csv", schema, policy="strict")
+    assert items == ["x_9"] and report.left_out == {"swallowed row": 1}
+    with pytest.raises(DataError, match=r"policy='strict' lets none pass \(.*x.csv, row 1 \(line 2\): swallowed row: line 3"):
+        check_outcome(report)
+
+
+def test_lines_of_a_conversation_are_no_rows(tmp_path):
+    """Turns with commas, prices, numbered lists, and ids that are plain numbers."""
+    turns = ["네, 3,000원이요, 그럼 가요.", "1,234,567원이에요,정말,네", "30,40,50", "민수: 네,네,네", "#Person2#: 3,4,5", "아니,그게,아니라", '""네,네,""']
+    text = "".join(f'{key},"얼마예요,네?\n' + "\n".join(turns) + '",요약이다.\n' for key in ("7", "100", "d_1", "대화3"))
+    schema = Schema((Field("id"), Field("said"), Field("meant")), lambda row: Verdict(row.values["id"][0]), key="id")
+    items, report = load_rows(put(tmp_path, "x.csv", ("id,said,meant\n" + text).encode()).where, schema)
+    assert (items, report.problems) == (["7", "100", "d_1", "대화3"], [])
+
+
+def test_a_row_within_a_row_without_ids(tmp_path):
+    part = put(tmp_path, "x.csv", 'id,said\n"가요,간다\n와요",온다\n자요,"잔다.\n네, 3,000원이요."\n'.encode())
+    assert [(p.row, p.line, p.kind) for p in load_rows(part.where, LOOSE)[1].problems] == [(1, 2, "swallowed row")]
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+def test_hidden_and_temporary_files_are_passed_over_and_told(tmp_path):
+    for name in ("._a.csv", ".DS_Store", "~$b.csv", "a.csv~"):
+        put(tmp_path, name, b"\0\5\x16\7")
+    (tmp_path / "c.csv").mkdir()
+    put(tmp_path, "a.csv", (HEAD + "".join(lines_of(2))).encode())
+    items, report = load_rows(tmp_path, SCHEMA, policy="strict")
+    assert (len(items), len(report.files), report.problems) == (2, 1, [])
+    assert report.notes == [f"not read in …/{tmp_path.name}: .DS_Store, ._a.csv, a.csv~, c.csv, ~$b.csv"]
+
+
+def test_shards_are_one_table_and_must_be_complete(tmp_path):
+    for i in range(3):
+        put(tmp_path, f"train-0000{i}-of-00003.parquet", table([(f"d_{i}", SAID[i])], "parquet"))
+    assert [key for key, _ in load_rows(tmp_path, SCHEMA)[0]] == ["d_0", "d_1", "d_2"]
+    (tmp_path / "train-00001-of-00003.parquet").unlink()
+    with pytest.raises(DataError, match="has 2 of 3 shards of train.parquet, and lacks number 1: copy it, too"):
+        load_rows(tmp_path, SCHEMA)
+
+
+# ---- many problems --------------------------------------------------------------------------------------------------
+
+def test_fifty_thousand_bad_rows_are_counted_and_a_few_are_shown(tmp_path):
+    raw = HEAD + "d_0,네\n" + "".join(f"d_{i},\n" for i in range(1, 50_001)) + ",네\n"
+    report = load_rows(put(tmp_path, "x.csv", raw.encode()).where, SCHEMA)[1]
+    assert (report.rows_read, report.rows_kept, report.left_out) == (50_002, 1, {"empty said": 50_000, "blank id": 1})
+    made = report.to_dict()
+    assert (len(made["problems"]), made["unlisted"], made["left_out"]["empty said"]) == (51, {"empty said": 49_950}, 50_000)
+    assert len(json.dumps(made)) < 10_000
+    page = report._repr_markdown_()
+    assert len(page) < 2_000 and "… and 49,991 more problems" in page
+    assert "| …/x.csv | 50,002 | 50,003 | blank id |  |" in page
+    report.policy = "strict"
+    with pytest.raises(DataError, match="has 50,001 problems.*and 49,996 more") as caught:
+        check_outcome(report)
+    assert len(str(caught.value)) < 1_500 and "blank id" in str(caught.value)
+
+
+def test_messages_quote_little_of_a_cell(tmp_path):
+    long = "네 그럼요 가요 " * 500
+    for raw, said in ((f'd_0,"{long}"\n'.encode(), "seems to have no header, put the line id,said above it"), (f"id,{long}\nd_0,네\n".encode(), "has no column .said. .it has id")):
+        with pytest.raises(DataError, match=said) as caught:
+            check_outcome(load_rows(put(tmp_path, "x.csv", raw).where, SCHEMA)[1])
+        assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+    wide = put(tmp_path, "w.csv", ("id,x," + ",".join(f"c{i}" for i in range(4000)) + "\n").encode())
+    with pytest.raises(DataError, match="and 3,990 more") as caught:
+        check_outcome(load_rows(wide.where, SCHEMA)[1])
+    assert len(str(caught.value)) < 500

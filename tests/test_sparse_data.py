@@ -23,6 +23,7 @@ from korlab.sparse.data import (
     Triple,
     bare,
     check_isolation,
+    judged_splits,
     load_beir,
     load_triples,
     save_beir,
@@ -464,3 +465,50 @@ def test_real_collection(tmp_path):
     kiwi, eojeol = (evaluate(dict(zip(few, BM25(docs, tokenise).search(asked))), few, documents=len(docs))
                     for tokenise in (content_morphemes, eojeols))
     assert compare(kiwi, eojeol)["ndcg@10"].difference.low > 0.03
+
+
+# ---- what every reader owes -------------------------------------------------------------------------------------
+
+def collection_folder(tmp_path, judged=""):
+    put(tmp_path, "corpus.jsonl", "".join(f'{{"_id": "d{i}", "text": "{i}층에 있다."}}\n' for i in range(4)))
+    put(tmp_path, "queries.jsonl", '{"_id": "q0", "text": "어디인가요?"}\n')
+    put(tmp_path, "qrels/test.tsv", "query-id\tcorpus-id\tscore\nq0\td0\t1\n" + judged)
+    return tmp_path
+
+
+def test_a_collection_lists_a_few_of_four_thousand_problems_and_counts_all(tmp_path):
+    from types import SimpleNamespace
+
+    from korlab.report.pages import sources
+    folder = collection_folder(tmp_path, "".join(f"q0\tx{i}\t1\n" for i in range(4000)) + "q0\td1\tgood\n")
+    made = load_beir(folder, policy="report").report.to_dict()
+    assert made["left_out"] == {"unknown document": 4000, "broken grade": 1} and made["unlisted"] == {"unknown document": 3950}
+    assert len(json.dumps(made)) < 15_000
+    page = str(list(sources(SimpleNamespace(read=lambda name: {"notes": [], "sources": [{"split": "test"} | made]})))[2])
+    assert len(page.split("\n")) == 2 + 10 + 1 and "… and 3,991 more problems" in page
+    assert "| 4,002 | 4,003 | broken grade |" in page
+    with pytest.raises(DataError, match="has 4,001 problems.*and 3,996 more"):
+        load_beir(folder)
+
+
+def test_a_collection_in_another_encoding_is_read_when_somebody_says_so(tmp_path):
+    folder = collection_folder(tmp_path)
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        put(folder, name, (folder / name).read_text("utf-8").encode("cp949"))
+    put(folder, "qrels/._test.tsv", b"\0\5\x16\7")
+    with pytest.raises(DataError) as caught:
+        load_beir(folder)
+    assert caught.value.report.left_out["undecodable bytes"] == 5
+    found = load_beir(folder, encoding="cp949")
+    assert found.corpus["d1"] == "1층에 있다." and found.queries == {"q0": "어디인가요?"}
+    assert judged_splits(folder) == ["test"]
+
+
+def test_a_garbled_document_is_left_out(tmp_path):
+    folder = collection_folder(tmp_path)
+    with open(folder / "corpus.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"_id": "d9", "text": "' + "조금".encode().decode("cp949") + '", "source": "x"}\n')
+    report = load_beir(folder, policy="report").report
+    assert [(p.row, p.line, p.kind) for p in report.problems] == [(5, 5, "wrong encoding")]
+    triples = put(tmp_path, "x.jsonl", f"{GOOD}\n" + GOOD.replace("몇 시에 닫나요?", "안녕하세요".encode("cp949").decode("latin-1")))
+    assert load_triples(triples).report.left_out == {"wrong encoding": 1}

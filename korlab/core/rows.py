@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from korlab.core.accounts import (
     DataReport,
@@ -20,24 +21,45 @@ from korlab.core.accounts import (
     SourceFile,
     account,
     account_removed,
+    and_more,
     check_policy,
     counted,
     label,
+    short,
 )
-from .delimited import Shape, Window, is_blank, misplaced, read_header, record_fault, split_records
-from .encodings import Encoding, find_encoding, require_text, text_lines
+from korlab.core.delimited import (
+    Shape,
+    Window,
+    is_blank,
+    misplaced,
+    read_header,
+    record_doubt,
+    record_fault,
+    split_records,
+)
+from .encodings import Encoding, find_encoding, misread, require_text, text_lines
 from .files import Fault, line_rows, sha256, utf8_lines
-from .schemas import Columns, Row, Schema, Verdict, find_columns, half_character, match_columns, match_keys
+from korlab.core.schemas import (
+    Columns,
+    Row,
+    Schema,
+    Verdict,
+    find_columns,
+    half_character,
+    known_columns,
+    match_columns,
+    match_keys,
+)
 from .sources import Part, files_not_read, find_parts, first_words, hub_dataset
 
 # %% ../../nbs/core/15_rows.ipynb #210970df
 Item = TypeVar("Item")
-Found = Iterator[tuple[int, Any]]  # line (0 where there is none), and values or a `Fault`
+Found = Iterator[tuple[int, Any]]  # line (0 where there is none), and values, `_Doubtful` or a `Fault`
 
 
-def _judged_text(path: Path, file: SourceFile) -> Encoding:
+def _judged_text(part: Part, file: SourceFile) -> Encoding:
     "How to read a text file; `FileFault` for no text."
-    encoding = find_encoding(path)
+    encoding = find_encoding(part.where, part.encoding)
     file.bytes, file.sha256 = encoding.bytes, encoding.sha256
     require_text(encoding)
     return encoding
@@ -55,10 +77,16 @@ def _sorter(names: Sequence[object], schema: Schema) -> tuple[Callable[[Sequence
     keys, notes = match_keys(names, schema)
     return lambda cells: {key: None if cell == "" else cell for key, cell in zip(keys, cells, strict=True)}, notes
 
+# %% ../../nbs/core/15_rows.ipynb #e780d6cc
+class _Doubtful(NamedTuple):
+    "Values of a row that could be read."
+    values: Any  # as they were read
+    doubt: Fault  # what is suspicious about them
+
 # %% ../../nbs/core/15_rows.ipynb #eeb8176f
 def _delimited(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Records of a CSV or TSV file."
-    encoding = _judged_text(part.where, file)
+    encoding = _judged_text(part, file)
     window = Window(text_lines(part.where, encoding))
     head = read_header(window, schema, "\t,;" if part.format == "tsv" else ",;\t")
     sort, notes = _sorter(head.names, schema)
@@ -68,17 +96,18 @@ def _delimited(part: Part, file: SourceFile, schema: Schema) -> Found:
         if is_blank(record):
             blank += 1
             continue
-        fault = record_fault(record, len(head.names))
-        yield record.begin + 1, fault or sort(record.fields)
+        fault, doubt = record_fault(record, len(head.names)), record_doubt(record)
+        values = fault or sort(record.fields)
+        yield record.begin + 1, _Doubtful(values, doubt) if doubt and not fault else values
     _note_blank(file, blank)
 
 # %% ../../nbs/core/15_rows.ipynb #377bb7de
 def _line_source(part: Part, file: SourceFile, schema: Schema) -> Callable[[], Iterator[str | Fault]]:
     "What reads the lines of a file, from the first one each time it is called."
-    if schema.utf8 or schema.line:
+    if (schema.utf8 or schema.line) and not part.encoding:
         file.bytes, file.sha256, file.encoding = part.where.stat().st_size, sha256(part.where), "UTF-8"
         return lambda: utf8_lines(part.where)
-    encoding = _judged_text(part.where, file)
+    encoding = _judged_text(part, file)
     file.encoding, file.notes = encoding.name, list(encoding.tried)
     return lambda: (line.text if line.broken is None else misplaced(line.broken)
                     for line in text_lines(part.where, encoding))
@@ -211,6 +240,28 @@ def _memory(part: Part, file: SourceFile, schema: Schema) -> Found:
     for cells in _fingerprinted(rows, file):
         yield 0, cells if isinstance(cells, Fault) else columns.sort(cells)
 
+# %% ../../nbs/core/15_rows.ipynb #e438b262
+def _texts(value: Any) -> Iterator[str]:
+    "The texts in a value."
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)
+
+
+def _wrong_encoding(
+    values: Mapping[str, Any],  # of a row
+    schema: Schema,  # what is looked for
+) -> Fault | None:  # None if its texts are what they seem
+    "Recognise a row that was read in the wrong encoding; what nobody asked for does not count."
+    for name, value in values.items():
+        found = next((found for text in _texts(value) if not text.isascii() and (found := misread(text))), None)
+        if found and (not schema.each_row or not schema.fields or known_columns([name], schema)):
+            why = f"the {short(name)} is {found.written} read as {found.read}, and says {short(found.text, 40)!r}"
+            return Fault("wrong encoding", f"{why}: save this row as the others are")
+    return None
+
 # %% ../../nbs/core/15_rows.ipynb #ff546a2b
 _READERS = {"csv": _delimited, "tsv": _delimited, "jsonl": _jsonl, "parquet": _parquet, "memory": _memory}
 
@@ -231,12 +282,16 @@ def read_rows(
         rows = (_jsonl if schema.line else _READERS[part.format])(part, file, schema)
     number = 0
     for number, (line, found) in enumerate(rows, 1):
-        fault = found if isinstance(found, Fault) else half_character(found)
-        yield Row(part.name, number, line, {} if fault else found, fault)
+        values, doubts = (found.values, (found.doubt,)) if isinstance(found, _Doubtful) else (found, ())
+        fault = values if isinstance(values, Fault) else half_character(values) or _wrong_encoding(values, schema)
+        yield Row(part.name, number, line, {} if fault else values, fault, doubts)
     if not number:
         raise FileFault("header only", "has a header but no rows: add rows or name another file")
 
 # %% ../../nbs/core/15_rows.ipynb #ceaa6e96
+_DOUBTS = frozenset({"swallowed row"})
+
+
 def judged_rows(
     part: Part,  # what to read
     schema: Schema[Item],  # what is looked for, and what is made of it
@@ -246,18 +301,19 @@ def judged_rows(
     "Judge the rows of one part as they come, accounting for every one; a part of no use is a problem of row 0."
     file = SourceFile(part.name, part.format)
     report.files.append(file)
+    warnings = schema.warnings | (_DOUBTS if report.policy == "report" else frozenset())
     try:
         for row in read_rows(part, file, schema, **hub):
             verdict = Verdict(problems=[row.fault]) if row.fault else schema.judge(row)
             account_removed(report, row.place, verdict.removed)
-            if account(report, file, (row.row, row.line), verdict.problems, schema.warnings):
+            if account(report, file, (row.row, row.line), [*verdict.problems, *row.doubts], warnings):
                 report.nfc_changed += verdict.nfc
                 report.cleaned += verdict.cleaned
                 yield cast(Item, verdict.item)
     except FileFault as fault:
-        report.problems.append(Problem(part.name, 0, 0, fault.kind, fault.detail))
+        report.add(Problem(part.name, 0, 0, fault.kind, fault.detail))
     except OSError as error:
-        report.problems.append(Problem(part.name, 0, 0, "unreadable file", f"cannot be read ({error.strerror})"))
+        report.add(Problem(part.name, 0, 0, "unreadable file", f"cannot be read ({error.strerror})"))
 
 # %% ../../nbs/core/15_rows.ipynb #b9bef60d
 def load_rows(
@@ -267,12 +323,13 @@ def load_rows(
     policy: str = "report",  # `report`: go on without problem rows; `strict`: stop if there are any
     max_chars: int | None = None,  # longest text allowed, for the report; the schema's judge sees to it
     options: Mapping[str, object] | None = None,  # what else was asked of the rows, for the report
+    encoding: str | None = None,  # of its text files, if somebody says it; None judges each
     **hub: str | None,  # `split`, `config` and `revision` of a hub dataset
 ) -> tuple[list[Item], DataReport]:  # what can be used, and the report so far; `check_outcome` it when it is complete
     "Read a whole source; `DataError` for a path that does not exist."
     check_policy(policy)
-    parts = find_parts(source, made=schema.made.__name__)
+    parts = [replace(part, encoding=encoding) for part in find_parts(source, made=schema.made.__name__)]
     names = [source] if isinstance(source, (str, Path)) else [part.name for part in parts]
-    report = DataReport(", ".join(map(label, names)), policy, max_chars, dict(options or {}))
+    report = DataReport(and_more([label(name) for name in names[:5]], len(names), ", "), policy, max_chars, dict(options or {}))
     report.notes = files_not_read(source)
     return [item for part in parts for item in judged_rows(part, schema, report, **hub)], report

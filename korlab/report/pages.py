@@ -16,7 +16,7 @@ from ..core.settings import root
 from ..core.tables import Markdown, bullets, pipe_table
 from ..experiment import results
 from ..experiment.studies import Page, StudyError
-from .facts import how_to_repeat, problem_rows, removed_rows, source_rows
+from .facts import how_to_repeat, problem_rows, removed_rows, source_notes, source_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def sources(
     run: "Run",  # whose data is loaded
 ) -> Iterator[Markdown]:  # decisions, files, and what is wrong with rows
     "Where the rows came from. Nothing is dropped without being listed."
-    yield bullets(run.read("data")["notes"])
+    yield bullets([*run.read("data")["notes"], *source_notes(run)])
     yield pipe_table(source_rows(run), empty="내장 말뭉치라서 읽은 파일이 없다.", literal=True)
     yield pipe_table(problem_rows(run), empty="문제가 있는 행이 없다.", literal=True)
     if removed := removed_rows(run):

@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.accounts import DataError, DataReport, check_outcome, check_policy, counted, label, spread
+from ..core.accounts import DataError, DataReport, check_outcome, check_policy, counted, label, short, spread
 from ..core.files import Fault, write, write_jsonl
 from ..core.rows import judged_rows, load_rows
 from ..core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
-from ..core.sources import Part, first_words, is_hub_id
+from ..core.sources import Part, first_words, is_data_file, is_hub_id
 from ..core.text import normalize, text_hash
 
 # %% ../../nbs/sparse/10_data.ipynb #f33e583e
@@ -217,6 +217,7 @@ def load_triples(
     policy: str = "report",  # `report`: go on without problem rows; `strict`: stop if there are any
     kind: str = "difficulty",  # Key that becomes `Triple.kind`: difficulty, pair_type or length_class
     max_chars: int | None = 20_000,  # Longest text allowed, in characters; None for no limit
+    encoding: str | None = None,  # Encoding of text files, if somebody says it; None judges tables, and JSON is UTF-8
     hub_config: str | None = None,  # Configuration of a hub dataset
 ) -> LoadedTriples:  # `triples` and `report`
     """Load training triples and account for every row.
@@ -227,7 +228,8 @@ def load_triples(
     if policy not in ("report", "strict") or kind not in KINDS:
         raise ValueError(f"policy={policy!r}, kind={kind!r}: choose policy report or strict, kind {', '.join(KINDS)}")
     schema = _triples_of(kind, max_chars)
-    triples, report = load_rows(source, schema, policy=policy, max_chars=max_chars, config=hub_config)
+    triples, report = load_rows(source, schema, policy=policy, max_chars=max_chars, encoding=encoding,
+                                config=hub_config)
     report.lengths = _measure(triples)
     kinds = Counter(triple.kind or f"no {kind}" for triple in triples)
     report.notes.append(f"{kind}: {', '.join(f'{name} {count:,}' for name, count in kinds.most_common())}")
@@ -352,7 +354,7 @@ def _parts(
     paths["qrels"] = folder / "qrels" / f"{split}.tsv"
     for path in paths.values():
         if not path.is_file():
-            there = ", ".join(sorted(p.stem for p in folder.glob("qrels/*.tsv"))) or "none"
+            there = ", ".join(sorted(p.stem for p in folder.glob("qrels/*.tsv") if is_data_file(p))) or "none"
             raise DataError(f"{path} does not exist: a collection is a folder with corpus.jsonl, queries.jsonl and "
                             f"qrels/<split>.tsv (splits found: {there})")
     return {name: (Part(str(path), path.suffix[1:], path), {}) for name, path in paths.items()}
@@ -363,7 +365,7 @@ def judged_splits(
 ) -> list[str]:  # Names `load_beir` takes
     "List the splits a collection has judgements for; `DataError` if the hub does not say."
     if Path(source).expanduser().is_dir() or not is_hub_id(source):
-        return sorted(path.stem for path in Path(source).expanduser().glob("qrels/*.tsv"))
+        return sorted(path.stem for path in Path(source).expanduser().glob("qrels/*.tsv") if is_data_file(path))
     from datasets import get_dataset_split_names
 
     qrels = (f"{source}-qrels",) if str(source).startswith("BeIR/") else (source, "default")
@@ -379,6 +381,7 @@ def load_beir(
     folder: str | Path,  # Folder in BEIR layout, or a hub id such as `mteb/scifact` or `BeIR/scifact`
     split: str = "test",  # Split whose judgements are read
     policy: str = "strict",  # `strict`: stop if anything is wrong; `report`: go on without it
+    encoding: str | None = None,  # Encoding of the files, if it is not UTF-8
 ) -> Collection:  # Documents, the judged queries, judgements; `report` says how they were read
     """Load a retrieval collection and account for every row.
 
@@ -389,7 +392,7 @@ def load_beir(
 
     def read(name: str, schema: Schema[Any]) -> list[Any]:
         part, where = parts[name]
-        return list(judged_rows(part, schema, report, **where))
+        return list(judged_rows(replace(part, encoding=encoding), schema, report, **where))
 
     corpus, queries = dict(read("corpus", entries("document"))), dict(read("queries", entries("query")))
     qrels: dict[str, dict[str, int]] = {}
@@ -434,7 +437,7 @@ def check_isolation(
     "Raise a `DataError` if a judged query occurs in training; count answers that training knew."
     asked = {bare(triple.query) for triple in triples}
     if shared := [key for key, text in collection.queries.items() if bare(text) in asked]:
-        examples = "; ".join(f"{key} {collection.queries[key]!r}" for key in islice(shared, most))
+        examples = "; ".join(f"{key} {short(collection.queries[key])!r}" for key in islice(shared, most))
         raise DataError(f"training holds {len(shared):,} of {len(collection.queries):,} test queries (for example "
                         f"{examples}): remove them from the training data")
     known = {bare(triple.positive) for triple in triples}

@@ -25,7 +25,7 @@ from ..core.files import FileError, write, write_json
 from ..core.rows import read_rows
 from ..core.schemas import Schema, Verdict
 from ..core.settings import shown
-from ..core.sources import Part
+from ..core.sources import Part, is_data_file
 from ..core.text import normalize
 from ..experiment.params import ParameterError
 
@@ -59,7 +59,7 @@ def _corpus_files(
     path: Path,  # a JSONL file, or a folder: its .jsonl files by name
 ) -> list[Path]:  # at least one
     "Files of a corpus; `FileError` for a path without any."
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    files = sorted(filter(is_data_file, path.glob("*.jsonl"))) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileError(f"{shown(path)} is no JSONL file, nor a folder with one: name the texts to be counted")
     return files
@@ -76,6 +76,7 @@ def _file_rows(
                 where = f"{row.file}, line {row.line}"
                 if row.fault:
                     what = "has no text" if row.fault.detail.endswith("where an object is expected") else "is no JSON"
+                    what = "is in the wrong encoding" if row.fault.kind == "wrong encoding" else what
                     raise FileError(f"{where} {what} ({row.fault.detail}): correct it")
                 yield where, row.values
 

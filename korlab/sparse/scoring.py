@@ -104,7 +104,7 @@ def _brought(run: Run[Params]) -> Splits:
     rows = run.config.rows
     if not is_collection(rows.data):
         raise ParameterError(f"data={portable(rows.data)!r} is no collection in BEIR's layout, which scoring needs")
-    found = load_beir(rows.data, split_for(rows.data, "test"), rows.data_policy or "report")
+    found = load_beir(rows.data, split_for(rows.data, "test"), rows.data_policy or "report", rows.encoding)
     return Splits([], {"test": found}, [{"split": "test"} | found.report.to_dict()] if found.report else [])
 
 # %% ../../nbs/sparse/41_scoring.ipynb #0ce0c193

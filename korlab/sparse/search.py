@@ -47,7 +47,7 @@ def _documents(
         raise DataError(f"{name} is empty: a file of documents holds one JSON object with _id and text a line", report)
     check_outcome(report)
     if report.problems:
-        kinds = Counter(problem.kind for problem in report.problems).most_common()
+        kinds = (Counter(problem.kind for problem in report.problems) + Counter(report.unlisted)).most_common()
         note(f"{name}: {report.rows_kept:,} of {report.rows_read:,} documents are used; there were: "
              f"{', '.join(f'{kind} {count:,}' for kind, count in kinds)}. The first: {report.problems[0]}")
     return found

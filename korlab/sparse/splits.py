@@ -143,7 +143,7 @@ def _from_collection(config: Config[Params]) -> Splits:
     if not judged:
         raise ParameterError(f"data={portable(source)!r} judges none of {', '.join(SHARES)}: it needs qrels/<split>.tsv")
     policy = config.rows.data_policy or "report"
-    found = {name: load_beir(source, there, policy) for name, there in judged.items()}
+    found = {name: load_beir(source, there, policy, config.rows.encoding) for name, there in judged.items()}
     sources = [{"split": name} | one.report.to_dict() for name, one in found.items() if one.report]
     notes = _complete(found, source)
     return Splits(_triples_of(found.pop("train")), {name: found[name] for name in ("dev", "test")}, sources, notes)
@@ -167,7 +167,7 @@ def _train_rows(config: Config[Params]) -> Splits:
     rows, own = config.rows, config.own
     triples, report = load_triples(
         rows.data, policy=rows.data_policy or "report", kind=own.kind_key or "difficulty", max_chars=rows.max_chars,
-        hub_config=own.hub_config,
+        encoding=rows.encoding, hub_config=own.hub_config,
     )
     return Splits(triples, {}, [{"split": "train"} | report.to_dict()])
 
@@ -191,7 +191,8 @@ def _from_files(config: Config[Params]) -> Splits:
     _refuse_judged(rows.data, parts)
     splits = _train_rows(config)
     for name, source in (("dev", rows.dev_data), ("test", rows.test_data)):
-        found = splits.collections[name] = load_beir(source, split_for(source, name), rows.data_policy or "report")
+        policy = rows.data_policy or "report"
+        found = splits.collections[name] = load_beir(source, split_for(source, name), policy, rows.encoding)
         splits.sources += [{"split": name} | found.report.to_dict()] if found.report else []
     return splits
 

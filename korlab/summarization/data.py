@@ -13,9 +13,9 @@ from statistics import mean
 from typing import Any
 
 from ..core import splitting
-from ..core.accounts import counted
+from ..core.accounts import and_more, counted, short
 from ..core.settings import shown
-from ..core.sources import SUFFIXES, is_hub_id, split_names
+from ..core.sources import SUFFIXES, is_hub_id, not_read, split_names, split_tables
 from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.params import ParameterError
@@ -61,25 +61,23 @@ def embedded() -> Splits:
 # %% ../../nbs/summarization/13_data.ipynb #12ec04e6
 def _find_split_files(
     folder: Path,  # a folder of data files
-) -> dict[str, str]:  # split -> file
-    "Which file of a folder is which split, by name; two files for one split are an error."
-    found: dict[str, str] = {}
-    where = f"data={shown(folder)!r}"
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    for split, file in ((name, one) for one in files for name in split_names(one)):
+) -> dict[str, list[str]]:  # split -> its files: one, all shards of a table, or those in a folder of that name
+    "Which file of a folder is which split, by name; two tables for one split are an error."
+    tables, found, where = split_tables(folder), dict[str, str](), f"data={shown(folder)!r}"
+    for split, name in ((split, table) for table in tables for split in split_names(Path(table))):
         if split in found:
             raise ParameterError(
-                f"{where}: both {Path(found[split]).name} and {file.name} look like the {split} split; "
+                f"{where}: both {found[split]} and {name} look like the {split} split; "
                 f"pass the files as data, dev_data and test_data"
             )
-        found[split] = str(file)
+        found[split] = name
     if "train" not in found:
-        there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        names = sorted(short(p.name) for p in folder.iterdir())
         raise ParameterError(
-            f"{where}: no {', '.join(SUFFIXES)} file here has the word 'train' in its name (found: {there}); "
-            f"pass the file itself"
+            f"{where}: no {', '.join(SUFFIXES)} file here has the word 'train' in its name (found: "
+            f"{and_more(names[:10], len(names), ', ') or 'nothing'}); pass the file itself"
         )
-    return found
+    return {split: [str(file) for file in tables[name]] for split, name in found.items()}
 
 # %% ../../nbs/summarization/13_data.ipynb #d663e5b3
 def _some(n: int, share: float) -> int:
@@ -99,12 +97,12 @@ def _sizes(
 # %% ../../nbs/summarization/13_data.ipynb #ab6f170a
 def _sources(
     config: Config,  # data, dev_data, test_data
-) -> dict[str, tuple[str, str | None]]:  # split -> file, folder or hub id, and the split of the hub
+) -> dict[str, tuple[str | list[str], str | None]]:  # split -> file, folder, hub id or files, and the split of the hub
     "Where the rows of each given split are."
-    given, found = config.rows, dict[str, tuple[str, str | None]]()
+    given, found = config.rows, dict[str, tuple[str | list[str], str | None]]()
     folder = Path(given.data)
     if folder.is_dir():
-        found |= {name: (file, None) for name, file in _find_split_files(folder).items()}
+        found |= {name: (files if len(files) > 1 else files[0], None) for name, files in _find_split_files(folder).items()}
     else:
         found["train"] = given.data, "train"
     for name, source, hub_split in (("dev", given.dev_data, "validation"), ("test", given.test_data, "test")):
@@ -113,17 +111,28 @@ def _sources(
     return found
 
 # %% ../../nbs/summarization/13_data.ipynb #14120fb7
+def _losses(splits: Splits) -> str:
+    "What became of the other rows of the files: they may be why too few are left."
+    told = [
+        f"{source['split']} has {counted(source['rows']['read'], 'row')}, of which {source['rows']['left_out']:,} were left out: "
+        + ", ".join(f"{kind} {number:,}" for kind, number in source["left_out"].items())
+        for source in splits.sources if source["rows"]["left_out"]
+    ]
+    return f" ({'; '.join(told)})" if told else ""
+
+
 def _check_enough(
     rows: Sequence[Dialogue],  # that splits are taken out of
     lacking: Sequence[str],  # the splits
+    lost: str = "",  # what became of other rows
 ) -> None:
     "Raise a `ParameterError` where there are too few rows to take what is missing from."
     different = len({text_hash(row.dialogue) for row in rows})
     if "dev" in lacking and len(rows) < 20 or different <= len(lacking):
         of = f" of {counted(different, 'dialogue')}" if different < len(rows) else ""
         raise ParameterError(
-            f"{len(rows)} rows{of} are too few to take {' and '.join(lacking)} from: "
-            f"give {' and '.join(f'{name}_data' for name in lacking)}"
+            f"{len(rows)} rows{of} are too few to take {' and '.join(lacking)} from{lost}: "
+            f"{'correct those rows, or ' if lost else ''}give {' and '.join(f'{name}_data' for name in lacking)}"
         )
 
 # %% ../../nbs/summarization/13_data.ipynb #1fcc3cbd
@@ -138,10 +147,11 @@ def _without_bare_test(splits: Splits) -> None:
 def _take_out(
     rows: dict[str, list[Dialogue]],  # split -> rows; those that are lacking are added
     lacking: Sequence[str],  # dev, test or both
+    lost: str = "",  # what became of other rows
 ) -> int:  # rows that stayed with another of the same dialogue
     "Take the splits that are lacking out of train, or test out of dev; the rows of each keep their order."
     whole, said = rows["train" if "dev" in lacking else "dev"], lambda row: row.dialogue
-    _check_enough(whole, lacking)
+    _check_enough(whole, lacking, lost)
     sizes = _sizes(len(whole), lacking)
     for name, part in zip(sizes, splitting.cut(whole, said, [*sizes.values()])):
         taken = {id(row) for row in part}
@@ -154,7 +164,7 @@ def _complete(splits: Splits) -> None:
     rows = splits.rows
     _without_bare_test(splits)
     if lacking := [name for name in ("dev", "test") if name not in rows]:
-        alike = _take_out(rows, lacking)
+        alike = _take_out(rows, lacking, _losses(splits))
         if "dev" in lacking:
             taken = len(rows["dev"]) + len(rows["test"]) * ("test" in lacking)
             splits.notes.append(f"No dev rows were given: {taken} were taken out of train by hash.")
@@ -164,14 +174,21 @@ def _complete(splits: Splits) -> None:
             splits.notes.append(f"{alike} rows share their dialogue with another and stayed on its side.")
     splits.rows = {name: rows[name] for name in ("train", "dev", "test")}
 
+# %% ../../nbs/summarization/13_data.ipynb #f86a96a9
+def _unread(folder: Path) -> list[str]:
+    "A note of what lies in a folder of splits and is none, hidden and temporary files too."
+    read = {Path(file) for files in _find_split_files(folder).values() for file in files}
+    return not_read(folder, read | {file.parent for file in read})
+
 # %% ../../nbs/summarization/13_data.ipynb #7b7bc6f1
 def _from_sources(config: Config) -> Splits:
     "Read every split that is given and complete the rest."
     splits, limits = Splits({}), config.rows
+    splits.notes += _unread(Path(limits.data)) if Path(limits.data).is_dir() else []
     for name, (source, hub_split) in _sources(config).items():
-        from_hub = not Path(source).exists() and is_hub_id(source)
+        from_hub = isinstance(source, str) and not Path(source).exists() and is_hub_id(source)
         loaded = load_dialogues(
-            source, policy=limits.data_policy, max_chars=limits.max_chars,
+            source, policy=limits.data_policy, max_chars=limits.max_chars, encoding=limits.encoding,
             need_summary=name != "test", hub_split=hub_split if from_hub else None,
         )
         splits.rows[name] = loaded.rows

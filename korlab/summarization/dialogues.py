@@ -15,7 +15,7 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.accounts import DataError, DataReport, check_outcome, check_policy, counted, spread
+from ..core.accounts import DataError, DataReport, check_outcome, check_policy, counted, short, spread
 from ..core.files import Fault, atomic, write_jsonl
 from ..core.rows import load_rows
 from ..core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
@@ -99,7 +99,7 @@ def _id_fault(
 ) -> Fault | None:  # Kind and detail; None if it can be used
     "Say what is wrong with an id."
     if _NO_ID.search(fname):
-        return Fault("broken fname", f"{fname!r} is not an id")
+        return Fault("broken fname", f"{short(fname)!r} is not an id")
     return text_fault("fname", fname, missing="blank")
 
 
@@ -113,7 +113,7 @@ def _row_faults(
     good, found = _summary_faults(texts["summary"], need_summary, max_chars)
     no_id = _id_fault(fname)
     found = [fault for fault in (no_id, text_fault("dialogue", dialogue, max_chars), *found) if fault]
-    named = [] if no_id else [f"fname {fname}"]
+    named = [] if no_id else [f"fname {short(fname)}"]
     return good, [Fault(kind, ": ".join([*named, detail] if detail else named)) for kind, detail in found]
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #c7a870a1
@@ -131,10 +131,10 @@ def _repeats(
 ) -> list[Fault]:  # Kind and detail of what it repeats
     "Compare a row with those before it."
     if row.fname in seen.ids:
-        return [Fault("duplicate fname", f"fname {row.fname} is already the name of {seen.ids[row.fname]}")]
+        return [Fault("duplicate fname", f"fname {short(row.fname)} is already the name of {seen.ids[row.fname]}")]
     seen.ids[row.fname] = place
     first = seen.texts.setdefault(text_hash(row.dialogue), row.fname)
-    told = f"fname {row.fname} has the same dialogue as {first}"
+    told = f"fname {short(row.fname)} has the same dialogue as {short(first)}"
     return [Fault("duplicate dialogue", told)] if first != row.fname else []
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #35278194
@@ -183,6 +183,7 @@ def load_dialogues(
     policy: str = "report",  # `report`: go on without problem rows; `strict`: stop if there are any
     max_chars: int | None = 20_000,  # Longest dialogue or summary allowed, in characters; None for no limit
     need_summary: bool = True,  # Whether rows without a summary are left out
+    encoding: str | None = None,  # Encoding of text files, if somebody says it; None judges each
     hub_split: str | None = None,  # Split of a hub dataset, unless its id carries it
     hub_config: str | None = None,  # Configuration of a hub dataset
     hub_revision: str | None = None,  # Branch, tag or commit of a hub dataset
@@ -197,7 +198,7 @@ def load_dialogues(
     if any(hub.values()) and not any(part.format == "hub" for part in find_parts(source, Dialogue.__name__)):
         raise ValueError(f"hub_split, hub_config and hub_revision are for hub datasets only, and {source} is none")
     rows, report = load_rows(source, dialogues(need_summary, max_chars), policy=policy, max_chars=max_chars,
-                             options={"need_summary": need_summary}, **hub)
+                             options={"need_summary": need_summary}, encoding=encoding, **hub)
     report.lengths = _measure(rows)
     check_outcome(report)
     return LoadedDialogues(rows, report)
@@ -212,7 +213,7 @@ def check_overlap(
     found = []
     for (one, first), (two, second) in combinations(named.items(), 2):
         if shared := [key for key in first if key in second]:
-            examples = ", ".join(f"{first[key]} = {second[key]}" for key in islice(shared, most))
+            examples = ", ".join(f"{short(first[key])} = {short(second[key])}" for key in islice(shared, most))
             found.append(f"{one} and {two} share {counted(len(shared), 'dialogue')} (for example {examples})")
     if found:
         raise DataError("; ".join(found) + ": remove them from one of the splits")

@@ -185,9 +185,10 @@ def _rows_to_score(run: Run[Params]) -> "Splits":
         splits = load_splits(run.config)
         splits.rows = {name: splits.rows[name] for name in splits.scored}
         return splits
-    rows, report = load_dialogues(asked.data, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False)
+    rows, report = load_dialogues(asked.data, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False,
+                                  encoding=asked.encoding)
     if report.rows_left_out:
-        run.note(f"{report.rows_left_out} problem rows have no prediction; they are listed below.")
+        run.note(f"{report.rows_left_out} problem rows have no prediction; the table below tells which kinds there are.")
     _note_seen_rows(run, rows)
     name = Path(asked.data).stem
     return Splits({name: rows}, [{"split": name} | report.to_dict()])
