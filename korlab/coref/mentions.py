@@ -127,7 +127,8 @@ def repeated(
     return {name: found for name, found in places.items() if len(found) > 1}
 
 # %% ../../nbs/coref/10_mentions.ipynb #b6c376ff
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def _in_chunks(items: Iterable[Given], size: int) -> Iterator[list[Given]]:
