@@ -178,6 +178,7 @@ class Recipe:
     rule: Rule = "compound"  # names whole, or as published
     target_samples: int | None = None  # samples wanted; None for all there are
     max_entity_freq: int | None = 1000  # samples a name at most
+    kept_back: float = 0.1  # share of the names of test that training may not ask for
     seed: int = 42  # of the order in which documents are taken
 
 # %% ../../nbs/coref/12_corpora.ipynb #f157e714
@@ -410,6 +411,10 @@ def unseen(
     known = {one.target for one in train}
     return [one for one in test if one.target not in known]
 
+
+def _kept_back(name: str, share: float) -> bool:
+    return int(text_hash(name)[:8], 16) < share * 16**8
+
 # %% ../../nbs/coref/12_corpora.ipynb #1999ee42
 def _keys(samples: Iterable[Sample]) -> set[str]:
     "Hashes of the documents of some samples, and of their texts where these are only paragraphs of them."
@@ -510,9 +515,23 @@ class _Writing:
         return {"samples": count, "documents": len(documents), "sources": dict(sources)}
 
 # %% ../../nbs/coref/12_corpora.ipynb #7ccd5687
-def _write_splits(writing: _Writing, parts: Mapping[str, list[int]]) -> dict[str, Any]:
-    "Write every split, `unseen` from the names that training asked for."
-    told = {"train": writing.write("train", writing.samples(parts["train"]))}
+def _learnt(samples: Iterable[Sample], kept: set[str], left_out: Counter[str]) -> Iterator[Sample]:
+    "The samples that training may have."
+    for one in samples:
+        left_out["name kept back for unseen"] += one.target in kept
+        if one.target not in kept:
+            yield one
+
+
+def _write_splits(
+    writing: _Writing,  # into a folder
+    parts: Mapping[str, list[int]],  # split -> documents
+    share: float,  # of the names of test to keep back
+    left_out: Counter[str],  # counts samples that are not kept
+) -> dict[str, Any]:  # what is told of each split
+    "Write every split, `unseen` from the names that training does not ask for."
+    kept = {one.target for one in writing.samples(parts["test"]) if _kept_back(one.target, share)}
+    told = {"train": writing.write("train", _learnt(writing.samples(parts["train"]), kept, left_out))}
     known = set(writing.measured.names)
     told |= {name: writing.write(name, writing.samples(parts[name])) for name in ("dev", "test")}
     strange = (one for one in writing.samples(parts["test"]) if one.target not in known)
@@ -570,7 +589,7 @@ def build(
             tallies = _gather(recipe, sources, store, reports, workers)
         _check_sources(tallies, reports)
         writing = _Writing(store, _choose(store, recipe, left_out), draft)
-        told = _write_splits(writing, _parted(store, [*writing.chosen]))
+        told = _write_splits(writing, _parted(store, [*writing.chosen]), recipe.kept_back, left_out)
         facts = _metadata(recipe, tallies, reports) | {"removed_samples": left_out, "splits": told}
         write_json(draft / "metadata.json", facts | writing.measured.to_dict())
         (draft / "waiting").unlink()
