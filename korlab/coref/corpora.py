@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import accumulate, chain, combinations
+from math import ceil
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple, Self
@@ -412,8 +413,9 @@ def unseen(
     return [one for one in test if one.target not in known]
 
 
-def _kept_back(name: str, share: float) -> bool:
-    return int(text_hash(name)[:8], 16) < share * 16**8
+def _kept_back(names: Iterable[str], share: float) -> set[str]:
+    ranked = sorted(set(names), key=text_hash)
+    return set(ranked[: ceil(share * len(ranked))])
 
 # %% ../../nbs/coref/12_corpora.ipynb #1999ee42
 def _keys(samples: Iterable[Sample]) -> set[str]:
@@ -530,7 +532,7 @@ def _write_splits(
     left_out: Counter[str],  # counts samples that are not kept
 ) -> dict[str, Any]:  # what is told of each split
     "Write every split, `unseen` from the names that training does not ask for."
-    kept = {one.target for one in writing.samples(parts["test"]) if _kept_back(one.target, share)}
+    kept = _kept_back((one.target for one in writing.samples(parts["test"])), share)
     told = {"train": writing.write("train", _learnt(writing.samples(parts["train"]), kept, left_out))}
     known = set(writing.measured.names)
     told |= {name: writing.write(name, writing.samples(parts[name])) for name in ("dev", "test")}
