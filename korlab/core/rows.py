@@ -314,7 +314,8 @@ def judged_rows(
     try:
         for row in read_rows(part, file, schema, **hub):
             verdict = Verdict(problems=[row.fault]) if row.fault else schema.judge(row)
-            account_removed(report, row.place, verdict.removed)
+            if verdict.removed:
+                account_removed(report, row.place, verdict.removed)
             if account(report, file, (row.row, row.line), [*verdict.problems, *row.doubts], warnings):
                 report.nfc_changed += verdict.nfc
                 report.cleaned += verdict.cleaned

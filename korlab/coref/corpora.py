@@ -88,9 +88,10 @@ def _judged(row: Row) -> Verdict[str]:
     (cell,) = row.values["text"]
     if (given := as_text(cell)) is None:
         return Verdict(problems=[Fault("not text", f"a {type(cell).__name__} where a text is expected")])
-    text = normalize(given).replace("\r\n", "\n").strip()
+    composed = normalize(given)
+    text = composed.replace("\r\n", "\n").strip()
     fault = text_fault("text", text)
-    return Verdict(text, [fault] if fault else [], nfc=normalize(given) != given)
+    return Verdict(text, [fault] if fault else [], nfc=composed != given)
 
 # %% ../../nbs/coref/12_corpora.ipynb #13b9dc9b
 def _texts(
@@ -126,7 +127,8 @@ class Document(NamedTuple):
 
     text: str  # in NFC
     whole: str  # hash of the text it is from: what it shares with its other paragraphs
-    source: Source
+    source: str  # name of its source
+    pronouns: Pronouns | None = None  # what its source asks of it
 
 
 def _pieces(
@@ -134,17 +136,16 @@ def _pieces(
     source: Source,  # its
     quality: Quality,  # how long documents and paragraphs must be
     left_out: Counter[str],  # counts what is refused
-) -> Iterator[Document]:  # the text, or its paragraphs that are long enough
+) -> Iterator[str]:  # the text, or its paragraphs that are long enough
     "Take a text as its source wants it."
-    whole = text_hash(text)
     if source.paragraphs is None:
-        yield Document(text, whole, source)
+        yield text
     elif why := refused_unread(text, quality):
         left_out[why] += 1
     else:
         parts = [part.strip() for part in text.split("\n\n")]
         left_out["paragraph too short"] += sum(len(part) < quality.shortest for part in parts)
-        yield from (Document(part, whole, source) for part in parts if len(part) >= quality.shortest)
+        yield from (part for part in parts if len(part) >= quality.shortest)
 
 # %% ../../nbs/coref/12_corpora.ipynb #d0bd2fc9
 def documents(
@@ -154,15 +155,16 @@ def documents(
     left_out: Counter[str],  # counts what is refused before it is read
 ) -> Iterator[Document]:  # a stream
     "Read the documents of one source."
-    schema, taken = _texts(source.column, source.blank_lines), 0
+    schema, name, taken = _texts(source.column, source.blank_lines), source.name, 0
     report.notes += files_not_read(source.data, schema.suffixes)
     for part in find_parts(source.data, also=schema.suffixes):
         for text in judged_rows(part, schema, report, split=source.split, config=source.config):
-            for document in _pieces(text, source, quality, left_out):
+            whole = text_hash(text)
+            for piece in _pieces(text, source, quality, left_out):
                 taken += 1
-                yield document
+                yield Document(piece, whole, name, source.pronouns)
                 if taken == source.paragraphs:
-                    report.notes.append(f"{source.name}: reading ended with paragraph {taken:,}")
+                    report.notes.append(f"{name}: reading ended with paragraph {taken:,}")
                     return
 
 # %% ../../nbs/coref/12_corpora.ipynb #a3ae6e9b
@@ -214,10 +216,10 @@ def _read(document: Document, recipe: Recipe) -> _Reading:
     text, quality, left_out = document.text, recipe.quality, Counter[str]()
     if why := refused_unread(text, quality):
         return _Reading([], why, left_out)
-    pronouns, tokens = recipe.pronouns and (document.source.pronouns or recipe.pronouns), kiwi().tokenize(text)
+    pronouns, tokens = recipe.pronouns and (document.pronouns or recipe.pronouns), kiwi().tokenize(text)
     if why := refused_read(tokens, quality) or (pronouns.refuses(tokens) if pronouns else None):
         return _Reading([], why, left_out)
-    found = samples_among(text, mentions_among(text, tokens, recipe.rule), document.source.name, recipe.limits, left_out)
+    found = samples_among(text, mentions_among(text, tokens, recipe.rule), document.source, recipe.limits, left_out)
     return _Reading([replace(one, document=document.whole) for one in found], None, left_out)
 
 
@@ -335,7 +337,7 @@ def _gather(
     )
     for document, reading in over_processes(stream, partial(_read_all, recipe=recipe), workers, "documents"):
         same = int(text_hash(document.text)[:16], 16) if reading.samples else 0
-        if tallies[document.source.name].add(reading, same in seen):
+        if tallies[document.source].add(reading, same in seen):
             seen.add(same)
             store.add(reading.samples, recipe.seed)
     return tallies

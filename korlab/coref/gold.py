@@ -186,11 +186,10 @@ def _take(document: _Open, number: int, line: str) -> Fault | None:
     "Take a line with a token."
     columns = line.rstrip("\n").split("\t") if "\t" in line else line.split()
     word, brackets = _word(columns), _brackets(columns[-1])
-    if isinstance(word, Fault) or isinstance(brackets, Fault):
-        wrong = word if isinstance(word, Fault) else brackets
-        return Fault(wrong.kind, f"line {number:,}: {wrong.detail}") if isinstance(wrong, Fault) else None
-    if word is None:
-        return None
+    if isinstance(word, Fault):
+        return word
+    if isinstance(brackets, Fault) or word is None:
+        return brackets if isinstance(brackets, Fault) else None
     document.first, document.tokens = document.first or number, document.tokens + 1
     document.sentences[-1].append(word)
     document.glued[-1].append("SpaceAfter=No" in columns[-1])
@@ -213,7 +212,8 @@ def _conll(lines: Numbered) -> Iterator[tuple[int, Any]]:
         elif not line.strip():
             document.end_sentence()
         elif not line.startswith("#") and not document.fault:
-            document.fault = _take(document, number, line)
+            fault = _take(document, number, line)
+            document.fault = fault and Fault(fault.kind, f"line {number:,}: {fault.detail}")
             document.first = document.first or number
     if document.first:
         yield document.first, document.row()
