@@ -20,7 +20,7 @@ from korlab.core.errors import LabError
 from korlab.core.files import read_json
 from korlab.core.text import normalize, text_hash
 from korlab.coref import corpora
-from korlab.coref.collator import Collator, collate
+from korlab.coref.collator import Collator, collate, mask_probability
 from korlab.coref.corpora import RECIPES, Source, Splits, build, check_overlap, load_samples, unseen
 from korlab.coref.gold import load_gold
 from korlab.coref.mentions import WorkerError, find_mentions, mentions_of, over_processes
@@ -538,6 +538,7 @@ def test_the_dynamic_rate_follows_real_lengths():
         maker = Collator(made, "combined", max_length=256, mask_min=0.1, mask_max=0.9)
         length = sum(len(one.ids) for one in rows) / len(rows)
         wanted, chosen, free = 0.1 + 0.8 * length / 256, 0, 0
+        assert abs(mask_probability([len(one.ids) for one in rows], 256, 0.1, 0.9) - wanted) < 1e-9
         for step in range(60):
             batch = collate(maker, rows, step)
             chosen += int((batch["labels"] != -100).sum())

@@ -24,7 +24,7 @@ def _padded(rows: Sequence[Sequence[int]], filler: int) -> "Tensor":
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
 
-
+# %% ../../nbs/coref/31_collator.ipynb #77bcb724
 def _on_names(windows: Sequence[Window], like: "Tensor") -> "Tensor":
     "Labels on the masks of the names, -100 elsewhere."
     import torch
@@ -126,7 +126,7 @@ def _at_random(
     batch["input_ids"] = _disguised(ids, chosen, collator.tokenizer.mask_token_id, collator.ordinary, chance)
     return chosen
 
-
+# %% ../../nbs/coref/31_collator.ipynb #298fc892
 def collate(
     collator: Collator,  # what to make
     windows: Sequence[Window],  # a batch

@@ -108,7 +108,7 @@ def mentions_among(
     spans = [(a, b, _names(tokens[a:b])) for a, b in runs]
     return [Mention(text[start:end], start, end) for start, end in _joined(spans, tokens, text)]
 
-
+# %% ../../nbs/coref/10_mentions.ipynb #77422637
 def find_mentions(
     text: str,  # any text
     rule: Rule = "compound",  # names whole, or as published
@@ -140,7 +140,7 @@ def _in_chunks(items: Iterable[Given], size: int) -> Iterator[list[Given]]:
 class WorkerError(LabError):
     "A process that read texts and is gone."
 
-
+# %% ../../nbs/coref/10_mentions.ipynb #dafae3f2
 def _by_processes(
     chunks: Iterator[list[Given]],  # a stream
     work: Callable[[list[Given]], list[Made]],  # a function that another process can import

@@ -100,7 +100,7 @@ _SYLLABLES, _SYMBOLS = re.compile("[가-힣]+"), re.compile(r"(?:[^\w \n\t]|_)+"
 def _share(text: str, what: re.Pattern[str]) -> float:
     return sum(map(len, what.findall(text))) / len(text) if text else 0.0
 
-
+# %% ../../nbs/coref/11_samples.ipynb #fce61e85
 def refused_unread(
     text: str,  # a document in NFC
     quality: Quality,
@@ -168,7 +168,7 @@ class Asking(Protocol):
 
 Asks = TypeVar("Asks", bound=Asking)
 
-
+# %% ../../nbs/coref/11_samples.ipynb #e0cfc3d0
 def capped(
     samples: Iterable[Asks],  # a stream
     most: int | None,  # samples a name; None for all

@@ -65,7 +65,7 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     inside = [i for i, mark in enumerate(marks) if not mark] or [len(ids)]
     return ids[: inside[0]], ids[inside[-1] + 1 :]
 
-
+# %% ../../nbs/coref/30_windows.ipynb #005a4a82
 def _check(tokenizer: Any) -> None:
     if getattr(tokenizer, "mask_token_id", None) is None:
         raise TokenizerError(f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no mask token: take "
@@ -123,7 +123,7 @@ def _edge(text: str, start: int) -> int:
     "Where a name begins, with the blank before it."
     return start - 1 if start and text[start - 1] == " " else start
 
-
+# %% ../../nbs/coref/30_windows.ipynb #63bc4284
 def _word_start(text: str, end: int) -> int:
     "Where the word that ends here begins, with the blank before it; `end` if none does."
     begin = end
@@ -141,10 +141,13 @@ def _word_end(text: str, begin: int) -> int:
 
 # %% ../../nbs/coref/30_windows.ipynb #68166af1
 def _context(text: str, edge: int) -> str:
-    "What a name is written after: what its word has before it, with the character before the word."
-    return "" if edge == 0 or text[edge : edge + 1] == " " else text[max(0, _word_start(text, edge) - 1) : edge]
+    "What a name is written after: the part of its word before it, with the blank or line end before that."
+    if edge == 0 or text[edge : edge + 1] == " ":
+        return ""
+    start = _word_start(text, edge)
+    return text[start if text[start] == " " else max(0, start - 1) : edge]
 
-
+# %% ../../nbs/coref/30_windows.ipynb #bce246b7
 def _part(
     writer: Writer,  # the tokenizer's
     text: str,  # a document
@@ -248,7 +251,7 @@ def window(
     found = _made(sample, _writer(tokenizer), max_length, context)
     return None if isinstance(found, str) else found
 
-
+# %% ../../nbs/coref/30_windows.ipynb #12802a11
 def windows(
     samples: Iterable[Sample],  # those of one document together are quickest
     tokenizer: Any,  # a fast transformers tokenizer with a mask token
