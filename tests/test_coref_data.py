@@ -424,6 +424,22 @@ def test_every_sample_has_its_masks_and_its_antecedent(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_names_that_stand_apart_anyway_give_the_ordinary_tokens(kind):
+    made, apart = tokenizer(kind), 0
+    for one in windows(corpus(), made, 1024, "both")[0]:
+        sample, plain = one.sample, made(one.sample.text, return_offsets_mapping=True)
+        edge = sample.start - (sample.text[sample.start - 1] == " ")
+        over = [i for i, (start, end) in enumerate(plain["offset_mapping"]) if end > edge and start < sample.end]
+        begin, end = plain["offset_mapping"][over[0]][0], plain["offset_mapping"][over[-1]][1]
+        if begin >= edge and end <= sample.end:
+            apart += 1
+            ids = plain["input_ids"]
+            assert one.target == [ids[i] for i in over]
+            assert one.ids == [made.mask_token_id if i in over else token for i, token in enumerate(ids)]
+    assert apart > 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_window_is_cut_on_the_left_until_the_antecedent_would_go(kind):
     made, sample = tokenizer(kind), max(corpus(), key=lambda one: one.antecedent)
     sample = replace(sample, text=(pre := "네이버도 있다. " * 50) + sample.text, antecedent=sample.antecedent + len(pre),
