@@ -106,7 +106,7 @@ def arguments(
     watching = _watching(config, every, best_by, better)
     return _workplace(config, folder, place) | _learning(config, updates, share) | watching | quiet
 
-# %% ../../nbs/experiment/14_training.ipynb #6ccb4595
+# %% ../../nbs/experiment/14_training.ipynb #3482c7b2
 def _on_one_device(args: Any, note: Callable[[str], None]) -> Any:
     "The arguments, held to one GPU a process; `note` is told of the others."
     if args.n_gpu > 1:
@@ -114,11 +114,11 @@ def _on_one_device(args: Any, note: Callable[[str], None]) -> Any:
         args._n_gpu = 1
     return args
 
-# %% ../../nbs/experiment/14_training.ipynb #e98bd3f5
+# %% ../../nbs/experiment/14_training.ipynb #2fd6f966
 class Diverged(LabError):
     "A training that came to a number that is not finite; the message says where, and what to try."
 
-# %% ../../nbs/experiment/14_training.ipynb #0fdd0200
+# %% ../../nbs/experiment/14_training.ipynb #c7aa2517
 def _require_finite(
     trainer: Any,  # its arguments, its state, and the `losses` of its last updates
     update: int,  # where it stands
@@ -137,7 +137,7 @@ def _require_finite(
         f"max_grad_norm=1{wider}; if it happens at once or always here, look at the rows of this update for broken ones"
     )
 
-# %% ../../nbs/experiment/14_training.ipynb #2c980fbf
+# %% ../../nbs/experiment/14_training.ipynb #2a380d73
 class _Finite(Trainer):
     "A Trainer that stops at the first number that is not finite."
 
@@ -184,7 +184,7 @@ def _loader_by_tokens(trainer: Any) -> DataLoader:
     )
     return trainer.accelerator.prepare(loader)
 
-# %% ../../nbs/experiment/14_training.ipynb #8767e505
+# %% ../../nbs/experiment/14_training.ipynb #c64bb9a5
 def _replaced(
     log: Sequence[dict[str, Any]],  # the Trainer's, one entry a line of history.jsonl
     step: int,  # the update of the new entry
@@ -198,7 +198,7 @@ def _replaced(
         logs["train_loss"] = sum((at - last) * loss for last, (at, loss) in zip(steps, losses)) / steps[-1]
     return [row for row in log if row["step"] != step or kind not in row]
 
-# %% ../../nbs/experiment/14_training.ipynb #38b18680
+# %% ../../nbs/experiment/14_training.ipynb #2e97b55d
 class _Sealing(_Finite):
     "A Trainer whose checkpoints are sealed when they are written and looked at when they are read."
 
@@ -480,6 +480,9 @@ class _Ready(_Endings):
         batches = count_batches(len(self.train_dataset), self.config, lengths)
         shared = arguments(self.config, self.folder, self.place, batches, best_by, self.better, self.indivisible)
         calls = [*self.schedules(), *_watchers(self.config, self.folder, self.dev), *self.callbacks]
+        if processes() > 1:
+            self.note(f"{processes()} processes share every update of {self.config.training.batch_size} × "
+                      f"{self.config.training.accumulation} rows; where an epoch cannot be shared evenly, its first rows come twice.")
         args = _on_one_device(self.arguments_class(**shared, **self.own_arguments()), self.note)
         return _furnished(self.trainer_class(model=self.model, args=args, callbacks=calls, **self.parts()), lengths)
 
@@ -494,7 +497,7 @@ def _lay_back(weights: Mapping[str, torch.Tensor], file: Path) -> None:
         for name, value in load_file(file).items():
             weights[name].copy_(value)
 
-# %% ../../nbs/experiment/14_training.ipynb #742fd390
+# %% ../../nbs/experiment/14_training.ipynb #6bc859d4
 class _Anew(_Ready):
     "A training that can begin again in the same process."
 
@@ -536,6 +539,7 @@ class _Halving(_Anew):
         "Begin anew with smaller batches."
         c, whole = self.config, "several processes train together" if processes() > 1 else self.indivisible
         if whole:
+            self._start_file.unlink(missing_ok=True)
             raise MemoryFull(f"{self.advice(reason)} (nothing was halved: {whole})")
         if (smaller := smaller_batches(c.training.batch_size, c.training.accumulation, c.training.eval_batch_size)) is None:
             raise MemoryFull(self.advice(reason))
@@ -545,7 +549,7 @@ class _Halving(_Anew):
         self._take(smaller)
         self._begin_anew()
 
-# %% ../../nbs/experiment/14_training.ipynb #9e85a543
+# %% ../../nbs/experiment/14_training.ipynb #5e6c6e45
 class _Going(_Halving):
     "A training that goes from the newest usable checkpoint to the end."
 
@@ -579,11 +583,9 @@ class Training(_Going):
         "Train to the end, with smaller batches where memory is short; keep the best weights and save them."
         if keeps_records():
             _keep(self.trainable(), self._start_file)
-        try:
-            while (full := _full_memory(lambda: self._go(resume))) is not None:
-                self._shrink(full)
-        finally:
-            self._start_file.unlink(missing_ok=True)
+        while (full := _full_memory(lambda: self._go(resume))) is not None:
+            self._shrink(full)
+        self._start_file.unlink(missing_ok=True)
         tracking.finish(self.config)
         found = outcome(self.trainer, self.config, self.place)
         return found | {"final_model_path": str(self.save(self.folder / "model"))}
