@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_manifest', 'damage', 'CheckpointDamaged', 'require_whole', 'draft_of', 'publish', 'checkpoint_at',
-           'checkpoints', 'unusable', 'newest_usable_checkpoint', 'ended', 'seal_and_rotate']
+           'checkpoints', 'newest_usable_checkpoint', 'ended', 'seal_and_rotate']
 
 # %% ../../nbs/experiment/11_checkpoints.ipynb #c7336960
 import os
@@ -51,7 +51,7 @@ def damage(
             return f"{name} is not the file that was saved"
     return None
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #5eda44ec
+# %% ../../nbs/experiment/11_checkpoints.ipynb #0664ce6b
 class CheckpointDamaged(LabError):
     "A sealed folder that is not what was saved; the message names the file."
 
@@ -112,8 +112,8 @@ def _set_aside(path: Path) -> Path:
         aside, count = path.with_name(f"torn-{path.name}.{count}"), count + 1
     return path.rename(aside)
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #d0a312b3
-def unusable(
+# %% ../../nbs/experiment/11_checkpoints.ipynb #d7562d9e
+def _unusable(
     checkpoint: Path,  # of a Trainer
 ) -> str | None:  # why nobody can go on from it; None when it can be used
     "Compare a checkpoint, and the best one it names, with their manifests."
@@ -134,7 +134,7 @@ def newest_usable_checkpoint(
 ) -> Path | None:  # None when there is none to go on from
     "Find the checkpoint to resume from; newer ones, which cannot be used, are renamed to torn-checkpoint-<step>."
     for path in reversed(checkpoints(folder)):
-        reason = unusable(path)
+        reason = _unusable(path)
         if reason is None:
             return path
         note(f"Skipped {shown(path)} because {reason}; it is kept as {_set_aside(path).name}.")
