@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_manifest', 'damage', 'CheckpointDamaged', 'require_whole', 'draft_of', 'publish', 'checkpoint_at',
-           'checkpoints', 'newest_usable_checkpoint', 'ended', 'seal_and_rotate']
+           'checkpoints', 'newest_whole_checkpoint', 'ended', 'seal_and_rotate']
 
 # %% ../../nbs/experiment/11_checkpoints.ipynb #c7336960
 import os
@@ -51,7 +51,7 @@ def damage(
             return f"{name} is not the file that was saved"
     return None
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #0664ce6b
+# %% ../../nbs/experiment/11_checkpoints.ipynb #83eeb289
 class CheckpointDamaged(LabError):
     "A sealed folder that is not what was saved; the message names the file."
 
@@ -112,7 +112,7 @@ def _set_aside(path: Path) -> Path:
         aside, count = path.with_name(f"torn-{path.name}.{count}"), count + 1
     return path.rename(aside)
 
-# %% ../../nbs/experiment/11_checkpoints.ipynb #d7562d9e
+# %% ../../nbs/experiment/11_checkpoints.ipynb #fbc01b57
 def _unusable(
     checkpoint: Path,  # of a Trainer
 ) -> str | None:  # why nobody can go on from it; None when it can be used
@@ -128,7 +128,7 @@ def _unusable(
     return None
 
 # %% ../../nbs/experiment/11_checkpoints.ipynb #22c83207
-def newest_usable_checkpoint(
+def newest_whole_checkpoint(
     folder: Path,  # where checkpoint-<step> folders are
     note: Callable[[str], None],  # told about every checkpoint that is set aside
 ) -> Path | None:  # None when there is none to go on from

@@ -46,7 +46,7 @@ from korlab.experiment.checkpoints import (
     checkpoint_at,
     draft_of,
     ended,
-    newest_usable_checkpoint,
+    newest_whole_checkpoint,
     publish,
     require_whole,
     seal_and_rotate,
@@ -106,7 +106,7 @@ def arguments(
     watching = _watching(config, every, best_by, better)
     return _workplace(config, folder, place) | _learning(config, updates, share) | watching | quiet
 
-# %% ../../nbs/experiment/14_training.ipynb #3482c7b2
+# %% ../../nbs/experiment/14_training.ipynb #8fcdb746
 def _on_one_device(args: Any, note: Callable[[str], None]) -> Any:
     "The arguments, held to one GPU a process; `note` is told of the others."
     if args.n_gpu > 1:
@@ -114,11 +114,11 @@ def _on_one_device(args: Any, note: Callable[[str], None]) -> Any:
         args._n_gpu = 1
     return args
 
-# %% ../../nbs/experiment/14_training.ipynb #2fd6f966
+# %% ../../nbs/experiment/14_training.ipynb #2b9fa66a
 class Diverged(LabError):
     "A training that came to a number that is not finite; the message says where, and what to try."
 
-# %% ../../nbs/experiment/14_training.ipynb #c7aa2517
+# %% ../../nbs/experiment/14_training.ipynb #a720332e
 def _require_finite(
     trainer: Any,  # its arguments, its state, and the `losses` of its last updates
     update: int,  # where it stands
@@ -137,7 +137,7 @@ def _require_finite(
         f"max_grad_norm=1{wider}; if it happens at once or always here, look at the rows of this update for broken ones"
     )
 
-# %% ../../nbs/experiment/14_training.ipynb #2a380d73
+# %% ../../nbs/experiment/14_training.ipynb #1111a611
 class _Finite(Trainer):
     "A Trainer that stops at the first number that is not finite."
 
@@ -184,7 +184,7 @@ def _loader_by_tokens(trainer: Any) -> DataLoader:
     )
     return trainer.accelerator.prepare(loader)
 
-# %% ../../nbs/experiment/14_training.ipynb #c64bb9a5
+# %% ../../nbs/experiment/14_training.ipynb #c00245ca
 def _replaced(
     log: Sequence[dict[str, Any]],  # the Trainer's, one entry a line of history.jsonl
     step: int,  # the update of the new entry
@@ -198,7 +198,7 @@ def _replaced(
         logs["train_loss"] = sum((at - last) * loss for last, (at, loss) in zip(steps, losses)) / steps[-1]
     return [row for row in log if row["step"] != step or kind not in row]
 
-# %% ../../nbs/experiment/14_training.ipynb #2e97b55d
+# %% ../../nbs/experiment/14_training.ipynb #38c1a1e1
 class _Sealing(_Finite):
     "A Trainer whose checkpoints are sealed when they are written and looked at when they are read."
 
@@ -497,7 +497,7 @@ def _lay_back(weights: Mapping[str, torch.Tensor], file: Path) -> None:
         for name, value in load_file(file).items():
             weights[name].copy_(value)
 
-# %% ../../nbs/experiment/14_training.ipynb #6bc859d4
+# %% ../../nbs/experiment/14_training.ipynb #51ef2227
 class _Anew(_Ready):
     "A training that can begin again in the same process."
 
@@ -549,7 +549,7 @@ class _Halving(_Anew):
         self._take(smaller)
         self._begin_anew()
 
-# %% ../../nbs/experiment/14_training.ipynb #5e6c6e45
+# %% ../../nbs/experiment/14_training.ipynb #e93709ab
 class _Going(_Halving):
     "A training that goes from the newest usable checkpoint to the end."
 
@@ -567,7 +567,7 @@ class _Going(_Halving):
 
     def _train_on(self, resume: bool) -> None:
         with self.trainer.args.main_process_first(local=False):  # one sets aside what cannot be used
-            start = newest_usable_checkpoint(self.folder / "checkpoints", self.note) if resume else None
+            start = newest_whole_checkpoint(self.folder / "checkpoints", self.note) if resume else None
         if start:
             self.note(f"Going on from {start.name}.")
         self.trainer.train(resume_from_checkpoint=str(start) if start else None)
