@@ -1,7 +1,6 @@
 """Models and tokenizers of every family: published formats load as published, and new tokens harm nothing."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
