@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from ..core.files import FileError
 from ..core.settings import shown
+from .checkpoints import require_whole
 
 # %% ../../nbs/experiment/12_models.ipynb #75f277e2
 _ModelT = TypeVar("_ModelT")
@@ -48,7 +49,8 @@ def loading(
     what: str = "checkpoint",  # what the model is wanted as
     errors: tuple[type[Exception], ...] = (OSError, ValueError),  # how the library says that it is not there
 ) -> Iterator[None]:
-    "Turn the library's failure to load a checkpoint into one sentence on how to get it."
+    "Turn the library's failure to load a checkpoint into one sentence on how to get it; a broken seal is one before that."
+    require_whole(Path(source), sealed=False)
     try:
         yield
     except errors as error:

@@ -23,6 +23,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from ..core.files import FileError, reading
 from ..core.settings import shown
+from ..experiment.checkpoints import require_whole
 
 # %% ../../nbs/sparse/20_head.ipynb #260b58e2
 def _highest(
@@ -257,6 +258,7 @@ def open_encoder(
     folder: str | Path,  # what `SparseEncoder.save_pretrained` wrote
     **how: Any,  # of SparseEncoder: device, model_kwargs, ...
 ) -> SparseEncoder:  # as it was saved, not fused
-    "Load a sparse encoder."
+    "Load a sparse encoder; one that the lab sealed must be what was saved."
+    require_whole(Path(folder), sealed=False)
     with reading("encoder", folder, SafetensorError):
         return SparseEncoder(str(folder), **how)

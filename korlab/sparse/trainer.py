@@ -21,6 +21,7 @@ from sentence_transformers.sparse_encoder import SparseEncoderTrainingArguments
 from transformers import TrainerCallback
 
 from ..core.text import text_hash
+from ..experiment.batches import EvenBatches
 from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
 from ..metrics.retrieval import evaluate
@@ -152,9 +153,9 @@ class SparseLabTrainer(LabTrainer, SparseEncoderTrainer):
         ripe = self.state.global_step >= self.unripe * self.state.max_steps
         return ripe and super()._determine_best_metric(metrics, trial)
 
-    def get_batch_sampler(self, dataset: Dataset, batch_size: int, *_: Any, **__: Any) -> PhaseSampler:
+    def get_batch_sampler(self, dataset: Dataset, batch_size: int, *_: Any, **__: Any) -> EvenBatches:
         "The lab's batches; there is no other data set to sample, because dev is searched and not batched."
-        return self.batches(batch_size)
+        return EvenBatches(self.batches(batch_size), self.args.world_size)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #675236b7
 def _epochs(config: Config[Params], rows: int) -> int:

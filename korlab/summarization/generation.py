@@ -17,23 +17,26 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..experiment.batches import out_of_memory
 from ..experiment.config import Config
-from .beam import fastest_search
+from .beam import base_model, fastest_search
 from .data import MARKERS, encoder
 from .parameters import Params
 
 # %% ../../nbs/summarization/22_generation.ipynb #399efe2b
-def _special_ids(model: PreTrainedModel) -> dict[str, Any]:
-    "The ids that begin and end a sequence."
-    c = model.config
-    return dict(
-        decoder_start_token_id=c.decoder_start_token_id, bos_token_id=getattr(c, "bos_token_id", None),  # T5 has none
-        eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id,
-    )
+_TOKEN_RULES = (
+    "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id",
+    "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias",
+)
+
+
+def _token_rules(model: PreTrainedModel) -> dict[str, Any]:
+    "The tokens that a checkpoint begins and ends with, and those it never says."
+    given = model.generation_config
+    return {name: value for name in _TOKEN_RULES if (value := getattr(given, name, None)) is not None}
 
 # %% ../../nbs/summarization/22_generation.ipynb #4f5bf382
 def generation_config(
     config: Config[Params],  # num_beams, lengths and penalties
-    model: PreTrainedModel,  # gives the special token ids
+    model: PreTrainedModel,  # its own says with which tokens to begin and end
 ) -> GenerationConfig:  # to be set as `model.generation_config`
     "The search a run asks for, as transformers' GenerationConfig."
     own = config.own
@@ -45,22 +48,24 @@ def generation_config(
         options["min_new_tokens"] = own.min_target_length
     if own.length_penalty is not None:
         options["length_penalty"] = own.length_penalty
-    return GenerationConfig(**options, **_special_ids(model))
+    return GenerationConfig(**options, **_token_rules(model))
 
 # %% ../../nbs/summarization/22_generation.ipynb #dd3cfe53
-def _framing_ids(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+def _framing_ids(tokenizer: PreTrainedTokenizerBase, search: GenerationConfig | None) -> set[int | None]:
     "Ids of what frames a sequence and says nothing."
-    added = tokenizer.get_added_vocab()
+    added, special = tokenizer.get_added_vocab(), set(tokenizer.all_special_ids)
     markers = {added[token] for pair in MARKERS.values() for token in pair if token in added}
-    return {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, -100} | markers
+    forced = {search.decoder_start_token_id, search.forced_bos_token_id, search.forced_eos_token_id} if search else set()
+    return {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, -100} | markers | forced & special
 
 # %% ../../nbs/summarization/22_generation.ipynb #939fbb3a
 def decode(
     ids: Iterable[Sequence[int]],  # generated ids or labels, padded with pad or -100
     tokenizer: PreTrainedTokenizerBase,  # the model's
+    search: GenerationConfig | None = None,  # that made the ids; what it forces to the ends is no text if it is special
 ) -> list[str]:  # texts without framing tokens, ends stripped
     "Turn token ids into text, keeping every placeholder and no marker."
-    frame = _framing_ids(tokenizer)
+    frame = _framing_ids(tokenizer, search)
     kept = [[int(i) for i in row if int(i) not in frame] for row in ids]
     return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=False)]
 
@@ -79,7 +84,8 @@ def _generate(
 ) -> list[str] | None:  # None when memory does not suffice and a smaller batch is possible
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
     try:
-        return decode(model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), tokenizer)
+        found = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return decode(found, tokenizer, base_model(model).generation_config)
     except Exception as error:  # what is no full memory is raised again
         if not (can_shrink and out_of_memory(error)):
             raise

@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..core.text import PLACEHOLDER
-from ..experiment.models import Loaded, loading, origin_of
+from ..experiment.models import CheckpointError, Loaded, loading, origin_of
 from ..experiment.params import ParameterError
 from ..experiment.studies import Model
 from .data import MARKERS
@@ -209,6 +209,19 @@ def _without_tie_warning() -> Iterator[None]:
     finally:
         log.removeFilter(silent)
 
+# %% ../../nbs/summarization/20_models.ipynb #1400a486
+def _settle_start(
+    model: PreTrainedModel,  # its configuration is completed
+    source: str,  # where it comes from
+) -> None:
+    "Give the configuration the ids of the start, the end and the padding that only the generation settings hold."
+    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(model.config, name, None) is None:
+            setattr(model.config, name, getattr(model.generation_config, name, None))
+    if model.config.decoder_start_token_id is None:
+        raise CheckpointError(f"the checkpoint {source!r} says in neither config.json nor generation_config.json with which "
+                              "token its decoder starts: add decoder_start_token_id (for a T5 the pad token's id)")
+
 # %% ../../nbs/summarization/20_models.ipynb #ce56d74d
 _LOCAL = "pass checkpoint=FOLDER with a local copy that holds config.json, model.safetensors and the tokenizer files"
 
@@ -222,6 +235,7 @@ def load_checkpoint(
         tokenizer = load_tokenizer(source)
         with _without_tie_warning():
             model = AutoModelForSeq2SeqLM.from_pretrained(source, use_safetensors=True, **how)
+    _settle_start(model, source)
     _keep_head_apart(model)
     return Loaded(model, tokenizer, origin_of(source))
 
