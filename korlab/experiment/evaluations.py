@@ -8,7 +8,7 @@ __all__ = ['open_evaluation', 'find_model', 'seen_before']
 # %% ../../nbs/experiment/08_evaluations.ipynb #968ca330
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,12 @@ def seen_before(
     split: str,  # what is scored
     texts: Iterable[str],  # what its rows are known by, as in `runs.keep_hashes`
     what: str = "rows",  # in English, plural
+    parts: Sequence[str] = ("train", "dev"),  # of the run's rows
 ) -> list[Remark]:  # for `results.write`
     "Count the rows that were in training or chose the checkpoint; a note says where nobody can tell."
     hashes, found = [text_hash(text) for text in texts], []
-    for part, (english, korean) in _SEEN.items():
+    for part in parts:
+        english, korean = _SEEN[part]
         file = run.folder.parents[1] / f"{part}_hashes.json"
         if not file.is_file():
             run.note(f"This checkpoint does not record its {part} rows, so nobody can tell whether they are among these.", once=True)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import charts
 from ..core.files import read_jsonl
-from ..core.settings import shown
 from ..core.tables import Markdown, bullets, facts, pipe_table
 from ..experiment import results
 from ..experiment.runs import Run
@@ -85,9 +84,9 @@ def mistakes(
 
 # %% ../../nbs/summarization/60_pages.ipynb #b6a550fa
 def _written(run: Run[Params]) -> Markdown:
-    "Where the summaries are."
-    files = [run.path("predictions", f"{name}.csv") for name in results.read(run).facts]
-    return bullets(f"요약을 모두 적은 파일: `{shown(file)}`" for file in files if file.is_file())
+    "Where the summaries are, in the folder that the page names in its first lines."
+    files = [f"predictions/{name}.csv" for name in results.read(run).facts]
+    return bullets(f"요약을 모두 적은 파일: `{file}` (이 실행의 폴더 안)" for file in files if run.path(file).is_file())
 
 
 def _scores(run: Run[Params]) -> Iterator[Any]:

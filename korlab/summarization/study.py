@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import write_json
-from ..core.settings import shown
 from ..core.sources import files_not_read, find_parts, split_names
 from ..experiment import results
 from ..experiment.evaluations import seen_before
@@ -200,9 +199,9 @@ def _rows_to_score(run: Run[Params]) -> "Splits":
 def _note_bare(run: Run[Params], name: str, rows: Sequence[Dialogue]) -> None:
     "Say which rows cannot be scored, and where their summaries are."
     if bare := sum(not row.summaries for row in rows):
-        where = shown(run.path("predictions", f"{name}.csv"))
-        run.note(f"{bare} of {len(rows)} rows of {name} have no summary: they are summarised but not scored ({where}).",
-                 f"{name}: {len(rows)}개 가운데 {bare}개는 정답이 없어 요약만 하고 채점하지 않았다. 요약은 `{where}`에 있다.")
+        where = f"predictions/{name}.csv"
+        run.note(f"{bare} of {len(rows)} rows of {name} have no summary: they are summarised in {where} but not scored.",
+                 f"{name}: {len(rows)}개 가운데 {bare}개는 정답이 없어 요약만 하고 채점하지 않았다. 요약은 이 실행의 폴더에서 `{where}`에 있다.")
 
 
 def _seen(run: Run[Params], splits: "Splits") -> list[Remark]:
