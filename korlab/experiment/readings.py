@@ -50,7 +50,10 @@ def reading_of(
     order = sorted(lengths)
     beyond = [length - limit for length in order if limit is not None and length > limit]
     at = [order[min(int(share * len(order)), len(order) - 1)] for share in (0.5, 0.95)]
-    return Reading(len(order), round(mean(order), 1), *at, order[-1], len(beyond), sum(order), sum(beyond), unknown)
+    return Reading(
+        len(order), round(mean(order), 1), p50=at[0], p95=at[1], max=order[-1],
+        cut=len(beyond), tokens=sum(order), lost=sum(beyond), unknown=unknown,
+    )
 
 # %% ../../nbs/experiment/06b_readings.ipynb #04ca01bd
 def unknown_id(

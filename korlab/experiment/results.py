@@ -119,8 +119,8 @@ def write(
     trained = {"training": run.read("train")} if run.has("train") else {}
     size = {"parameters": run.read("model").get("parameters")} if trained and run.has("model") else {}
     run.write("metrics", about | {"scores": [asdict(one) for one in scored], "splits": every} | trained | size | more)
-    for one in said:
-        run.note(one.english, one.korean, once=True)
+    for remark in said:
+        run.note(remark.english, remark.korean, once=True)
     return read(run)
 
 # %% ../../nbs/experiment/07_results.ipynb #2b8f7044

@@ -187,9 +187,11 @@ def _rows_to_score(run: Run[Params]) -> "Splits":
         splits = load_splits(run.config)
         splits.rows = {name: splits.rows[name] for name in splits.scored}
         return splits
-    splits, policy = Splits({}, notes=files_not_read(asked.data)), {"policy": asked.data_policy, "max_chars": asked.max_chars}
+    splits = Splits({}, notes=files_not_read(asked.data))
     for name, files in _named_sources(asked.data).items():
-        splits.rows[name], report = load_dialogues(files, need_summary=False, **policy)
+        splits.rows[name], report = load_dialogues(
+            files, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False
+        )
         splits.sources.append({"split": name} | report.to_dict())
         if report.rows_left_out:
             run.note(f"{report.rows_left_out} problem rows of {name} have no prediction; they are listed below.")
