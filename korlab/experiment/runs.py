@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RunError', 'RunBusyError', 'run_name', 'run_folder', 'differences', 'RunFolder', 'now', 'Run', 'locked',
-           'record_config', 'replace_parameters', 'open_run', 'record_data', 'set_aside', 'is_run', 'reopen',
-           'find_run']
+           'record_config', 'replace_parameters', 'open_run', 'keep_hashes', 'record_data', 'set_aside', 'is_run',
+           'check_records', 'reopen', 'find_run']
 
 # %% ../../nbs/experiment/06_runs.ipynb #112a5cb6
 import fcntl
@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from typing import Any, Generic, TextIO
 from ..core.errors import LabError
 from ..core.files import opening, read_json, write_json
 from ..core.settings import portable, settings, shown
+from ..core.text import text_hash
 from . import studies, tracking
 from .config import Config, Own, config_from, explained
 from .environment import environment
@@ -145,10 +146,14 @@ class Run(RunFolder, Generic[Own]):
         "Record one stage of work: running, then done, failed or interrupted."
         return _recorded(self, name)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, korean: str = "", once: bool = False) -> None:
         "Record something a reader of the run should know, e.g. a checkpoint that was skipped, and print it."
-        notes = [*self.status.get("notes", []), {"time": now(), "text": text}]
-        self.write("status", self.status | {"notes": notes})
+        status = self.status
+        notes = status.get("notes", [])
+        if once and text in [note["text"] for note in notes]:
+            return
+        new = {"time": now(), "stage": status.get("stage"), "text": text} | ({"korean": korean} if korean else {})
+        self.write("status", status | {"notes": [*notes, new]})
         print(text)
 
     def finish(self) -> None:
@@ -252,6 +257,15 @@ def open_run(
     return run
 
 # %% ../../nbs/experiment/06_runs.ipynb #f6d11458
+def keep_hashes(
+    run: Run,  # open
+    items: Mapping[str, Iterable[str]],  # "train" or "dev" -> the texts a row is known by
+) -> None:
+    "Write train_hashes.json and dev_hashes.json, by which an evaluation knows what the model has seen."
+    for part, texts in items.items():
+        write_json(run.path(f"{part}_hashes.json"), sorted({text_hash(text) for text in texts}))
+
+# %% ../../nbs/experiment/06_runs.ipynb #5a9dc49e
 def record_data(
     run: Run,  # open
     rows: Mapping[str, int],  # split -> how many
@@ -282,6 +296,20 @@ def is_run(
     "Whether a folder holds a run's config.json; a checkpoint's file of that name has other keys."
     file = folder / "config.json"
     return file.is_file() and "effective" in read_json(file)
+
+# %% ../../nbs/experiment/06_runs.ipynb #1da89ac6
+_KEYS = {"status": ("state", "stages"), "data": ("rows", "sha256"), "metrics": ("splits",)}  # what a record cannot lack
+
+
+def check_records(
+    run: RunFolder,  # any
+) -> None:
+    "Read every JSON file of a run's folder; a FileError or RunError names the damaged one."
+    for file in sorted(run.folder.glob("*.json")):
+        record = read_json(file)
+        for key in _KEYS.get(file.stem, ()):
+            if not isinstance(record, Mapping) or key not in record:
+                raise RunError(f"{shown(file)} is damaged (it has no {key!r}): delete it and run the same command again")
 
 # %% ../../nbs/experiment/06_runs.ipynb #4a1fb489
 def reopen(

@@ -36,7 +36,7 @@ def _data_rows(
 
 # %% ../../nbs/sparse/60_pages.ipynb #17e343b9
 def _lengths(run: Run) -> "Figure | None":
-    "How long the encoded texts are; None where nobody encoded them for training."
+    "How long the encoded texts are; None before anybody encoded them."
     file = run.path("lengths.json")
     if not file.exists():
         return None
@@ -46,6 +46,8 @@ def _lengths(run: Run) -> "Figure | None":
 def _data(run: Run) -> Iterator[Any]:
     yield pages.prose("sparse", "data.rows")
     yield pipe_table(_data_rows(run))
+    yield pages.prose("sparse", "data.lengths")
+    yield pages.readings(run)
     yield _lengths(run)
     yield pages.prose("sparse", "data.sources")
     yield from pages.sources(run)
@@ -111,6 +113,7 @@ def limits(
     first = found.facts[found.splits[0]]
     flops = f"FLOPS(질문 하나를 문서 하나와 견줄 때 드는 곱셈의 기댓값): {first['flops']:.2f}"
     tables = {
+        "어떤 벡터가 나왔나": pages.outputs(run),
         "얼마나 희소한가": f"{sparsity_table(first['sparsity'])}\n\n{flops}",
         "공개된 목표": _goals(first["sparsity"], c.own.stop_tokens == "hard"),
         "가지치기의 비용": pipe_table([_pruning_row(row) for row in first["pruning"]]),

@@ -79,17 +79,30 @@ def autocast(
     return torch.autocast(device, kinds[precision]) if precision in kinds else nullcontext()
 
 # %% ../../nbs/summarization/22_generation.ipynb #ef1c2ee5
+def _reaches(
+    row: Sequence[int],  # generated ids, the start token first, padded
+    end: int | None,  # id of the end token
+    limit: int | None,  # most new tokens; None where there is no limit
+) -> bool:  # whether the limit ended it, and not the model
+    "Whether a summary is as long as it may be."
+    said = list(row)[1:]
+    return limit is not None and (said.index(end) + 1 if end in said else len(said)) >= limit
+
+# %% ../../nbs/summarization/22_generation.ipynb #c1005ba1
 def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], can_shrink: bool
-) -> list[str] | None:  # None when memory does not suffice and a smaller batch is possible
+) -> tuple[list[str], list[bool]] | None:  # None when memory does not suffice and a smaller batch is possible
+    "The texts of one batch, and which of them are as long as they may be."
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
     try:
-        found = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return decode(found, tokenizer, base_model(model).generation_config)
+        found = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).tolist()
     except Exception as error:  # what is no full memory is raised again
         if not (can_shrink and out_of_memory(error)):
             raise
-    return None
+        return None
+    search = base_model(model).generation_config
+    reached = [_reaches(row, tokenizer.eos_token_id, search.max_new_tokens) for row in found]
+    return decode(found, tokenizer, search), reached
 
 # %% ../../nbs/summarization/22_generation.ipynb #808d6240
 def _summarize_ids(
@@ -99,19 +112,19 @@ def _summarize_ids(
     batch_size: int,  # dialogues generated at once
     bar: tqdm,  # moved on by every batch
     note: Callable[[str], None],  # told when memory was short
-) -> list[str]:  # one summary a dialogue, in the given order
+) -> list[tuple[str, bool]]:  # a dialogue's summary and whether it is as long as it may be, in the given order
     "Generate batch by batch, the long ones first; where memory is short, in smaller batches."
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-    found: dict[int, str] = {}
+    found: dict[int, tuple[str, bool]] = {}
     while len(found) < len(ids):
         rows = order[len(found) : len(found) + batch_size]
-        texts = _generate(model, tokenizer, [ids[i] for i in rows], can_shrink=batch_size > 1)
-        if texts is None:
+        made = _generate(model, tokenizer, [ids[i] for i in rows], can_shrink=batch_size > 1)
+        if made is None:
             batch_size //= 2
             clear_device_cache(garbage_collection=True)
             note(f"Out of memory while generating: going on with {batch_size} dialogues at once.")
             continue
-        found |= dict(zip(rows, texts))
+        found |= dict(zip(rows, zip(*made)))
         bar.update(len(rows))
     return [found[i] for i in range(len(ids))]
 
@@ -127,6 +140,7 @@ def summarize(
     markers: str | None = None,  # tokens around every dialogue, a key of `data.MARKERS`
     desc: str = "summarize",  # label of the progress bar
     note: Callable[[str], None] | None = None,  # told which search is used, and why
+    endless: Callable[[int], Any] | None = None,  # told the place of each summary that the length limit ended
 ) -> list[str]:  # one summary a dialogue, in the given order
     "Generate summaries."
     encode_one = encoder(tokenizer, prefix, max_source_length, markers)
@@ -134,4 +148,8 @@ def summarize(
     model.eval()
     precise, search = autocast(model.device.type, precision), fastest_search(model, note)
     with torch.inference_mode(), precise, search, tqdm(total=len(ids), desc=desc) as bar:
-        return _summarize_ids(model, tokenizer, ids, batch_size, bar, note or print)
+        found = _summarize_ids(model, tokenizer, ids, batch_size, bar, note or print)
+    for place, (_, reached) in enumerate(found):
+        if endless and reached:
+            endless(place)
+    return [text for text, _ in found]

@@ -122,6 +122,8 @@ def _print_scores(run: "Run") -> None:
     from korlab.experiment import results
 
     print_table(results.score_rows(results.read(run), run.study.measures), title=run.title)
+    for text in dict.fromkeys(note["text"] for note in run.status.get("notes", [])):
+        typer.secho(f"note: {text}", fg="yellow")
     if run.has("train") and "cpu_seconds" in (spent := run.read("train")["train_metrics"]):
         typer.echo(f"training: {spent['cpu_seconds']:.0f} CPU seconds")
 
@@ -241,7 +243,7 @@ def evaluate(
 ) -> None:
     "Score a trained model, or any checkpoint, on any data."
     from korlab.experiment.evaluations import open_evaluation
-    from korlab.report.render import render
+    from korlab.report.render import lead_of, render
     from korlab.workbench.driving import execute_notebook
 
     given = _given(**{"run": run, "data": data, "name": name} | values_of(param))
@@ -251,7 +253,8 @@ def evaluate(
     execute_notebook("evaluate", out := opened.path("evaluate.ipynb"), given, stderr_file=sys.stderr)
     if opened.has("metrics"):
         _print_scores(opened)
-    rendered = render(out, to or opened.folder, opened.folder.name if to else "report", title=opened.title)
+    label = opened.folder.name if to else "report"
+    rendered = render(out, to or opened.folder, label, title=opened.title, lead=lead_of(opened))
     typer.secho(f"report: {where(rendered.html)}", bold=True)
 
 # %% ../../nbs/workbench/09_commands.ipynb #ba5ca8ab

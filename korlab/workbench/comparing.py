@@ -17,6 +17,7 @@ from typing import Any
 from ..core.files import opening, read_json
 from ..core.settings import portable, settings, shown
 from ..core.tables import Markdown, escape, pipe_table
+from ..experiment import results
 from ..experiment.params import ParameterError, checked, setting, unknown_name
 from ..experiment.runs import Run, RunError, find_run
 from ..experiment.studies import Study, check_name
@@ -244,4 +245,12 @@ def cautions(
         if len(groups) > 1:
             told = "; ".join(f"{value} ({_some(labels)})" for value, labels in groups.items())
             said.append(f"{what} 서로 다르다: {told}")
-    return said
+    return said + _distrusted(found)
+
+
+def _distrusted(found: Comparison) -> list[str]:
+    "What the runs themselves remark on the split in question, or on their training."
+    return [
+        f"**{entry.label}**: {one['korean']}" for entry in found.done
+        for one in results.read(entry.run).about.get("remarks", ()) if one["split"] in ("", found.asked.split)
+    ]
