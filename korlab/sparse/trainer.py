@@ -7,7 +7,7 @@ __all__ = ['search', 'sample', 'DevSearch', 'make_loss', 'rows', 'SparseLabTrain
 
 # %% ../../nbs/sparse/34_trainer.ipynb #1070883f
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
 from ..metrics.retrieval import evaluate
-from .data import Collection, Triple, bare
+from .answers import Rivals, rivals_of
+from .data import Collection, Triple
 from .index import as_run, build_index
 from .losses import IdfFlops, RankingTerms, SparseLoss
 from .models import encode
@@ -133,12 +134,11 @@ def rows(
     triples: Sequence[Triple],  # training data
     negatives: int,  # explicit negatives a row; rows with fewer are left out by the caller
     scores: bool,  # whether the teacher's scores go along
-) -> Dataset:  # query, positive, negative_1, …, and label where there are scores
+) -> Dataset:  # query, positive, negative_1, …, and label: the number of the row, then the scores
     "Triples as the columns SparseEncoderTrainer reads."
     texts = [(t.query, t.positive, *t.negatives) for t in triples]
     columns: dict[str, list] = {name: [row[i] for row in texts] for i, name in enumerate(_columns(negatives))}
-    if scores:
-        columns["label"] = [list(t.scores[: negatives + 1]) for t in triples]
+    columns["label"] = [[float(row), *(t.scores[: negatives + 1] if scores else ())] for row, t in enumerate(triples)]
     return Dataset.from_dict(columns)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #8560c63e
@@ -185,6 +185,7 @@ class _SparseTraining(Training):
     indivisible = "a batch's passages are each other's negatives, so a smaller one is another objective"
 
     triples: list[Triple]
+    rivals: Rivals
     phases: tuple[Phase, ...]
 
     def own_arguments(self) -> dict[str, Any]:
@@ -201,8 +202,7 @@ class _SparseTraining(Training):
         return trainer
 
     def _sampler(self, batch_size: int) -> PhaseSampler:
-        kinds, keys = [t.kind for t in self.triples], [bare(t.positive) for t in self.triples]
-        return PhaseSampler(kinds, self.phases, batch_size, self.config.computing.seed, keys)
+        return PhaseSampler([t.kind for t in self.triples], self.phases, batch_size, self.config.computing.seed, self.rivals)
 
     def write(self, draft: Path) -> None:
         "Write what `SparseEncoder(folder)` loads."
@@ -240,8 +240,10 @@ class SparseTrainer(_SparseTraining):
         stop: np.ndarray | None = None,  # (V,) bool, True = stop token, whether or not the run treats them as such
         note: Callable[[str], None] = print,  # told what a reader of the run should know
         callbacks: Sequence[Any] = (),  # called beside the lab's own
+        answers: Mapping[str, set[str]] | None = None,  # of every question, as `Splits.answers`; None: what the triples say
     ) -> None:
         self.train_dataset = self.triples = list(triples)
+        self.rivals = rivals_of(self.triples, config.own.negatives or 0, answers)
         self.collection, self.penalties, self.stop = dev, penalties, stop
         super().__init__(config, model, folder, note, callbacks, bool(dev))
 
@@ -249,6 +251,7 @@ class SparseTrainer(_SparseTraining):
         "Settle the curriculum and put the loss together."
         self.phases = _phases(self.config, self.triples, self.note)
         self.loss = make_loss(self.config, self.model, self.penalties, self.stop)
+        self.loss.rivals = self.rivals
 
     def schedules(self) -> list[TrainerCallback]:
         "What moves while it trains."
