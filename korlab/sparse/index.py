@@ -23,7 +23,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 from ..core.errors import LabError
 from ..core.files import FileError, atomic, opening, read_json, sha256, write_json
 from ..core.settings import shown
-from ..metrics.retrieval import evaluate
+from ..metrics.retrieval import evaluate, own_documents
 from ..metrics.stats import paired_bootstrap
 
 if TYPE_CHECKING:
@@ -412,15 +412,24 @@ def _rule_name(
 
 # %% ../../nbs/sparse/25_index.ipynb #f7f03234
 def _ndcg(
-    found: Sequence[Sequence[Hit]], query_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]], k: int, n: int
+    found: Sequence[Sequence[Hit]], query_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]], k: int
 ) -> np.ndarray:  # one value a judged query
-    "nDCG at k of rankings over n documents."
-    return evaluate(as_run(query_ids, found), qrels, ks=(k,), documents=n).scores[f"ndcg@{k}"]
+    "nDCG at k of rankings."
+    return evaluate(as_run(query_ids, found), qrels, ks=(k,)).scores[f"ndcg@{k}"]
 
 
 def _mean(values: np.ndarray) -> float | None:  # of those that are numbers; None where none is
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
+
+# %% ../../nbs/sparse/25_index.ipynb #fa9b28d5
+def _ranked(
+    index: "SparseIndex", queries: csr_matrix, k: int, query_ids: Sequence[str], own: set[str]
+) -> list[list[Hit]]:
+    "The k best documents of each query, without its own one where it is among `own`."
+    found = index.search(queries, k + bool(own))
+    return [[hit for hit in hits if hit.id != query or query not in own][:k]
+            for query, hits in zip(query_ids or [""] * len(found), found, strict=True)]
 
 # %% ../../nbs/sparse/25_index.ipynb #1fe305cd
 def pruning_cost(
@@ -436,15 +445,16 @@ def pruning_cost(
     "Measure what each pruning rule saves and what it costs, against the same search without pruning."
     if of not in ("documents", "queries"):
         raise ValueError(f"of is {of!r}: choose one of 'documents', 'queries'")
-    whole, table = build_index(documents, ids), []
-    pruned, exact = documents if of == "documents" else queries, whole.search(queries, k)
+    whole, table, own = build_index(documents, ids), [], own_documents(qrels or {}, set(ids))
+    pruned, exact = documents if of == "documents" else queries, _ranked(whole, queries, k, query_ids, own)
     for rule in rules:
         less = prune(pruned, **rule)
-        found = build_index(less, ids).search(queries, k) if of == "documents" else whole.search(less, k)
+        searched = (build_index(less, ids), queries) if of == "documents" else (whole, less)
+        found = _ranked(*searched, k, query_ids, own)
         row = {"rule": _rule_name(rule), "tokens": less.nnz / less.shape[0], "kept": less.nnz / max(pruned.nnz, 1),
                f"overlap@{k}": _mean(overlap(found, exact)), "queries": queries.shape[0]}
         if qrels is not None:
-            after, before = (_ndcg(hits, query_ids, qrels, k, len(ids)) for hits in (found, exact))
+            after, before = (_ndcg(hits, query_ids, qrels, k) for hits in (found, exact))
             lost = paired_bootstrap(after, before)
             row |= {f"nDCG@{k}": float(after.mean()), "difference": lost.mean, "low": lost.low, "high": lost.high}
         table.append(row)

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
-from ..metrics.retrieval import evaluate
+from ..metrics.retrieval import evaluate, without_own
 from .answers import Rivals, rivals_of
 from .data import Collection, Triple
 from .index import as_run, build_index
@@ -50,10 +50,10 @@ def search(
     documents: csr_matrix,  # (documents, V)
     collection: Collection,  # gives the ids of both, in this order
     k: int = 100,  # hits a query
-) -> dict[str, dict[str, float]]:  # query -> document -> score, the k best
-    "Find the best documents for every query, exactly."
-    hits = build_index(documents, list(collection.corpus)).search(queries, k)
-    return as_run(list(collection.queries), hits)
+) -> dict[str, Mapping[str, float]]:  # query -> document -> score, the k best
+    "Find the best documents for every query, exactly; a query that is a document does not find itself."
+    hits = build_index(documents, list(collection.corpus)).search(queries, k + 1)
+    return without_own(as_run(list(collection.queries), hits), collection.qrels, k)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #49f8141a
 def sample(
@@ -85,7 +85,7 @@ class DevSearch(BaseEvaluator):
         c = self.collection
         queries, documents = (encode(model, [*part.values()], side, self.batch_size)
                               for part, side in ((c.queries, "query"), (c.corpus, "document")))
-        found = evaluate(search(queries, documents, c, 10), c.qrels, ks=(10,), documents=len(c.corpus)).means
+        found = evaluate(search(queries, documents, c, 10), c.qrels, ks=(10,), documents=c.corpus).means
         dims = {"query_dims": queries, "document_dims": documents}
         return {name.replace("@", ""): value for name, value in found.items()} | {
             name: float(active_dims(vectors).mean()) for name, vectors in dims.items()}
