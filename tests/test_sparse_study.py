@@ -97,6 +97,22 @@ def test_scored_again_a_run_is_not_scored_on_what_it_learnt(folder, trained, tmp
     assert outcome.code == 1 and "training holds 36 of 60 test queries" in outcome.text
 
 
+def test_no_text_is_read_beyond_the_positions(folder, trained, tmp_path):
+    """Before a long training, when scored again, in search, index and export: one sentence with the number that fits."""
+    outcome = papermill(tmp_path / "out.ipynb", *flags(run=trained, max_length=64, name="long"), runs=trained.parents[1], notebook="evaluate")
+    assert outcome.code == 1 and "max_length=64: this roberta has 48 positions; set max_length to 48 or less" in outcome.text
+    wanted = {name: value for name, value in FAST.items() if name != "vocab_size"} | {"size": "full", "checkpoint": trained / "base"}
+    outcome = papermill(tmp_path / "b.ipynb", *flags(**wanted | {"model": "sparse-ko", "data": folder, "max_length": 96}), runs=tmp_path)
+    assert outcome.code == 1 and "max_length=96: this roberta has 48 positions" in outcome.text
+    shutil.copytree(trained / "model", tmp_path / "model")
+    kept = read_json(tmp_path / "model" / "sentence_bert_config.json")
+    (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps(kept | {"max_seq_length": 512}))
+    for words in (["search", "무엇?", "--run", tmp_path / "model"], ["index", tmp_path / "model", "embedded", "--to", tmp_path / "i"],
+                  ["export", tmp_path / "model", "--to", tmp_path / "e", "--license", "mit"]):
+        done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
+        assert done.exit_code == 1 and "set to read 512 tokens of a text, and its model has 48 positions" in " ".join(done.output.split())
+
+
 def test_duplicate_questions_do_not_find_themselves(trained, tmp_path):
     """A collection of questions: each is a document, its answer is the other way to ask it, and BM25 finds every one."""
     asked = [f"{what} 어디에서 {how}나요?" for what in ("자전거", "우산", "비행기표", "도자기", "망원경") for how in ("사", "빌리")]
