@@ -107,13 +107,6 @@ def _judged(rows: list[dict[str, str]]) -> typer.Exit:
         typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg=colour)
     return typer.Exit(int(any(row["state"] == "failed" for row in rows)))
 
-# %% ../../nbs/sparse/64_cli.ipynb #e4b1c0d7
-def _own(study: str, experiment: Path) -> None:
-    "Refuse the experiment of another study."
-    if study != "sparse":
-        raise ParameterError(f"{experiment} trains a model of {study}: name an experiment of sparse, e.g. params/sparse/ko.yaml")
-
-
 # %% ../../nbs/sparse/64_cli.ipynb #8f2c97dd
 @app.command()
 def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
@@ -123,13 +116,14 @@ def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False)
     from korlab.workbench.plans import layers
 
     config = studies.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))
-    _own(studies.model(config.run.model).study, experiment)
+    studies.check_owner(studies.model(config.run.model).study, "sparse", experiment)
     raise _judged(checks(config))
 
 # %% ../../nbs/sparse/64_cli.ipynb #98aa0c6c
 @app.command()
 def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
     "Train on 500 triples for two epochs; say whether the loss falls, vectors are sparse, and what memory it takes."
+    from korlab.experiment import studies
     from korlab.experiment.runs import find_run
     from korlab.sparse.checks import quick_checks
     from korlab.workbench.driving import run_suite
@@ -139,7 +133,7 @@ def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) 
     one = plan(experiment, overlays=[*_overlays(mini=mini, quick=True), *overlay])
     if one.error:
         raise ParameterError(one.error)
-    _own(one.folder.parent.name, experiment)
+    studies.check_owner(one.folder.parent.name, "sparse", experiment)
     suite = open_suite([one])
     with live(suite) as watch:
         good = run_suite(suite, True, watch)
@@ -148,7 +142,7 @@ def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) 
     raise _judged(quick_checks(find_run(str(one.folder))))
 
 # %% ../../nbs/sparse/64_cli.ipynb #7e70a3a8
-register(app, {"run": "train", "evaluate": "eval", "compare": "compare"})
+register(app, {"run": "train", "evaluate": "eval", "compare": "compare"}, "sparse")
 
 # %% ../../nbs/sparse/64_cli.ipynb #7d8e1352
 _EXPORT = Annotated[Path, typer.Option(help="folder of the export")]

@@ -289,7 +289,7 @@ def _read_manifest(
         raise SparseIndexError(f"{shown(path)} is not the manifest of a {_FORMAT}: name another folder")
     if manifest.get("version") != _VERSION:
         raise SparseIndexError(f"{shown(folder)} was written in version {manifest.get('version')} of the format, this "
-                               f"korlab reads {_VERSION}: build the index again or update korlab")
+                               f"korlab reads {_VERSION}: name another folder for a new index, or update korlab")
     return manifest
 
 # %% ../../nbs/sparse/25_index.ipynb #a878ef72
@@ -347,15 +347,13 @@ def save_index(
 # %% ../../nbs/sparse/25_index.ipynb #1d854405
 def _checked_file(folder: Path, entry: Mapping[str, Any], verify: bool) -> Path:
     "A file of an index, refused when it is not what the manifest says."
-    path = folder / entry["file"]
+    path, again = folder / entry["file"], f"build the index again, after deleting {shown(folder)}"
     if not path.is_file():
-        raise SparseIndexError(f"{shown(path)} is missing: build the index again")
+        raise SparseIndexError(f"{shown(path)} is missing: {again}")
     if (size := path.stat().st_size) != entry["bytes"]:
-        raise SparseIndexError(f"{shown(path)} is damaged, {size:,} bytes in place of {entry['bytes']:,}: "
-                               "build the index again")
+        raise SparseIndexError(f"{shown(path)} is damaged, {size:,} bytes in place of {entry['bytes']:,}: {again}")
     if verify and sha256(path) != entry["sha256"]:
-        raise SparseIndexError(f"{shown(path)} is damaged, its sha256 is not the one in manifest.json: "
-                               "build the index again")
+        raise SparseIndexError(f"{shown(path)} is damaged, its sha256 is not the one in manifest.json: {again}")
     return path
 
 # %% ../../nbs/sparse/25_index.ipynb #e278a326
@@ -368,7 +366,8 @@ def _opened(folder: Path, engine: str, loader: str, tokenizer: str, verify: bool
     if tokenizer and manifest["tokenizer"] != tokenizer:
         theirs, yours = manifest["tokenizer"][:12], tokenizer[:12]
         raise SparseIndexError(f"{shown(folder)} was built with another tokenizer (sha256 {theirs}…, yours {yours}…), "
-                               "so its token ids mean other tokens: build the index again")
+                               "so its token ids mean other tokens: search with the encoder it was built by, or name another "
+                               "folder for an index of this one")
     return manifest, {name: _checked_file(folder, entry, verify) for name, entry in manifest["files"].items()}
 
 # %% ../../nbs/sparse/25_index.ipynb #74dcef46

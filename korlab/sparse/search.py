@@ -27,7 +27,7 @@ from ..core.tables import escape
 from ..experiment import params
 from ..experiment.params import ParameterError, setting
 from .data import entries, keys_of
-from .encoders import Encoder, load_encoder, open_index
+from .encoders import Encoder, holds_index, load_encoder, open_index
 from .index import SparseIndex, contributions
 
 if TYPE_CHECKING:
@@ -288,7 +288,10 @@ class SearchParams:
     "Parameters of search.ipynb."
 
     run: str = setting("latest", "a run's name or folder, the folder of a SparseEncoder, or 'latest'")
-    documents: str = setting("embedded", "'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line")
+    documents: str | None = setting(
+        None, "'embedded', a folder with a corpus.jsonl, a file of documents, or a text file, a passage a line; None takes those "
+        "that index holds, or the embedded ones"
+    )
     index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on")
     query: str = setting("개를 데리고 갈 수 있는 조용한 숙소", "what to look for")
     k: int = setting(10, "how many hits", low=1)
@@ -300,6 +303,7 @@ def start(
     "Load the encoder, open the index and keep the query."
     wanted: SearchParams = params.checked(SearchParams, given)
     notes: list[str] = []
-    passages = read_passages(wanted.documents, notes.append)
+    kept = wanted.documents is None and wanted.index is not None and holds_index(wanted.index)
+    passages = None if kept else read_passages(wanted.documents or "embedded", notes.append)
     encoder = load_encoder(wanted.run)
     return Searcher(encoder, open_index(encoder, passages, wanted.index), wanted.query, wanted.k, tuple(notes))
