@@ -113,6 +113,21 @@ def test_no_text_is_read_beyond_the_positions(folder, trained, tmp_path):
         assert done.exit_code == 1 and "set to read 512 tokens of a text, and its model has 48 positions" in " ".join(done.output.split())
 
 
+def test_another_studys_experiments_and_runs_are_refused_everywhere(tmp_path, monkeypatch):
+    """One sentence with the study, from every command that takes an experiment or a run."""
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path))
+    folder = tmp_path / "summarization" / "dialogues"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "model.safetensors").write_bytes(b"")
+    (folder / "config.json").write_text(json.dumps({"effective": studies.configure({"model": "kobart"}).flat(), "given": {}}))
+    file = ROOT / "params" / "summarization" / "quickstart.yaml"
+    for words in (["train", file, "--dry-run"], ["verify", file], ["quick", file], ["eval", "dialogues"], ["compare", "dialogues"],
+                  ["search", "무엇?", "--run", "dialogues"], ["index", "dialogues", "embedded", "--to", tmp_path / "i"]):
+        done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
+        said = " ".join(done.output.split())
+        assert done.exit_code == 1 and "belongs to the study 'summarization': name one of sparse" in said, (words, said)
+
+
 def test_duplicate_questions_do_not_find_themselves(trained, tmp_path):
     """A collection of questions: each is a document, its answer is the other way to ask it, and BM25 finds every one."""
     asked = [f"{what} 어디에서 {how}나요?" for what in ("자전거", "우산", "비행기표", "도자기", "망원경") for how in ("사", "빌리")]

@@ -6,7 +6,7 @@
 __all__ = ['app', 'idf', 'stopwords', 'verify', 'quick', 'export', 'upload', 'index', 'search']
 
 # %% ../../nbs/sparse/64_cli.ipynb #c6e87db7
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -209,7 +209,7 @@ def upload(folder: _EXPORTED, repo: _REPO, public: _PUBLIC = False, dry_run: _DR
 
 # %% ../../nbs/sparse/64_cli.ipynb #68babc91
 _DOCUMENTS = Annotated[str, typer.Argument(
-    help="'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line"
+    help="'embedded', a folder with a corpus.jsonl, a file of documents (JSONL, JSON, CSV, TSV, Parquet), or a text file, a passage a line"
 )]
 _INDEX = Annotated[Path | None, typer.Option(help="folder of the index")]
 _ALIAS = Annotated[str | None, typer.Option(
@@ -219,40 +219,52 @@ _LAYOUT = Annotated[str | None, typer.Option(
     help="with --opensearch: rank_features (exact, the default) or sparse_vector (approximate, from 3.3)"
 )]
 
+# %% ../../nbs/sparse/64_cli.ipynb #ac429799
+_TOP = Annotated[int | None, typer.Option(help="keep at most so many tokens of a document")]
+_RATIO = Annotated[float | None, typer.Option(help="keep weights of at least this share of a document's largest")]
+_MASS = Annotated[float | None, typer.Option(help="keep the fewest tokens with this share of a document's weight")]
+
 # %% ../../nbs/sparse/64_cli.ipynb #65d2c0bb
 @app.command()
 def index(
-    run: _RUN, documents: _DOCUMENTS, to: _INDEX = None, opensearch: _ALIAS = None, layout: _LAYOUT = None
+    run: _RUN, documents: _DOCUMENTS, to: _INDEX = None, opensearch: _ALIAS = None, layout: _LAYOUT = None, top: _TOP = None,
+    ratio: _RATIO = None, mass: _MASS = None,
 ) -> None:
     "Encode passages and keep them as an index: in a folder, or in OpenSearch."
     if (to is None) == (opensearch is None):
         raise ParameterError("say where the index goes: --to FOLDER or --opensearch ALIAS")
+    rules = {"top": top, "ratio": ratio, "mass": mass}
     if opensearch:
-        said = _into_opensearch(run, documents, opensearch, layout or "rank_features")
+        said = _into_opensearch(run, documents, opensearch, layout or "rank_features", rules)
     else:
         _without_effect("without", layout=layout)
-        said = _into_folder(run, documents, to)
+        said = _into_folder(run, documents, to, rules)
     typer.secho(said, bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #ac611779
-def _into_folder(run: str, documents: str, folder: Path) -> str:
+def _into_folder(run: str, documents: str, folder: Path, rules: Mapping[str, Any]) -> str:
     "Build the index or open it; what it holds, in one line."
-    from korlab.sparse.encoders import load_encoder, open_index
+    from korlab.sparse.encoders import load_encoder, open_index, pruning
     from korlab.sparse.search import read_passages
 
     passages = read_passages(documents, remark)
-    return f"{len(open_index(load_encoder(run), passages, folder)):,} passages: {folder}"
+    encoder = pruning(load_encoder(run), **rules)
+    found = open_index(encoder, passages, folder)
+    if (before := found.facts.get("pruning", "")) != encoder.pruning:
+        raise ParameterError(f"{folder} holds these passages already, pruned by {before or 'nothing'} and not by "
+                             f"{encoder.pruning or 'nothing'}: name another folder")
+    return f"{len(found):,} passages: {folder}"
 
 # %% ../../nbs/sparse/64_cli.ipynb #c06d4231
-def _into_opensearch(run: str, documents: str, alias: str, layout: str) -> str:
+def _into_opensearch(run: str, documents: str, alias: str, layout: str, rules: Mapping[str, Any]) -> str:
     "Send a collection to the cluster; what became of it, in one line."
     from korlab.sparse import opensearch
-    from korlab.sparse.encoders import load_encoder
+    from korlab.sparse.encoders import load_encoder, pruning
     from korlab.sparse.search import read_passages
 
     kind = opensearch.Layout(_one_of("--layout", layout, ("rank_features", "sparse_vector")))
     service, passages = opensearch.connect(), read_passages(documents, remark)
-    done = opensearch.index_collection(service, load_encoder(run), passages, alias, kind)
+    done = opensearch.index_collection(service, pruning(load_encoder(run), **rules), passages, alias, kind)
     counts = f"{done.sent:,} passages sent, {done.present:,} were there, {done.empty:,} of those sent without any token"
     return f"{counts}: {alias} is {done.index}"
 
@@ -288,7 +300,7 @@ _QUERY = Annotated[str, typer.Argument(help="what to look for")]
 _SEARCHED_BY = Annotated[
     str, typer.Option(help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")
 ]
-_SEARCHED = Annotated[str | None, typer.Option(help="as for `index`; the embedded collection if not given")]
+_SEARCHED = Annotated[str | None, typer.Option(help="as for `index`; if not given those of --index, or the embedded ones")]
 _KEPT = Annotated[Path | None, typer.Option(help="folder the index is kept in")]
 _SEARCH_MODE = Annotated[
     str | None, typer.Option(help="with --opensearch: sparse (the default), two_phase, or hybrid with BM25")
