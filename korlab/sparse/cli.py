@@ -130,10 +130,11 @@ def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) 
     from korlab.workbench.plans import plan
     from korlab.workbench.suite import open_suite
 
+    if alone := plan(experiment).folder:  # before overlays of this study are laid over it
+        studies.check_owner(alone.parent.name, "sparse", experiment)
     one = plan(experiment, overlays=[*_overlays(mini=mini, quick=True), *overlay])
     if one.error:
         raise ParameterError(one.error)
-    studies.check_owner(one.folder.parent.name, "sparse", experiment)
     suite = open_suite([one])
     with live(suite) as watch:
         good = run_suite(suite, True, watch)
