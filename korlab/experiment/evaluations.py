@@ -103,8 +103,7 @@ def find_model(
     request, overrides = studies.configure_evaluation(given)
     checkpoint, home = _find_checkpoint(request.run)
     recorded = _recorded(request, home)
-    if (own := studies.model(recorded["model"]).study) != study:
-        raise RunError(f"{shown(request.run)!r} is a model of {own}: name one of {study}")
+    studies.check_owner(studies.model(recorded["model"]).study, study, shown(request.run))
     return checkpoint, _config(recorded, overrides)
 
 # %% ../../nbs/experiment/08_evaluations.ipynb #b93f2e21

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Model', 'Page', 'StudyError', 'SideBySide', 'Earlier', 'Study', 'names', 'parameters', 'study', 'owners', 'models',
-           'model', 'configure', 'check_name', 'rescoring_specs', 'configure_evaluation', 'training_cell',
-           'evaluation_cell', 'table']
+           'model', 'configure', 'check_name', 'check_owner', 'rescoring_specs', 'configure_evaluation',
+           'training_cell', 'evaluation_cell', 'table']
 
 # %% ../../nbs/experiment/03_studies.ipynb #7b87e1b4
 import importlib
@@ -222,6 +222,16 @@ def _mine(given: Mapping[str, Any], entry: Model) -> dict[str, Any]:
                 f"{entry.name!r}, a model of {entry.study!r}: leave it out"
             )
     return mine
+
+# %% ../../nbs/experiment/03_studies.ipynb #8a1008b5
+def check_owner(
+    owner: str,  # the study that something was found to belong to
+    wanted: str,  # the study that was asked
+    what: object,  # what to call it
+) -> None:
+    "Refuse what belongs to another study."
+    if owner != wanted:
+        raise ParameterError(f"{str(what)!r} belongs to the study {owner!r}: name one of {wanted}")
 
 # %% ../../nbs/experiment/03_studies.ipynb #23810a5b
 def rescoring_specs() -> list[type]:

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 
 from ..experiment.remarks import outputs_of
 from ..metrics.measures import Measure
-from ..metrics.retrieval import Retrieval, evaluate
+from ..metrics.retrieval import Retrieval, evaluate, own_documents, without_own
 from .data import Collection
 from .index import SparseIndex, as_run, build_index, contributions, pruning_cost
 from .sparsity import expected_flops, measure_sparsity
@@ -66,7 +66,7 @@ def _by_words(collection: Collection) -> dict[str, dict[str, Mapping[str, float]
     "What both BM25 find."
     asked, corpus = collection.queries, tuple(collection.corpus.items())
     return {
-        label: dict(zip(asked, bm25_of(corpus, cut).search([*asked.values()], max(_KS)), strict=True))
+        label: dict(zip(asked, bm25_of(corpus, cut).search([*asked.values()], max(_KS) + 1), strict=True))
         for label, cut in BASELINES.items()
     }
 
@@ -82,9 +82,9 @@ def search_collection(
     queries, documents = (encode(loaded.model, [*part.values()], side, batch_size, progress=True)
                           for part, side in ((collection.queries, "query"), (collection.corpus, "document")))
     index, ids = build_index(documents, [*collection.corpus]), [*collection.queries]
-    found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, max(_KS))), **_by_words(collection)}
-    size = len(collection.corpus)
-    judged = {label: evaluate(hits, collection.qrels, _KS, documents=size) for label, hits in found.items()}
+    found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, max(_KS) + 1)), **_by_words(collection)}
+    found = {label: without_own(hits, collection.qrels, max(_KS)) for label, hits in found.items()}
+    judged = {label: evaluate(hits, collection.qrels, _KS, documents=collection.corpus) for label, hits in found.items()}
     return Searched(collection, queries, documents, index, found, judged)
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #c1acc34d
@@ -176,8 +176,9 @@ def facts(
     stop: np.ndarray,  # (V,) bool, the stop tokens sparsity is measured by
 ) -> dict[str, Any]:  # plain JSON
     "What a search tells besides the scores."
+    own = len(own_documents(searched.collection.qrels, searched.collection.corpus))
     return {
-        "documents": len(searched.collection.corpus), "outputs": _outputs(searched),
+        "documents": len(searched.collection.corpus), "own": own, "outputs": _outputs(searched),
         "sparsity": _sparsity(searched, loaded, stop), "flops": expected_flops(searched.queries, searched.documents),
         "pruning": pruned(searched), "latency": latency(searched, loaded),
     }

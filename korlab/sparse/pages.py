@@ -78,9 +78,17 @@ def headline(
         f"문서 하나에 활성 차원 {dims:.0f}개."
     )
 
+# %% ../../nbs/sparse/60_pages.ipynb #833418ec
+def _own_documents(facts: Mapping[str, Mapping[str, Any]]) -> Markdown | None:
+    "How many questions of each split have a document of their own; None where none has."
+    lines = [f"{split}: 질문 {one['own']:,}개는 문서 모음에도 같은 번호로 들어 있다. 자기 자신을 찾은 것은 점수에 넣지 않았다(BEIR의 규칙)."
+             for split, one in facts.items() if one.get("own")]
+    return Markdown("\n\n".join(lines)) if lines else None
+
 # %% ../../nbs/sparse/60_pages.ipynb #5f9b8517
 def _scores(run: Run) -> Iterator[Any]:
     yield pages.scores(run)
+    yield _own_documents(results.read(run).facts)
     yield pages.distribution(run, "질문 하나하나의 점수")
 
 # %% ../../nbs/sparse/60_pages.ipynb #83872668

@@ -17,6 +17,7 @@ from ..core.settings import portable
 from ..core.sources import Part, find_parts, is_hub_id, split_names
 from ..experiment.config import Config
 from ..experiment.params import ParameterError
+from .answers import answers_of, without_answers
 from .data import Collection, Triple, bare, check_isolation, judged_splits, load_beir, load_triples
 from .parameters import Params
 
@@ -29,6 +30,13 @@ class Splits:
     collections: dict[str, Collection]  # dev, test; embedded data adds hard
     sources: list[dict[str, Any]] = field(default_factory=list)  # one data report a source
     notes: list[str] = field(default_factory=list)  # decisions a reader should know of
+    spared: dict[str, set[str]] = field(default_factory=dict)  # question -> no negatives of it, besides its answers in `triples`
+
+    @property
+    def answers(self) -> dict[str, set[str]]:
+        "Question -> all passages that are no negatives of it, both `bare`."
+        found = answers_of(self.triples)
+        return {question: found.get(question, set()) | self.spared.get(question, set()) for question in {**found, **self.spared}}
 
     @property
     def scored(self) -> list[str]:
@@ -134,6 +142,11 @@ def _triples_of(judged: Collection) -> list[Triple]:
         for q, grades in judged.qrels.items() for doc, g in grades.items() if g > 0
     ]
 
+# %% ../../nbs/sparse/12_splits.ipynb #59244452
+def _own_documents(judged: Collection) -> dict[str, set[str]]:
+    "Question -> the document with its id, both `bare`."
+    return {bare(text): {bare(judged.corpus[q])} for q, text in judged.queries.items() if q in judged.corpus}
+
 # %% ../../nbs/sparse/12_splits.ipynb #50c25059
 def _from_collection(config: Config[Params]) -> Splits:
     "Its own splits, and what it lacks cut from one of them."
@@ -146,7 +159,8 @@ def _from_collection(config: Config[Params]) -> Splits:
     found = {name: load_beir(source, there, policy, config.rows.encoding) for name, there in judged.items()}
     sources = [{"split": name} | one.report.to_dict() for name, one in found.items() if one.report]
     notes = _complete(found, source)
-    return Splits(_triples_of(found.pop("train")), {name: found[name] for name in ("dev", "test")}, sources, notes)
+    train = found.pop("train")
+    return Splits(_triples_of(train), {name: found[name] for name in ("dev", "test")}, sources, notes, _own_documents(train))
 
 # %% ../../nbs/sparse/12_splits.ipynb #1a89d304
 def _split_for(
@@ -220,6 +234,21 @@ def _embedded() -> Splits:
     judged = {"dev": found.dev, "test": found.test, "hard": found.hard}
     return Splits(found.train, judged, notes=["Passages and questions were generated with seed 42."])
 
+# %% ../../nbs/sparse/12_splits.ipynb #0b9ae55f
+def _part_from_answers(splits: Splits) -> None:
+    "Leave out negatives that are answers, and say how many; changed in place."
+    splits.triples, lost = without_answers(splits.triples, splits.answers)
+    if lost:
+        splits.notes.append(f"{lost:,} negatives answer the same question in another row and are left out.")
+
+# %% ../../nbs/sparse/12_splits.ipynb #9358dab5
+def _take(splits: Splits, rows: int | None) -> None:
+    "Keep the first rows only, and what the others know of their questions; changed in place."
+    if rows and rows < len(splits.triples):
+        splits.notes.append(f"train_rows={rows} of {len(splits.triples)} triples are used.")
+        splits.spared = splits.answers
+        splits.triples = splits.triples[:rows]
+
 # %% ../../nbs/sparse/12_splits.ipynb #c29ee5c1
 def load_splits(
     config: Config[Params],  # of a sparse run
@@ -232,8 +261,7 @@ def load_splits(
         splits = _from_collection(config)
     else:
         splits = _from_files(config)
-    if rows.train_rows and rows.train_rows < len(splits.triples):
-        splits.notes.append(f"train_rows={rows.train_rows} of {len(splits.triples)} triples are used.")
-        splits.triples = splits.triples[: rows.train_rows]
+    _part_from_answers(splits)
+    _take(splits, rows.train_rows)
     splits.notes += _check_splits(splits)
     return splits

@@ -252,6 +252,6 @@ def train(
     with run.stage("train"):
         stop, prices = prices_of(run, loaded, splits)
         triples, dev = taught(run, splits.triples), sample(splits.collections["dev"], c.rows.eval_rows)
-        trainer = SparseTrainer(c, loaded.model, triples, dev, run.folder, prices, stop, run.note, callbacks)
+        trainer = SparseTrainer(c, loaded.model, triples, dev, run.folder, prices, stop, run.note, callbacks, splits.answers)
         run.write("train", trainer.train() | {"final_model_path": "model"})
     return run.read("train")

@@ -58,7 +58,7 @@ def _fresh(run: Run[Params], splits: "Splits") -> "Loaded":
     set_seed(run.config.computing.seed)
     texts = (text for row in splits.rows["train"] for text in (row.dialogue, *row.summaries))
     sizes = asked.vocab_size, asked.checkpoint, own.max_source_length
-    return models.build(run.entry, asked.size, texts, *sizes, own.markers)
+    return models.build(run.entry, asked.size, texts, *sizes, own.markers, own.max_target_length)
 
 # %% ../../nbs/summarization/63_study.ipynb #b568d5ad
 _UNTRAINED_ROWS = 64  # test dialogues the untrained model is scored on

@@ -17,6 +17,7 @@ from ..core.settings import shown
 from ..core.text import tidy
 from ..experiment import evaluations
 from ..experiment.config import Config
+from ..experiment.models import check_positions
 from ..experiment.params import ParameterError
 from .dialogues import Dialogue
 from .parameters import Params
@@ -97,10 +98,10 @@ def _check_fit(
 ) -> None:
     "Raise a `ParameterError` where the model cannot take what it is given."
     from korlab.summarization.data import check_markers
-    from korlab.summarization.models import check_length, check_precision
+    from korlab.summarization.models import check_precision
 
     check_precision(loaded.model, precision)
-    check_length(loaded.model, config.own.max_source_length)
+    check_positions(loaded.model, max_source_length=config.own.max_source_length, max_target_length=config.own.max_target_length)
     check_markers(loaded.tokenizer, config.own.markers)
 
 # %% ../../nbs/summarization/25_summarizer.ipynb #68df0951

@@ -7,7 +7,8 @@ __all__ = ['run', 'status', 'logs', 'monitor', 'stop', 'report', 'evaluate', 'tu
 
 # %% ../../nbs/workbench/09_commands.ipynb #e6109993
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -355,11 +356,34 @@ def doctor() -> None:
 _COMMANDS = (run, status, logs, monitor, stop, report, evaluate, tune, compare, models, doctor)
 
 
+def _check_given(study: str, given: Mapping[str, Any]) -> None:
+    "Refuse experiments and runs of another study among the arguments of a command."
+    from korlab.experiment import evaluations, runs, studies
+    from korlab.workbench.plans import plan
+
+    for experiment in given.get("experiments", []):
+        one = plan(experiment, overlays=given["overlay"], given=values_of(given["param"]))
+        if one.folder:  # what is wrong with the others, the command says
+            studies.check_owner(one.folder.parent.name, study, experiment)
+    for name in given.get("runs", []):
+        studies.check_owner(runs.find_run(name).study.name, study, name)
+    if "run" in given:
+        evaluations.find_model({"run": given["run"]} | values_of(given["param"]), study)
+
+# %% ../../nbs/workbench/09_commands.ipynb #9b4c282b
 def register(
     app: typer.Typer,  # a command line
     names: Mapping[str, str] | None = None,  # name of a command -> what it is called there; all, as they are, when None
+    study: str | None = None,  # whose experiments and runs they take; None takes any
 ) -> None:
     "Give a command line the general commands."
+    def owned(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def checked(**given: Any) -> None:
+            _check_given(study or "", given)
+            command(**given)
+        return checked
+
     named = {command.__name__: command for command in _COMMANDS}
     for name, label in (names or {name: name for name in named}).items():
-        app.command(label)(named[name])
+        app.command(label)(owned(named[name]) if study else named[name])
