@@ -37,20 +37,26 @@ def _note_blank(file: SourceFile, number: int) -> None:
     file.notes += [f"{counted(number, 'blank line')} skipped"] if number else []
 
 # %% ../../nbs/core/15_rows.ipynb #27b5c82b
-def _sorter(names: Sequence[object], schema: Schema) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Sequence[str]]:
-    "What makes values of a row's cells, and notes on the columns."
+def _stripped(cells: Iterable[object]) -> list[str]:
+    return [str(cell).strip("\ufeff \t") for cell in cells]
+
+
+def _sorter(names: Sequence[object], schema: Schema) -> tuple[Callable[[Sequence[Any]], Any], Sequence[str]]:
+    "What makes values of a row's cells, or a fault of the names themselves, and notes on the columns."
+    head, again = _stripped(names), Fault("repeated header", "the names of the columns once more: remove this line")
     if not schema.each_row:
         columns = match_columns(names, schema)
-        return columns.sort, columns.notes
+        return lambda cells: again if _stripped(cells) == head else columns.sort(cells), columns.notes
     keys, notes = match_keys(names, schema)
-    return lambda cells: {key: None if cell == "" else cell for key, cell in zip(keys, cells, strict=True)}, notes
+    by_key = lambda cells: {key: None if cell == "" else cell for key, cell in zip(keys, cells, strict=True)}
+    return lambda cells: again if _stripped(cells) == head else by_key(cells), notes
 
 # %% ../../nbs/core/15_rows.ipynb #eeb8176f
 def _delimited(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Records of a CSV or TSV file."
     encoding = _judged_text(part.where, file)
     window = Window(text_lines(part.where, encoding))
-    head = read_header(window, schema, "\t,;" if part.format == "tsv" else ",;\t")
+    head = read_header(window, schema, "\t,;|" if part.format == "tsv" else ",;\t|")
     sort, notes = _sorter(head.names, schema)
     file.encoding, file.delimiter, file.notes = encoding.name, head.delimiter, [*encoding.tried, *notes]
     key, blank = find_columns(head.names, schema.field(schema.key)) if schema.key else [], 0
@@ -98,11 +104,24 @@ def _under(columns: Columns, item: Any) -> Any:
     "The values of a mapping under all columns; a fault stays what it is."
     return item if isinstance(item, Fault) else columns.sort([item.get(name) for name in columns.names])
 
+# %% ../../nbs/core/15_rows.ipynb #4e836485
+def _require_objects(items: Iterable[Any]) -> None:
+    "`FileFault` for a file that is JSON, but no JSON lines."
+    kinds = set()
+    for item in items:
+        if isinstance(item, Mapping):
+            return
+        kinds.add(item.kind)
+    if kinds == {"broken JSON"}:
+        raise FileFault("no objects", "holds no row with named values: write one JSON object per line")
+
 # %% ../../nbs/core/15_rows.ipynb #1f0a1784
 def _jsonl(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Objects of a JSONL file, or rows a schema makes of lines."
     lines = _line_source(part, file, schema)
     if schema.each_row:
+        if not schema.line:
+            _require_objects(item for _, item in line_rows(lines()))
         yield from line_rows(_counted_lines(lines(), file), schema.line)
         return
     columns = match_columns(_keys(item for _, item in line_rows(_counted_lines(lines(), file))), schema)
