@@ -1,5 +1,6 @@
 """A papermill engine that runs a notebook's cells in this process: torch is imported once, not once a notebook."""
 
+import atexit
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ class InProcess(Engine):
             if run := InProcess.namespace.get("run"):
                 getattr(run, "close", bool)()  # as the end of a process lets go of its folder
             _Shell.clear_instance()
+            atexit.unregister(shell.atexit_operations)  # which would keep the shell, and all it names, until the end
             sys.modules["__main__"] = main
             for name in ("ps1", "ps2", "ps3"):  # by which others tell that somebody is typing
                 vars(sys).pop(name, None)
@@ -99,8 +101,9 @@ class Done:
 
 def shown(notebook: Path) -> str:
     """The tables and the prose of an executed notebook."""
-    outputs = (output for cell in nbformat.read(notebook, as_version=4).cells for output in cell.get("outputs", ()) if "data" in output)
-    return "\n".join("".join(output.data.get("text/markdown", "")) for output in outputs)
+    outputs = (output for cell in nbformat.read(notebook, as_version=4).cells for output in cell.get("outputs", ()))
+    texts = (output.get("data", {}).get("text/markdown", "") for output in outputs)
+    return "\n".join(filter(None, map("".join, texts)))
 
 
 def execute(notebook: str, out: Path, engine: str = "in-process", **values: object) -> Done:

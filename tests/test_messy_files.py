@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest.mock import ANY
 
 import pytest
 from conftest import ROOT, flags, papermill
@@ -18,7 +17,6 @@ from in_process import Done, execute, shown
 from korlab.core import charts
 from korlab.core.files import read_json
 from korlab.experiment import results
-from korlab.experiment.runs import reopen
 
 Files = Mapping[str, bytes | str]  # name -> content; the first one is what `data` names, or its folder is
 
@@ -156,7 +154,8 @@ def a_turn_a_line(mark: str) -> dict[str, tuple[str, str]]:
 LONG = {"d2": ("#Person1#: " + "비가 많이 오네요. " * 20_000 + "끝.", ROWS["d2"][1])}  # 200,013 characters
 SWALLOWING = HEAD + 'd1,"#Person1#: 점심은 드셨어요?,점심 이야기.\nd2,#Person1#: 비가 많이 오네요.",비 이야기.\n' + one_line("d3")
 SWALLOWED = {"d1": ("#Person1#: 점심은 드셨어요?,점심 이야기.\nd2,#Person1#: 비가 많이 오네요.", "비 이야기.")}
-MIXED = [table(head=("fname", "dialogue", "summary"), *[(n, *ROWS[n]) for n in ("d1",)]), table(("d2", *ROWS["d2"]), head=()), table(("d3", *ROWS["d3"]), head=())]
+MIXED = [table(("d1", *ROWS["d1"])), *(table((name, *ROWS[name]), head=()) for name in ("d2", "d3"))]
+SOUP = table(("d2", "#Person1#: 많이 봐요.\n#Person2#: 감사.", "많이 빌려 간다."), head=())  # its UTF-8 is valid CP949, and hanja
 ODD = {"d2": ("#Person1#: 나ㅋㅋㅋ ㅠㅠ 👨‍👩‍👧‍👦 왔어.\n#Person2#: ㅇㅇ", "👩🏽‍🚀ㅎㅎ")}
 HIDDEN = {"d2": (ROWS["d2"][0].replace("우산", "우\u200b산\ufeff"), ROWS["d2"][1])}
 
@@ -172,14 +171,17 @@ DIALOGUES = [
     row("one CP949 row in UTF-8", {"mine.csv": MIXED[0].encode() + MIXED[1].encode("cp949") + MIXED[2].encode()},
         Right("d1 d3", [(2, 4, "undecodable bytes")])),
     row("one UTF-8 row in CP949", {"mine.csv": MIXED[0].encode("cp949") + MIXED[1].encode() + MIXED[2].encode("cp949")},
-        Right("d1 d3", [(2, 4, ANY)])),
-    row("told the encoding", {"mine.csv": table().encode("utf-16-le")}, Right("d1 d2 d3"), encoding="utf-16-le"),
+        Right("d1 d3", [(2, 4, "undecodable bytes")])),
+    row("one UTF-8 row that CP949 can read", {"mine.csv": MIXED[0].encode("cp949") + SOUP.encode() + MIXED[2].encode("cp949")},
+        Right("d1 d3", [(2, 4, "wrong encoding")])),
+    row("told the encoding", {f"{name}.csv": text.encode("utf-16-le") for name, text in zip(("train", "dev", "test"), (table(), table(DEV), table(TEST)))},
+        Right("d1 d2 d3"), encoding="utf-16-le", dev_data=None, test_data=None),
     # quotes
     row("a quote never closed", {"mine.csv": HEAD + one_line("d1") + 'd2,"#Person1#: 비가 오네요.,비 이야기.\n' + one_line("d3")},
         Right("d1 d3", [(2, 3, "broken quoting")], said=FIRST)),
     row("a quote never closed at the end", {"mine.csv": HEAD + one_line("d1") + one_line("d2") + 'd3,"#Person1#: 몇 시죠?,회의.\n'},
         Right("d1 d2", [(3, 4, "broken quoting")], said=FIRST)),
-    row("a quote that swallows the next record", {"mine.csv": SWALLOWING}, Right("d1 d3", [(1, 2, ANY)], said=FIRST | SWALLOWED)),
+    row("a quote that swallows the next record", {"mine.csv": SWALLOWING}, Right("d1 d3", [(1, 2, "swallowed row")], said=FIRST | SWALLOWED)),
     row("the same under strict", {"mine.csv": SWALLOWING}, Refused("mine.csv", "row 1", "line 3"), data_policy="strict"),
     row("doubled quotes", {"mine.csv": table(d2=('#Person1#: "비"가 ""온다""?', '"비" 이야기.'))},
         Right("d1 d2 d3", said={"d2": ('#Person1#: "비"가 ""온다""?', '"비" 이야기.')}, cleaned=0)),
@@ -220,7 +222,7 @@ DIALOGUES = [
     row("what is no markup", {"mine.csv": table(d2=("#Person1#: <EBS 다큐> 봤어?\n#Person2#: git push <remote> <branch>", "<SBS 뉴스>"))},
         Right("d1 d2 d3", said={"d2": ("#Person1#: <EBS 다큐> 봤어?\n#Person2#: git push <remote> <branch>", "<SBS 뉴스>")}, cleaned=0)),
     # headers
-    row("no header", {"mine.csv": table(head=())}, Refused("mine.csv", "header", never=["드셨어요"])),
+    row("no header", {"mine.csv": table(head=())}, Refused("mine.csv", "header", never=["네, 김밥"])),
     row("another case, blanks", {"mine.csv": table(head=(" FName ", "DIALOGUE", "Summary "))}, Right("d1 d2 d3")),
     row("Korean names", {"mine.csv": table(head=("id", "대화", "요약"))},
         Right("d1 d2 d3", says=["column '대화' read as dialogue", "column '요약' read as summary"])),
@@ -234,7 +236,7 @@ DIALOGUES = [
     # cut off
     row("cut in a quoted dialogue", {"mine.csv": table()[:-30]}, Right("d1 d2", [(3, 6, "broken quoting")])),
     row("cut in a syllable", {"mine.csv": table().encode()[:-3]}, Right("d1 d2", [(3, 6, "undecodable bytes")])),
-    row("cut JSON lines", {"mine.jsonl": lines().encode()[:-30]}, Right("d1 d2", [(3, 3, ANY)])),
+    row("cut JSON lines", {"mine.jsonl": lines().encode()[:-30]}, Right("d1 d2", [(3, 3, "undecodable bytes")])),
     row("cut gzip", {"mine.csv.gz": gzip.compress(table().encode())[:-20]}, Refused("mine.csv.gz", "unpack it", never=["rename"])),
     row("cut Parquet", {"mine.parquet": parquet()[:-40]}, Refused("mine.parquet", "is not readable as Parquet", "copy it again")),
     # fields
@@ -297,7 +299,7 @@ class Scored:
         assert {(one.n, measure.mean) for one in own for measure in one.measures.values()} == (
             set() if self.score is None else {(self.n or len(self.kept.split()), self.score)})
         notes = " ".join(note["text"] for note in run.status.get("notes", []))
-        assert all(word in notes and word in done.page for word in self.says), notes
+        assert all(word in notes for word in self.says), notes
 
 
 def bare(*names: str) -> str:
@@ -399,7 +401,7 @@ COLLECTIONS = [
     row("a collection", beir(), Found(1.0)),
     *(row(f"texts under {key}", beir(entries(CORPUS, key)), Found(1.0, passages=CORPUS)) for key in ("contents", "passage")),
     row("ids under id", beir(entries(CORPUS, name="id"), entries(QUERIES, name="id")), Found(1.0, passages=CORPUS)),
-    row("no text beside a title", beir(TITLED), Found(1.0, 3, problems=[("corpus.jsonl", 3, 3, ANY)], systems=["BM25 morphemes"])),
+    row("no text beside a title", beir(TITLED), Found(1.0, 3, problems=[("corpus.jsonl", 3, 3, "title only")], systems=["BM25 morphemes"])),
     row("documents without text", beir(entries(CORPUS, "body")), Refused("corpus.jsonl", "text", "body", never=["check qrels"])),
     row("a pretty-printed corpus", beir(entries(CORPUS, indent=2)), Refused("corpus.jsonl", "one JSON object per line", never=["check qrels"])),
     row("a JSON array", beir(json.dumps([{"_id": "p1", "text": "가"}])), Refused("corpus.jsonl", "one JSON object per line", never=["check qrels"])),
@@ -509,19 +511,21 @@ def test_triples(files, expected, values, place):
 TOLD = {"right": {"mine.csv": MIXED[0].encode() + MIXED[1].encode("cp949") + MIXED[2].encode()}, "refused": {"mine.csv": HEAD}}
 
 
+def left(runs: Path, notebook: Path) -> list[object]:
+    """What a training left behind."""
+    run = runs / "summarization" / "mine"
+    status = read_json(run / "status.json")
+    said = shown(notebook).partition("train_loss")[0]  # times follow
+    kept = [read_json(run / f"{name}.json") for name in ("data", "metrics") if (run / f"{name}.json").exists()]
+    return [status["error"], {name: stage["state"] for name, stage in status["stages"].items()}, said, [one.get("scores", one) for one in kept]]
+
+
 @pytest.mark.parametrize("name", TOLD)
 def test_a_kernel_of_its_own_says_the_same(name, place):
     """One process a notebook, as a person meets it."""
     given = {"data": put(place.folder / "data", TOLD[name]), "dev_data": place.dev, "test_data": place.test, "name": "mine"} | SMALL
     here = execute("train", place.folder / "here.ipynb", **given)
     there = papermill(place.folder / "there.ipynb", *flags(**given), runs=place.folder / "there")
-    told = [read_json(runs / "summarization" / "mine" / "status.json") for runs in (place.runs, place.folder / "there")]
-    assert told[0]["error"] == told[1]["error"] and told[0]["stages"].keys() == told[1]["stages"].keys()
-    if name == "refused":
-        assert there.code == 1 and there.text.strip().endswith(here.error.evalue)
-        return
-    assert here.error is None and there.code == 0, there.text[-2000:]
-    kept = [(place.folder / f"{where}.ipynb", read_json(runs / "summarization" / "mine" / "data.json"), read_json(runs / "summarization" / "mine" / "metrics.json")["scores"])
-            for where, runs in (("here", place.runs), ("there", place.folder / "there"))]
-    assert kept[0][1:] == kept[1][1:]
-    assert shown(kept[0][0]) == shown(kept[1][0])
+    assert (here.error is None, there.code) == ((True, 0) if name == "right" else (False, 1)), there.text[-2000:]
+    assert name == "right" or there.text.strip().endswith(here.error.evalue)
+    assert left(place.runs, place.folder / "here.ipynb") == left(place.folder / "there", place.folder / "there.ipynb")
