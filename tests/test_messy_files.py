@@ -512,10 +512,10 @@ TOLD = {"right": {"mine.csv": MIXED[0].encode() + MIXED[1].encode("cp949") + MIX
 
 
 def left(runs: Path, notebook: Path) -> list[object]:
-    """What a training left behind."""
+    """What a training left behind, without what it cost."""
     run = runs / "summarization" / "mine"
     status = read_json(run / "status.json")
-    said = shown(notebook).partition("train_loss")[0]  # times follow
+    said = [line for line in shown(notebook).splitlines() if not re.match(r"\| (cpu_seconds|seconds|peak_memory_mib) ", line)]
     kept = [read_json(run / f"{name}.json") for name in ("data", "metrics") if (run / f"{name}.json").exists()]
     return [status["error"], {name: stage["state"] for name, stage in status["stages"].items()}, said, [one.get("scores", one) for one in kept]]
 
