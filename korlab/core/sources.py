@@ -89,10 +89,23 @@ def split_tables(
             found[path.name] = [file for files in _tables(files).values() for file in files]
     return found
 
-# %% ../../nbs/core/14_sources.ipynb #3678befd
+# %% ../../nbs/core/14_sources.ipynb #f8299096
 _KINDS = "CSV, TSV, JSONL or Parquet"
+_REMEDIES: dict[str, str] = {
+    **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z"), "unpack it"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".hwp", ".hwpx"), "save its table as CSV in the program it is from"),
+    ".json": "write one JSON object per line into a file that ends in .jsonl",
+}
 
 
+def _no_data_file(
+    path: Path,  # of a file
+) -> DataError:  # to be raised
+    "Say what to do about a file of another kind."
+    remedy = _REMEDIES.get(path.suffix.lower(), "convert it, or rename it if it is one")
+    return DataError(f"{path} is not a {_KINDS} file by its name: {remedy}")
+
+# %% ../../nbs/core/14_sources.ipynb #3678befd
 def _find_files(
     source: str | Path,  # a file or a folder
 ) -> list[Path]:  # the file, or the folder's data files by name
@@ -106,7 +119,7 @@ def _find_files(
     if not path.exists():
         raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)")
     if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{source} is not a {_KINDS} file by its name: convert it, or rename it if it is one")
+        raise _no_data_file(path)
     return [path]
 
 # %% ../../nbs/core/14_sources.ipynb #40ea6557

@@ -171,4 +171,7 @@ def complete_negatives(
     found = iter(mined.triples)
     every = [t if len(t.negatives) >= wanted else next(found) for t in splits.triples]
     splits.triples = [t for t in every if len(t.negatives) >= wanted]
+    if not splits.triples:
+        raise ParameterError(f"negatives={wanted} leaves nothing to learn from: {portable(miner) if miner else 'BM25'} finds too few "
+                             f"for all {len(every)} triples; give the rows negatives of their own, or set negatives=0")
     splits.notes.append(_account(wanted, miner, len(short), len(every) - len(splits.triples), mined.counts))
