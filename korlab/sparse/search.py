@@ -261,9 +261,12 @@ class Searcher:
 class SearchParams:
     "Parameters of search.ipynb."
 
-    run: str = setting("latest", "a run's name or folder, the folder of a SparseEncoder, or 'latest'")
-    documents: str = setting("embedded", "'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line")
-    index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on")
+    run: str = setting("latest", "a run's name or folder, the folder of a SparseEncoder, or 'latest'", path="one")
+    documents: str = setting(
+        "embedded", "'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line",
+        path="one",
+    )
+    index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on", path="one")
     query: str = setting("개를 데리고 갈 수 있는 조용한 숙소", "what to look for")
     k: int = setting(10, "how many hits", low=1)
 

@@ -27,8 +27,10 @@ from .suite import suites
 class CompareParams:
     "Parameters of compare.ipynb."
 
-    runs: str = setting("latest", "runs, separated by commas; or one suite; 'latest' is the newest suite")
-    baseline: str | None = setting(None, "the run the others are measured against; None takes the first finished one")
+    runs: str = setting("latest", "runs, separated by commas; or one suite; 'latest' is the newest suite", path="several")
+    baseline: str | None = setting(
+        None, "the run the others are measured against; None takes the first finished one", path="one"
+    )
     split: str = setting("test", "the scored split")
     mode: str | None = setting(None, "the way of counting; None takes the baseline's")
     measure: str | None = setting(None, "the score that is tested; None takes the study's first")
