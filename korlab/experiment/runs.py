@@ -91,7 +91,7 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         "What status.json says: state, stages, error."
         new = {"state": "new", "stages": {}, "error": None}
-        return new | read_record(self.path("status.json"), "state", "stages") if self.has("status") else new
+        return new | read_record(self.path("status.json"), "stages") if self.has("status") else new
 
     def done(self, stage: str) -> bool:
         "Whether a stage has finished in this or an earlier process, and what it left has not been deleted since."

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import opening, read_json
+from ..core.errors import LabError
+from ..core.files import opening, read_record
 from ..core.settings import portable, settings, shown
 from ..core.tables import Markdown, escape, pipe_table
+from ..experiment import results
 from ..experiment.params import ParameterError, checked, setting, unknown_name
-from ..experiment.runs import Run, RunError, find_run
+from ..experiment.runs import Run, RunError, find_run, reopen
 from ..experiment.studies import Study, check_name
 from .suite import suites
 
@@ -56,9 +58,12 @@ class Entry:
 def _entry_of(
     run: Run,  # any run
 ) -> Entry:  # done only when its scores are written
-    "Look how far a run got."
+    "Look how far a run got; a record that cannot be read is a `FileError`."
     status = run.status
     if run.has("metrics") and run.done("evaluate"):
+        results.read(run)
+        if run.has("data"):
+            read_record(run.path("data.json"), "sha256")
         return Entry(run.folder.name, "done", None, run)
     stage = status.get("stage")
     error = status["error"] or (f"it has no scores yet; its last stage is {stage!r}" if stage else "it never started")
@@ -69,15 +74,18 @@ def _of_suite(
     folder: Path,  # a suite's folder
 ) -> list[Entry]:  # in the order of the suite
     "The runs of a suite, those that failed included."
-    return [_of_experiment(one) for one in read_json(folder / "summary.json")["experiments"]]
+    return [_of_experiment(one) for one in read_record(folder / "summary.json", "experiments")["experiments"]]
 
 
 def _of_experiment(one: dict[str, Any]) -> Entry:
     name = Path(one.get("run") or one["experiment"]).name.removesuffix(".yaml")
-    try:
-        entry = _entry_of(find_run(one.get("run") or name))
-    except RunError:
+    place = settings().runs / (one.get("run") or name)
+    if not (place / "config.json").exists():
         return Entry(name, one["state"], one.get("error") or "it left no run folder", None)
+    try:
+        entry = _entry_of(reopen(place))
+    except LabError as error:
+        return Entry(name, "unreadable", str(error), None)
     if one["state"] == "done":
         return entry
     return Entry(name, one["state"], one.get("error") or entry.error, entry.run)
@@ -99,8 +107,9 @@ def choose_entries(
     if len(set(folders)) < len(folders):
         raise ParameterError(f"runs={words!r}: {max(folders, key=folders.count).name} is named twice")
     if len(chosen) < 2:
-        there = ", ".join(known) or "there is none yet"
-        raise ParameterError(f"runs={words!r}: give at least two runs, or a suite ({there})")
+        what = f"the suite {suite.name} holds a single run: name another beside it" if suite else "give at least two runs"
+        others = ", ".join(name for name in known if suite is None or name != suite.name) or "there is none yet"
+        raise ParameterError(f"runs={words!r}: {what}, or a suite of several ({others})")
     return chosen
 
 # %% ../../nbs/workbench/01_comparing.ipynb #e02fc858
