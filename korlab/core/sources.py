@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounts import DataError, label
+from .settings import expanded, looked_in
 
 # %% ../../nbs/core/14_sources.ipynb #b8901d0e
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # what a data file's name ends in
@@ -35,7 +36,6 @@ def split_names(
     words = set(re.split(r"[\W_]+", file.stem.lower()))
     return [split for split, names in _SPLIT_WORDS.items() if names & words]
 
-
 # %% ../../nbs/core/14_sources.ipynb #6f0df229
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.]+))?", re.ASCII)
 
@@ -57,14 +57,15 @@ def _find_files(
     source: str | Path,  # a file or a folder
 ) -> list[Path]:  # the file, or the folder's data files by name
     "Find the files of a local source; `DataError` for what is missing or not a data file."
-    path = Path(source).expanduser()
+    path = Path(expanded(str(source)))
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         if not files:
             raise DataError(f"{source} is a folder without a {_KINDS} file in it: name the folder that holds them")
         return files
     if not path.exists():
-        raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)")
+        raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)"
+                        f"{looked_in(expanded(str(source)))}")
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{source} is not a {_KINDS} file by its name: convert it, or rename it if it is one")
     return [path]
@@ -75,7 +76,7 @@ def files_not_read(
 ) -> list[str]:  # one note for each folder that holds anything else
     "Note what a folder holds besides its data files."
     items = source if isinstance(source, (list, tuple)) else [source]
-    folders = [Path(item).expanduser() for item in items if isinstance(item, (str, Path))]
+    folders = [Path(expanded(str(item))) for item in items if isinstance(item, (str, Path))]
     others = {folder: sorted(path.name for path in set(folder.iterdir()) - set(_find_files(folder)))
               for folder in folders if folder.is_dir()}
     return [f"not read in {label(folder)}: {', '.join(names)}" for folder, names in others.items() if names]
@@ -87,7 +88,7 @@ def find_parts(
 ) -> list[Part]:  # what there is to read
     "Take a source apart; `DataError` for what is missing, `TypeError` for what is no source."
     if isinstance(source, (str, Path)):
-        if not Path(source).expanduser().exists() and is_hub_id(source):
+        if not Path(expanded(str(source))).exists() and is_hub_id(source):
             return [Part(str(source), "hub", source)]
         return [Part(str(path), path.suffix.lower()[1:], path) for path in _find_files(source)]
     paths = {isinstance(item, (str, Path)) for item in source} if isinstance(source, (list, tuple)) else set()

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from .files import FileError, write
-from .settings import sought, text_of
+from .settings import looked_in, text_of
 
 # %% ../../nbs/core/07_yamls.ipynb #30029e7f
 _CORE = {  # the core schema: tag -> how it is written, and the characters it begins with
@@ -98,7 +98,7 @@ def read_yaml(
     "Read a YAML file of names and values; a `FileError` names file and line of what is wrong."
     path = Path(path)
     if not path.is_file():
-        raise FileError(f"{sought(path)}: there is no such file")
+        raise FileError(f"{path}: there is no such file{looked_in(path)}")
     try:
         found = yaml.load(text_of(path), Loader=_Flat if flat else _Strict)  # SafeLoaders
     except _Refused as error:

@@ -24,7 +24,7 @@ from ..core.accounts import DataError, FileFault, SourceFile
 from ..core.files import FileError, write, write_json
 from ..core.rows import read_rows
 from ..core.schemas import Schema, Verdict
-from ..core.settings import shown
+from ..core.settings import expanded, shown
 from ..core.sources import Part
 from ..core.text import normalize
 from ..experiment.params import ParameterError
@@ -363,7 +363,7 @@ def prepare_idf(
 ) -> IdfTable:  # as saved in `folder`
     "Document frequencies of a corpus, from the folder if it holds them already."
     one_of("kind", kind, KINDS)
-    source = Path(source) if isinstance(source, str) else source
+    source = Path(expanded(source)) if isinstance(source, str) else source
     if sample is not None:
         source = sample_texts(documents(source), sample, seed)
     elif isinstance(source, Iterator):

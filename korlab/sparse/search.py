@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from ..core.accounts import DataError, DataReport, check_outcome
 from ..core.files import Fault, line_rows, utf8_lines
 from ..core.rows import judged_rows
-from ..core.settings import portable, shown
+from ..core.settings import expanded, looked_in, portable, shown
 from ..core.sources import Part
 from ..core.tables import escape
 from ..experiment import params
@@ -75,9 +75,9 @@ def read_passages(
         from korlab.sparse.scenarios import embedded
 
         return embedded().test.corpus
-    given, place = f"documents={portable(documents)!r}", Path(documents).expanduser()
+    given, place = f"documents={portable(documents)!r}", Path(expanded(documents))
     if not place.exists():
-        raise ParameterError(f"{given}: there is no such file or folder")
+        raise ParameterError(f"{given}: there is no such file or folder{looked_in(place)}")
     if place.is_dir():
         place = place / "corpus.jsonl"
         if not place.is_file():
