@@ -151,7 +151,7 @@ def utf8_lines(
 ) -> Iterator[str | Fault]:  # its lines, and a fault for each that is not UTF-8
     "Read a file line by line."
     codec = "utf-8-sig"
-    with open(path, "rb") as file:
+    with opening(path), open(path, "rb") as file:
         for raw in (line for block in file for line in block.splitlines(keepends=True)):
             try:
                 yield raw.decode(codec)

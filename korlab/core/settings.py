@@ -70,7 +70,7 @@ def root(
 def expanded(
     path: str,  # as somebody typed it
 ) -> str:  # with `~` and `$NAME` put in; a relative one stays relative
-    "What a shell would make of a path; `SettingsError` for a user or a variable that there is not."
+    "What a shell would make of a path; `SettingsError` for a user or a variable that there is not, or that cannot be a path."
     full = path
     if "$" in path and not os.path.exists(path):
         full = os.path.expandvars(path)
@@ -79,6 +79,13 @@ def expanded(
     full = os.path.expanduser(full)
     if re.match(r"~\w*/", full) and not os.path.exists(full):
         raise SettingsError(f"{path!r}: there is no home folder of that name; write the path out")
+    try:
+        os.stat(full)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        named = path if len(path) <= 100 else f"{path[:100]}…"
+        raise SettingsError(f"{named!r}: {getattr(error, 'strerror', None) or error}") from None
     return full
 
 

@@ -174,7 +174,8 @@ def locked(
     folder: Path,  # of a run
 ) -> TextIO:  # closing it lets go
     "Take a run's folder for this process, or raise a `RunBusyError`."
-    lock = open(folder / ".lock", "a+", encoding="utf-8")
+    with opening(file := folder / ".lock"):
+        lock = open(file, "a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

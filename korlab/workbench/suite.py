@@ -86,7 +86,8 @@ def suite_folder(
 # %% ../../nbs/workbench/00a_suite.ipynb #3ce21bca
 def _locked(folder: Path) -> TextIO:
     "Take a suite's folder for this process; a RunError names the process that has it."
-    lock = open(folder / ".lock", "a", encoding="utf-8")
+    with opening(file := folder / ".lock"):
+        lock = open(file, "a", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
