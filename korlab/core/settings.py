@@ -171,14 +171,18 @@ def settings(
 # %% ../../nbs/core/01_settings.ipynb #6edeb34d
 def shown(
     path: Path | str,  # any path
-) -> str:  # relative to the lab's root when inside it, otherwise just its name
+) -> str:  # relative to the lab's root or, for a run elsewhere, to its runs; otherwise just its name
     "A path as reports and records print it, without this machine's folders."
     path = Path(path)
     full = path.resolve()
     try:
-        return full.relative_to(root()).as_posix()
-    except (ValueError, SettingsError):
-        return path.as_posix() if not path.is_absolute() else f"…/{full.name}"
+        if full.is_relative_to(root()):
+            return full.relative_to(root()).as_posix()
+        if full.is_relative_to(runs := settings().runs) and path.is_absolute():
+            return f"…/{full.relative_to(runs.parent).as_posix()}"
+    except SettingsError:
+        pass
+    return path.as_posix() if not path.is_absolute() else f"…/{full.name}"
 
 
 def portable(

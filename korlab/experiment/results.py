@@ -99,7 +99,7 @@ def read(
     run: Run,  # evaluated
 ) -> Results:  # whatever their age
     "Read what a run scored."
-    record = read_record(run.path("metrics.json"))
+    record = read_record(run.path("metrics.json"), "splits")
     if "scores" in record:
         return parse(record)
     if run.study.earlier is None:

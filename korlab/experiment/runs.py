@@ -249,7 +249,7 @@ def _begin_anew(run: Run, changed: Sequence[str]) -> None:
     for file in [file for file in run.folder.iterdir() if file.name != ".lock"]:
         file.rename(aside / file.name)
     run.note(f"An earlier attempt ended in the stage {stage!r}, before any training: this one takes its folder with "
-             f"other parameters ({'; '.join(changed)}). What it had left is kept as {shown(aside)}.")
+             f"other parameters ({', '.join(one.partition(':')[0] for one in changed)}). What it had left is kept as {shown(aside)}.")
 
 # %% ../../nbs/experiment/06_runs.ipynb #e988de70
 def _resumed(run: Run) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def _latest(folders: Sequence[Path]) -> Run | None:
     unread = []
     for folder in reversed(folders):
         try:
-            read_record(folder / "metrics.json")
+            read_record(folder / "metrics.json", "splits")
             found = reopen(folder)
             break
         except LabError as error:
