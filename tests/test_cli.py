@@ -302,4 +302,4 @@ def test_one_rule_for_paths_and_advice_that_is_true(elsewhere):
     (run / "metrics.json").unlink()
     assert go("run", "mine.yaml").returncode == 0 and record("metrics")["scores"]
     alone = go("compare", "mine").stderr
-    assert "the suite mine holds a single run: name another beside it, or a suite of several (there is none yet)" in alone
+    assert "the suite mine holds a single run: name another beside it, or a suite (there is none yet)" in alone

@@ -195,7 +195,7 @@ def _aside(folder: Path) -> Path:
     names = (f"{folder.name}.until-{written}{count}" for count in ("", *(f"-{i}" for i in range(2, 1000))))
     return next(path for name in names if not (path := folder.with_name(name)).exists())
 
-# %% ../../nbs/experiment/06_runs.ipynb #b86f23f2
+# %% ../../nbs/experiment/06_runs.ipynb #66eb5c15
 def _where() -> str:
     "Where relative paths start from: below the lab's root as seen from there, so that a lab can be moved."
     here = Path.cwd().resolve()
@@ -210,7 +210,7 @@ def _leading(
     "Say where recorded paths lead."
     return placed([type(part) for part in vars(config).values()], values, root() / folder if folder else Path.cwd())
 
-
+# %% ../../nbs/experiment/06_runs.ipynb #b86f23f2
 def record_config(
     run: Run,  # open
     recipe: Mapping[str, Any],  # where values that nobody set come from

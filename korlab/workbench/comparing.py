@@ -109,7 +109,7 @@ def choose_entries(
     if len(chosen) < 2:
         what = f"the suite {suite.name} holds a single run: name another beside it" if suite else "give at least two runs"
         others = ", ".join(name for name in known if suite is None or name != suite.name) or "there is none yet"
-        raise ParameterError(f"runs={words!r}: {what}, or a suite of several ({others})")
+        raise ParameterError(f"runs={words!r}: {what}, or a suite ({others})")
     return chosen
 
 # %% ../../nbs/workbench/01_comparing.ipynb #e02fc858
