@@ -227,3 +227,12 @@ def test_a_run_that_trained_keeps_its_folder(tmp_path, monkeypatch):
         open_run({"name": "mine", "seed": 8})
     open_run({"name": "mine"}).close()
     assert [folder.name for folder in run.folder.parent.iterdir()] == ["mine"]
+
+
+def test_a_run_of_a_suite_that_was_deleted_is_gone(three):
+    import shutil
+
+    shutil.rmtree(three[1])
+    entries = {entry.name: entry.state for entry in comparing.choose_entries("night")}
+    assert entries == {"one": "done", "two": "gone", "three": "done"}
+    assert len(verdicts.scores(comparing.open_comparison({"runs": "night"}))) >= 2

@@ -20,7 +20,7 @@ from ..core.settings import portable, settings, shown
 from ..core.tables import Markdown, escape, pipe_table
 from ..experiment import results
 from ..experiment.params import ParameterError, checked, setting, unknown_name
-from ..experiment.runs import Run, RunError, find_run, reopen
+from ..experiment.runs import Run, RunError, find_run
 from ..experiment.studies import Study, check_name
 from .suite import suites
 
@@ -79,11 +79,12 @@ def _of_suite(
 
 def _of_experiment(one: dict[str, Any]) -> Entry:
     name = Path(one.get("run") or one["experiment"]).name.removesuffix(".yaml")
-    place = settings().runs / (one.get("run") or name)
-    if not (place / "config.json").exists():
-        return Entry(name, one["state"], one.get("error") or "it left no run folder", None)
+    known = one.get("run") or f"*/{name}"
+    if not list(settings().runs.glob(f"{known}/config.json")):
+        state = "gone" if one["state"] == "done" else one["state"]
+        return Entry(name, state, one.get("error") or "it left no run folder", None)
     try:
-        entry = _entry_of(reopen(place))
+        entry = _entry_of(find_run(one.get("run") or name))
     except LabError as error:
         return Entry(name, "unreadable", str(error), None)
     if one["state"] == "done":
