@@ -79,12 +79,12 @@ def _of_suite(
 
 def _of_experiment(one: dict[str, Any]) -> Entry:
     name = Path(one.get("run") or one["experiment"]).name.removesuffix(".yaml")
-    known = one.get("run") or f"*/{name}"
-    if not list(settings().runs.glob(f"{known}/config.json")):
+    known, runs = one.get("run") or name, settings().runs
+    if not any(list(runs.glob(f"{place}/config.json")) for place in (known, f"*/{known}")):
         state = "gone" if one["state"] == "done" else one["state"]
         return Entry(name, state, one.get("error") or "it left no run folder", None)
     try:
-        entry = _entry_of(find_run(one.get("run") or name))
+        entry = _entry_of(find_run(known))
     except LabError as error:
         return Entry(name, "unreadable", str(error), None)
     if one["state"] == "done":
