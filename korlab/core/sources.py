@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounts import DataError, and_more, label, short
+from .settings import expanded, looked_in
 
 # %% ../../nbs/core/14_sources.ipynb #b8901d0e
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # what a data file's name ends in
@@ -110,14 +111,15 @@ def _find_files(
     source: str | Path,  # a file or a folder
 ) -> list[Path]:  # the file, or the folder's data files by name
     "Find the files of a local source; `DataError` for what is missing or not a data file."
-    path = Path(source).expanduser()
+    path = Path(expanded(str(source)))
     if path.is_dir():
         files = [file for table in _tables(list(filter(is_data_file, path.iterdir()))).values() for file in table]
         if not files:
             raise DataError(f"{source} is a folder without a {_KINDS} file in it: name the folder that holds them")
         return files
     if not path.exists():
-        raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)")
+        raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)"
+                        f"{looked_in(expanded(str(source)))}")
     if path.suffix.lower() not in SUFFIXES:
         raise _no_data_file(path)
     return [path]
@@ -139,7 +141,7 @@ def files_not_read(
 ) -> list[str]:  # one note for each folder that holds anything else
     "Note what the folders of a source hold besides their data files."
     items = source if isinstance(source, (list, tuple)) else [source]
-    folders = [Path(item).expanduser() for item in items if isinstance(item, (str, Path))]
+    folders = [Path(expanded(str(item))) for item in items if isinstance(item, (str, Path))]
     return [note for folder in folders if folder.is_dir() for note in not_read(folder, _find_files(folder))]
 
 # %% ../../nbs/core/14_sources.ipynb #8426bfcd
@@ -149,7 +151,7 @@ def find_parts(
 ) -> list[Part]:  # what there is to read
     "Take a source apart; `DataError` for what is missing, `TypeError` for what is no source."
     if isinstance(source, (str, Path)):
-        if not Path(source).expanduser().exists() and is_hub_id(source):
+        if not Path(expanded(str(source))).exists() and is_hub_id(source):
             return [Part(str(source), "hub", source)]
         return [Part(str(path), path.suffix.lower()[1:], path) for path in _find_files(source)]
     paths = {isinstance(item, (str, Path)) for item in source} if isinstance(source, (list, tuple)) else set()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..core.files import read_json, read_jsonl, write_json, write_jsonl
+from ..core.files import read_json, read_jsonl, read_record, write_json, write_jsonl
 from ..core.settings import portable
 from .remarks import Remark, of_choice, of_split
 from .runs import Run, RunError, open_run, record_data
@@ -137,11 +137,11 @@ def read(
     run: Run,  # evaluated
 ) -> Results:  # whatever their age
     "Read what a run scored."
-    record = run.read("metrics")
+    record = read_record(run.path("metrics.json"), "splits")
     if "scores" in record:
         return parse(record)
     if run.study.earlier is None:
-        raise RunError(f"{run.path('metrics.json')} holds no scores: delete it and run the same command again")
+        raise RunError(f"{run.path('metrics.json')} holds no scores: delete it and run again what wrote it")
     return run.study.earlier.results(run, record)
 
 # %% ../../nbs/experiment/07_results.ipynb #40814cf5

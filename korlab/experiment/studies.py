@@ -21,7 +21,15 @@ import korlab
 from ..core.errors import LabError
 from ..core.settings import settings
 from .config import RESCORING, SHARED, TITLES, Config, EvaluationParams, RunParams, config_of
-from .params import ParameterError, cell_source, checked, declared, rescoring, unknown_name
+from korlab.experiment.params import (
+    ParameterError,
+    cell_source,
+    checked,
+    declared,
+    rescoring,
+    unknown_name,
+    with_paths,
+)
 from ..metrics.measures import Measure
 
 # %% ../../nbs/experiment/03_studies.ipynb #c401e266
@@ -250,7 +258,7 @@ def configure_evaluation(
     check_name(given.get("name"))
     asked = {f.name for f in fields(EvaluationParams)}
     request = checked(EvaluationParams, {k: v for k, v in given.items() if k in asked})
-    return request, {k: v for k, v in given.items() if k not in asked and v is not None}
+    return request, with_paths(known, {k: v for k, v in given.items() if k not in asked and v is not None})
 
 # %% ../../nbs/experiment/03_studies.ipynb #c2e2e56d
 def training_cell() -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..core.files import write, write_json
+from ..core.settings import expanded, looked_in
 from ..core.settings import root as lab_root
 from ..core.tables import escape
 from ..core.text import attach
@@ -40,7 +41,7 @@ def read_notebook(
     import nbformat
 
     if not file.is_file():
-        raise ReportError(f"there is no notebook {file}: give the executed notebook of a run")
+        raise ReportError(f"there is no notebook {file}: give the executed notebook of a run{looked_in(file)}")
     try:
         return nbformat.read(file, as_version=4)
     except Exception as error:
@@ -168,7 +169,7 @@ def render(
     """
     if lang not in _TEXTS:
         raise ReportError(f"lang={lang!r}: choose one of {', '.join(_TEXTS)}")
-    file, folder = Path(notebook), Path(folder)
+    file, folder = Path(expanded(str(notebook))), Path(folder)
     name, root = name or file.stem, Path(root or lab_root(file.parent))
     conceal, source = concealer(root), read_notebook(file)
     title = title or conceal(_own_title(source))

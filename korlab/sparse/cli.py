@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.files import reading
+from ..core.settings import expanded
 from ..experiment.params import ParameterError
 from ..experiment.runs import RunError
 from ..workbench.commands import register
@@ -57,7 +58,7 @@ def _tokenizer(source: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with reading("tokenizer", source):
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(expanded(source))
 
 # %% ../../nbs/sparse/64_cli.ipynb #d8ad81cb
 _TEXTS = Annotated[str, typer.Argument(help="JSONL file, a folder of them, or a collection in BEIR's layout")]

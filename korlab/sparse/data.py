@@ -31,6 +31,7 @@ from korlab.core.accounts import (
 from ..core.files import Fault, write, write_jsonl
 from ..core.rows import judged_rows, load_rows
 from ..core.schemas import Field, Row, Schema, Verdict, as_text, find_columns, text_fault
+from ..core.settings import expanded
 from ..core.sources import Part, first_words, is_data_file, is_hub_id
 from ..core.text import normalize, text_hash
 
@@ -400,7 +401,7 @@ def _parts(
     split: str,  # Whose judgements are read
 ) -> dict[str, tuple[Part, dict[str, str | None]]]:  # corpus, queries and qrels
     "The three parts of a collection; `DataError` for a missing file."
-    folder = Path(source).expanduser()
+    folder = Path(expanded(str(source)))
     if not folder.is_dir() and is_hub_id(source):
         return _hub_parts(str(source), split)
     paths = {name: folder / f"{name}.jsonl" for name in ("corpus", "queries")}
@@ -417,8 +418,8 @@ def judged_splits(
     source: str | Path,  # As for `load_beir`
 ) -> list[str]:  # Names `load_beir` takes
     "List the splits a collection has judgements for; `DataError` if the hub does not say."
-    if Path(source).expanduser().is_dir() or not is_hub_id(source):
-        return sorted(path.stem for path in Path(source).expanduser().glob("qrels/*.tsv") if is_data_file(path))
+    if (folder := Path(expanded(str(source)))).is_dir() or not is_hub_id(source):
+        return sorted(path.stem for path in folder.glob("qrels/*.tsv") if is_data_file(path))
     from datasets import get_dataset_split_names
 
     qrels = (f"{source}-qrels",) if str(source).startswith("BeIR/") else (source, "default")

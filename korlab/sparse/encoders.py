@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from ..core.files import read_json, sha256
-from ..core.settings import portable, settings, shown
+from ..core.settings import expanded, portable, settings, shown
 from ..experiment import studies
 from ..experiment.params import ParameterError
 from ..experiment.runs import RunError, find_run
@@ -95,7 +95,8 @@ def find_encoder(
         if not trained:
             raise RunError(f"there is no trained sparse encoder in {shown(home)}: train one first, or name the folder of one")
         return trained[-1].parent
-    for folder in (Path(run) / "model", Path(run), home / run / "model"):
+    given = Path(expanded(run))
+    for folder in (given / "model", given, home / given / "model"):
         if _opens(folder):
             return folder
     with suppress(RunError):  # no run at all

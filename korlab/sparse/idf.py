@@ -23,7 +23,7 @@ from ..core.accounts import DataError, FileFault, SourceFile
 from ..core.files import FileError, write, write_json
 from ..core.rows import read_rows
 from ..core.schemas import Field, Schema, Verdict
-from ..core.settings import shown
+from ..core.settings import expanded, shown
 from ..core.sources import SUFFIXES, Part, is_data_file
 from ..core.text import normalize
 from ..experiment.params import ParameterError
@@ -371,7 +371,7 @@ def prepare_idf(
 ) -> IdfTable:  # as saved in `folder`
     "Document frequencies of a corpus, from the folder if it holds them already."
     one_of("kind", kind, KINDS)
-    source = Path(source) if isinstance(source, str) else source
+    source = Path(expanded(source)) if isinstance(source, str) else source
     name = shown(source) if isinstance(source, Path) else ""
     if sample is not None:
         source = sample_texts(documents(source), sample, seed)

@@ -22,7 +22,7 @@ from scipy.sparse import csr_matrix
 from ..core.accounts import DataError, DataReport, check_outcome
 from ..core.files import Fault, line_rows, utf8_lines
 from ..core.rows import judged_rows
-from ..core.settings import portable, shown
+from ..core.settings import expanded, looked_in, portable, shown
 from ..core.sources import SUFFIXES, Part
 from ..core.tables import escape, one_line
 from ..core.text import check_text
@@ -103,9 +103,9 @@ def read_passages(
         from korlab.sparse.scenarios import embedded
 
         return embedded().test.corpus
-    given, place = f"documents={portable(documents)!r}", Path(documents).expanduser()
+    given, place = f"documents={portable(documents)!r}", Path(expanded(documents))
     if not place.exists():
-        raise ParameterError(f"{given}: there is no such file or folder")
+        raise ParameterError(f"{given}: there is no such file or folder{looked_in(place)}")
     if place.is_dir():
         place = place / "corpus.jsonl"
         if not place.is_file():
@@ -296,12 +296,12 @@ class Searcher:
 class SearchParams:
     "Parameters of search.ipynb."
 
-    run: str = setting("latest", "a run's name or folder, the folder of a SparseEncoder, or 'latest'")
+    run: str = setting("latest", "a run's name or folder, the folder of a SparseEncoder, or 'latest'", path="one")
     documents: str | None = setting(
         None, "'embedded', a folder with a corpus.jsonl, a file of documents, or a text file, a passage a line; None takes those "
-        "that index holds, or the embedded ones"
+        "that index holds, or the embedded ones", path="one",
     )
-    index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on")
+    index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on", path="one")
     query: str = setting("개를 데리고 갈 수 있는 조용한 숙소", "what to look for")
     k: int = setting(10, "how many hits", low=1)
 

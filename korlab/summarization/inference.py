@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.accounts import DataReport
-from ..core.settings import portable, shown
+from ..core.settings import expanded, portable, shown
 from ..experiment import evaluations
 from ..experiment.params import ParameterError
 from ..experiment.readings import remarkable
@@ -125,7 +125,7 @@ def _check_request(names: Sequence[str], source: str, to: Path, given: Mapping[s
     for name in (*_WITHOUT_EFFECT, *(["rouge_mode"] if len(names) == 1 else [])):
         if name in given:
             raise ParameterError(f"{name}={given[name]!r} would have no effect on the summaries: leave it out")
-    if to.resolve() == Path(source).resolve():
+    if to.resolve() == Path(expanded(source)).resolve():
         raise ParameterError(f"{shown(to)} is the input itself: name another file")
 
 # %% ../../nbs/summarization/50_inference.ipynb #508a9e2c

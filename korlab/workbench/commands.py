@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.settings import expanded
 from ..experiment.runs import RunError
 from .terminal import complain, grid, live, print_table, values_of, where
 
@@ -219,7 +220,7 @@ def report(run: _REPORTED = "latest", to: _REPORT_TO = None, code: _CODE = False
     from korlab.report.render import render, render_run
 
     if run.endswith(".ipynb"):
-        rendered = render(run, to or Path(run).parent, code=code)
+        rendered = render(run, to or Path(expanded(run)).parent, code=code)
     else:
         rendered = render_run(found := find_run(run), to)
         if found.has("metrics"):
