@@ -378,18 +378,19 @@ class Found:
     problems: Sequence[tuple[str, int, int, str]] = ()
     systems: Sequence[str] = ("sparse-ko", "BM25 morphemes")  # that score so
     passages: Mapping[str, str] = field(default_factory=dict)  # texts that arrive
+    split: str = "test"  # the name it is scored under
 
     def check(self, done: Done) -> None:
         assert done.error is None, done.error
         run = done.names["run"]
         data = read_json(run.path("data.json"))
-        assert (data["documents"], data["rows"]) == ({"test": self.documents}, {"test": self.queries})
+        assert (data["documents"], data["rows"]) == ({self.split: self.documents}, {self.split: self.queries})
         (report,) = data["sources"]
         assert [(Path(p["file"]).name, p["row"], p["line"], p["kind"]) for p in report["problems"]] == list(self.problems)
         found = {one.system: one for one in results.read(run).scored}
         assert {name: (found[name].n, found[name].measures["ndcg@10"].mean) for name in self.systems} == (
             dict.fromkeys(self.systems, (self.queries, self.score)))
-        assert self.passages.items() <= read_json(run.path("rankings", "test.passages.json")).items()
+        assert self.passages.items() <= read_json(run.path("rankings", f"{self.split}.passages.json")).items()
 
 
 APART = {"p1": "김치찌개는 돼지고기와\u2028김치를 넣고\x85끓인다.\u2029끝.", "p2": CORPUS["p2"]}
@@ -402,7 +403,7 @@ COLLECTIONS = [
     *(row(f"texts under {key}", beir(entries(CORPUS, key)), Found(1.0, passages=CORPUS)) for key in ("contents", "passage")),
     row("ids under id", beir(entries(CORPUS, name="id"), entries(QUERIES, name="id")), Found(1.0, passages=CORPUS)),
     row("no text beside a title", beir(TITLED), Found(1.0, 3, problems=[("corpus.jsonl", 3, 3, "title only")], systems=["BM25 morphemes"])),
-    row("documents without text", beir(entries(CORPUS, "body")), Refused("corpus.jsonl", "text", "body", never=["check qrels"])),
+    row("documents without text", beir(entries(CORPUS, "chunk")), Refused("corpus.jsonl", "text", "chunk", never=["check qrels"])),
     row("a pretty-printed corpus", beir(entries(CORPUS, indent=2)), Refused("corpus.jsonl", "one JSON object per line", never=["check qrels"])),
     row("a JSON array", beir(json.dumps([{"_id": "p1", "text": "가"}])), Refused("corpus.jsonl", "one JSON object per line", never=["check qrels"])),
     row("a CP949 corpus", beir(entries(CORPUS).encode("cp949")), Refused("corpus.jsonl", "UTF-8", never=["check qrels"])),
@@ -415,7 +416,7 @@ COLLECTIONS = [
     row("judgements without a header", beir(qrels=GRADES), Found(1.0)),
     row("judgements of TREC", beir(qrels=GRADES.replace("\t", " 0 ", 1).replace("\tp", " 0 p").replace("\t", " ")), Found(1.0)),
     row("judgements with blanks", beir(qrels=GRADES.replace("\t", "  ").replace("\n", "\r\n")), Found(1.0)),
-    row("judgements of dev only", beir(split="validation"), Found(1.0)),
+    row("judgements of dev only", beir(split="validation"), Found(1.0, split="dev")),
     row("ids nobody knows", beir(qrels=QRELS + "q9\tp1\t1\nq1\tp9\t1\n"),
         Found(1.0, problems=[("test.tsv", 5, 6, "unknown query"), ("test.tsv", 6, 7, "unknown document")])),
     row("ids nobody knows under strict", beir(qrels=QRELS + "q9\tp1\t1\n"), Refused("test.tsv", "row 5 (line 6)", "unknown query", "q9"), data_policy="strict"),
