@@ -138,7 +138,7 @@ def test_the_adapter_is_small_and_safetensors(mini, tmp_path):
     config = configure("t5", adapter="lora")
     trainer(adapters.make_trainable(mini("t5"), config, tmp_path), config, tmp_path).train()
     files = {p.name for p in (tmp_path / "adapter").iterdir()}
-    assert files == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "manifest.json"}
     with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as tensors:
         kinds = {"lora_A", "lora_B", "token_adapter"}
         assert all(kinds & set(name.split(".")) for name in tensors.keys())

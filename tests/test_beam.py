@@ -91,7 +91,8 @@ def attributes(model) -> dict[int, set[str]]:
     options=st.fixed_dictionaries({
         "no_repeat_ngram_size": st.integers(0, 3), "length_penalty": st.sampled_from((-1.0, 0.0, 0.8, 2.0)),
         "early_stopping": st.sampled_from((True, False, "never")), "min_new_tokens": st.integers(0, 5),
-        "repetition_penalty": st.sampled_from((1.0, 1.3)),
+        "repetition_penalty": st.sampled_from((1.0, 1.3)), "forced_bos_token_id": st.sampled_from((None, 7)),
+        "forced_eos_token_id": st.sampled_from((None, 2)), "suppress_tokens": st.sampled_from((None, [5, 9])),
     }),
 )
 def test_in_double_precision_the_ids_are_the_same(family, attention, seed, lengths, beams, returned, options):
@@ -99,6 +100,10 @@ def test_in_double_precision_the_ids_are_the_same(family, attention, seed, lengt
     stock, shared = both(model, inputs(lengths, seed), num_beams=beams, num_return_sequences=returned, **options)
     assert shared.sequences.tolist() == stock.sequences.tolist()
     torch.testing.assert_close(shared.sequences_scores, stock.sequences_scores, rtol=1e-9, atol=1e-9)
+    if options["forced_bos_token_id"]:
+        assert (shared.sequences[:, 1] == 7).all()
+    if options["suppress_tokens"]:
+        assert not torch.isin(shared.sequences[:, 1:], torch.tensor([5, 9])).any()
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
@@ -45,6 +45,10 @@ def test_a_damaged_summary_is_one_sentence(command, content, tmp_path):
     record.write_text(content)
     said = one_sentence(korlab(command, runs=tmp_path))
     assert "summary.json is damaged" in said and "delete it" in said and str(tmp_path) not in said
+    if content != "[]":
+        return
+    record.unlink()
+    assert "no suite in" in one_sentence(korlab(command, runs=tmp_path)), "deleting it was the advice"
 
 
 @pytest.mark.parametrize("error", ["ZeroDivisionError", "ValueError", "OSError", "KeyError"])
@@ -141,3 +145,161 @@ def test_the_background_is_the_same_command_once_more(tmp_path):
     told += f"(p / 'summary.json').write_text(json.dumps({json.dumps(record)} | {{'pid': os.getpid()}}))"
     number = watching.start_in_background(folder, [sys.executable, "-c", told])
     assert json.loads((folder / "summary.json").read_text())["pid"] == number
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """A home folder that holds a copy of the lab and rows, with a working folder beside them."""
+    (lab := tmp_path / "lab").mkdir()
+    for name in ("nbs", "params", "korlab", "settings.ini"):
+        (lab / name).symlink_to(ROOT / name)
+    (tmp_path / "work").mkdir()
+    monkeypatch.setattr(os, "environ", os.environ | {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+EVERYWHERE = [["report", "nobody"], ["evaluate", "nobody"], ["compare", "nobody", "none"], ["summarize", "nobody", "in.csv", "--to", "x.csv"],
+              ["sparse", "export", "nobody", "--to", "x", "--license", "mit"]]
+
+
+@pytest.mark.parametrize("words", EVERYWHERE, ids=[words[0] + words[1] for words in EVERYWHERE])
+def test_every_command_reads_env_and_says_one_sentence_of_a_bad_one(words, elsewhere, monkeypatch):
+    """What .env says counts; one that cannot be read, and a settings.ini with a mistake, is a sentence."""
+    os.environ.pop("KORLAB_RUNS", None)
+    monkeypatch.chdir(elsewhere / "lab")
+    (elsewhere / "lab" / ".env").write_text("KORLAB_RUNS=~/marked\nTEA_TOKEN=green\n", encoding="utf-8-sig")
+    said = CliRunner().invoke(command_line(), words)
+    assert said.exit_code == 1 and said.stderr.startswith("korlab: "), said.output
+    assert (os.environ["TEA_TOKEN"], os.environ["KORLAB_RUNS"]) == ("green", "~/marked")
+    (elsewhere / "lab" / ".env").write_bytes(b"\xff\xfe\x00")
+    (elsewhere / "lab" / "settings.ini").unlink()
+    (elsewhere / "lab" / "settings.ini").write_text("[paths]\nruns = ~nobody_here/x\n")
+    for sentence in (".env: this is no text", "settings.ini: the key 'params' is missing"):
+        said = CliRunner().invoke(command_line(), words)
+        assert said.exit_code == 1 and sentence in said.stderr and said.stderr.count("\n") == 1, said.stderr
+        (elsewhere / "lab" / ".env").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("notebook", ["train", "evaluate", "compare", "tune", "summarize", "search"])
+def test_every_entry_notebook_reads_env(notebook, elsewhere, monkeypatch):
+    import nbformat
+
+    monkeypatch.chdir(elsewhere / "lab")
+    (elsewhere / "lab" / ".env").write_text("TEA_TOKEN=green\n")
+    first, = [c.source for c in nbformat.read(ROOT / "nbs" / f"{notebook}.ipynb", 4).cells if "params.arrived(" in c.source]
+    exec(first, {})
+    assert os.environ["TEA_TOKEN"] == "green"
+
+
+TOO_LONG = "a" * 300
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["run", "~/none.yaml"], "none.yaml: there is no such file"),
+    (["run", "none.yaml"], "it was looked for in {work}"),
+    (["tune", "none.yaml", "--space", "s.yaml"], "it was looked for in {work}"),
+    (["report", "none.ipynb"], "it was looked for in {work}"),
+    (["sparse", "search", "q", "--documents", "none.jsonl"], "it was looked for in {work}"),
+    (["sparse", "search", "q", "--documents", "$NOWHERE/x.jsonl"], "the environment has no variable NOWHERE"),
+    (["report", TOO_LONG], "File name too long"), (["evaluate", TOO_LONG], "File name too long"),
+    (["compare", TOO_LONG, "b"], "File name too long"), (["run", TOO_LONG], "File name too long"),
+    (["sparse", "search", "q", "--documents", "/proc/1/mem"], "ermission denied"),
+])
+def test_a_path_that_leads_nowhere_says_where_it_was_looked_for(words, sentence, elsewhere):
+    said = CliRunner().invoke(command_line(), words)
+    assert said.exit_code == 1 and sentence.format(work=elsewhere / "work") in said.stderr and "Traceback" not in said.stderr, said.output
+    assert said.stderr.startswith("korlab: ") and said.stderr.count("\n") == 1
+
+
+def test_paths_of_commands_are_expanded_where_no_shell_did_it(elsewhere):
+    """`--to=~/x` reaches a program as it was typed."""
+    seen = {}
+    app = command_line()
+    command = next(one for one in app.registered_commands if one.callback.__name__ == "report")
+    inner = command.callback.__wrapped__
+    while hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    module = sys.modules[inner.__module__]
+    import korlab.report.render as render
+
+    before, render.render = render.render, lambda *args, **how: seen.update(args=args) or render.Rendered(Path("x"), Path("x"), ())
+    try:
+        said = CliRunner().invoke(app, ["report", "~/out.ipynb", "--to=~/reports"])
+    finally:
+        render.render = before
+    assert module.__name__.endswith("commands") and said.exit_code == 0, said.output
+    assert seen["args"][1] == elsewhere / "reports"
+
+
+def rows(folder: Path, **splits: int) -> None:
+    """Files of embedded dialogues."""
+    from korlab.core.files import write
+    from korlab.summarization.data import embedded
+
+    items = iter(embedded().rows["train"])
+    for name, count in splits.items():
+        lines = [{"fname": one.fname, "dialogue": one.dialogue, "summary": one.summaries[0]} for one, _ in zip(items, range(count))]
+        write(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def test_a_home_folder_is_a_folder_of_splits(elsewhere):
+    """Not one source of training rows, from which dev and test would be taken again."""
+    from korlab.summarization.data import load_splits
+
+    rows(elsewhere / "my", train=40, dev=10, test=10)
+    for data in ("~/my", "$HOME/my", "../my", str(elsewhere / "my")):
+        splits = load_splits(studies.configure({"model": "kobart", "data": data}))
+        assert {name: len(found) for name, found in splits.rows.items()} == {"train": 40, "dev": 10, "test": 10}, data
+
+
+def test_one_rule_for_paths_and_advice_that_is_true(elsewhere):
+    """Paths of every spelling in a YAML file; a refused and a damaged run, and what the messages told to do about them."""
+    from korlab.experiment.runs import open_run
+
+    def go(*words: object) -> subprocess.CompletedProcess:
+        return subprocess.run([*KORLAB, *map(str, words)], cwd=elsewhere / "work", capture_output=True, text=True, timeout=300,
+                              env=os.environ | {"KORLAB_RUNS": "~/kept"})
+
+    rows(elsewhere / "my", train=40, dev=10, test=10)
+    (elsewhere / "work" / "near").mkdir()
+    (elsewhere / "my" / "train.jsonl").rename(elsewhere / "work" / "near" / "train.jsonl")
+    plain = {**TINY, "max_steps": 2, "eval_steps": 2, "train_rows": 30, "model": "kobart", "tracking": "none", "data": "near/train.jsonl",
+             "dev_data": "~/my/dev.jsonl", "test_data": "$HOME/my/test.jsonl"}
+    file, run = elsewhere / "work" / "mine.yaml", elsewhere / "kept" / "summarization" / "mine"
+
+    def written(**more: object) -> None:
+        file.write_text("".join(f"{name}: {value}\n" for name, value in (plain | more).items()))
+
+    def record(name: str) -> dict:
+        return json.loads((run / f"{name}.json").read_text())
+
+    os.environ["KORLAB_RUNS"] = "~/kept"
+    failed = open_run(plain | {"name": "mine", "data": "nowhere.jsonl"})
+    with pytest.raises(LabError, match=f"nowhere.jsonl does not exist: check the path .*looked for in {elsewhere / 'work'}"):
+        failed.study.data(failed)
+    failed.close()
+
+    written()
+    done = go("run", "mine.yaml")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert record("data")["rows"] == {"train": 30, "dev": 10, "test": 10}
+    effective = record("config")["effective"]
+    assert [effective[name] for name in ("data", "dev_data", "test_data")] == [
+        "near/train.jsonl", str(elsewhere / "my" / "dev.jsonl"), str(elsewhere / "my" / "test.jsonl")]
+    assert record("config")["folder"] == str(elsewhere / "work")
+    assert "in the stage 'data', before any training" in record("status")["notes"][0]["text"]
+    assert len(list(run.parent.glob("mine.until-*"))) == 1
+
+    written(seed=8)
+    refused = go("run", "mine.yaml")
+    assert refused.returncode == 1 and "seed: 42 → 8" in refused.stderr
+    assert "seed: 42 → 8" in go("logs").stdout.splitlines()[-1]
+    written()
+    (run / "metrics.json").write_text("{")
+    done = go("run", "mine.yaml")
+    assert done.returncode == 1 and "metrics.json is damaged" in done.stderr and "delete it" in done.stderr
+    (run / "metrics.json").unlink()
+    assert go("run", "mine.yaml").returncode == 0 and record("metrics")["scores"]
+    alone = go("compare", "mine").stderr
+    assert "the suite mine holds a single run: name another beside it, or a suite (there is none yet)" in alone

@@ -1,12 +1,14 @@
 """A config has one part per owner, and settings.ini is checked before anything is read from it."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 from transformers import set_seed
 
-from korlab.core.settings import SettingsError, settings
+from korlab.core.settings import SettingsError, load_env, root, settings
 from korlab.experiment import studies
 from korlab.experiment.config import (
     SHARED,
@@ -71,3 +73,75 @@ def test_the_largest_seed_is_one_that_every_generator_takes(monkeypatch):
     monkeypatch.setenv("KORLAB_SEED", str(2**32))
     with pytest.raises(ParameterError, match="seed=4294967296: must be 4294967295 or less"):
         studies.configure({})
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A folder with the lab's settings.ini, and an environment that says nothing and is put back."""
+    text = (settings().root / "settings.ini").read_text(encoding="utf-8")
+    (folder := tmp_path / "lab").mkdir()
+    (folder / "settings.ini").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(os, "environ", os.environ | {"HOME": str(tmp_path)})
+    os.environ.pop("KORLAB_RUNS", None)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def changed(lab: Path, old: str, new: str, encoding: str = "utf-8") -> Path:
+    """settings.ini with one line changed."""
+    text = (lab / "settings.ini").read_text(encoding="utf-8")
+    assert old in text
+    (lab / "settings.ini").write_text(text.replace(old, new), encoding=encoding)
+    return lab
+
+
+@pytest.mark.parametrize("line, place", [
+    ("runs = runs", "lab/runs"), ("runs = ~/big/runs", "big/runs"), ("runs = $HOME/runs", "runs"), ("runs = r%uns", "lab/r%uns"),
+    ("runs = ../runs", "runs"),
+])
+def test_where_runs_are(line, place, lab):
+    assert settings(changed(lab, "runs = runs", line)).runs == lab.parent / place
+    assert not (lab / "~").exists()
+
+
+@pytest.mark.parametrize("said, place", [("", "lab/runs"), ("  ", "lab/runs"), ("~/mine", "mine"), ("mine", "mine"), ("/big", "/big")])
+def test_where_the_environment_says_runs_are(said, place, lab):
+    """An empty variable counts as not set; a relative one starts from where the command was given."""
+    os.environ["KORLAB_RUNS"] = said
+    assert settings(lab).runs == lab.parent / place
+
+
+@pytest.mark.parametrize("line, sentence", [
+    ("runs =", "settings.ini: the key 'runs' is empty"), ("runs = $NOWHERE/x", "the environment has no variable NOWHERE"),
+    ("runs = ~nobody_here/x", "there is no home folder of that name"),
+])
+def test_a_place_that_cannot_be_meant_is_one_sentence(line, sentence, lab):
+    with pytest.raises(SettingsError, match=sentence):
+        settings(changed(lab, "runs = runs", line))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "cp949"])
+def test_settings_as_a_korean_windows_editor_saves_them(encoding, lab):
+    assert settings(changed(lab, "runs = runs", "runs = 실행", encoding)).runs == lab / "실행"
+
+
+def test_the_settings_of_another_project_are_passed_over(lab):
+    (inner := lab / "theirs" / "deep").mkdir(parents=True)
+    (lab / "theirs" / "settings.ini").write_text("[DEFAULT]\nlib_name = theirs\nversion = 0.1\n")
+    assert root(inner) == lab
+
+
+@pytest.mark.parametrize("content", [
+    "# 비밀\nTEA_TOKEN=green\n".encode("cp949"), "\ufeffTEA_TOKEN=green\n".encode(), b"export TEA_TOKEN='green'\r\n",
+])
+def test_env_is_read_however_it_was_saved(content, lab):
+    (lab / ".env").write_bytes(content)
+    settings(lab)
+    assert os.environ["TEA_TOKEN"] == "green"
+    os.environ["TEA_TOKEN"] = "mine"
+    load_env(lab / ".env")
+    assert os.environ["TEA_TOKEN"] == "mine"
+
+
+def test_an_env_that_is_no_text_is_one_sentence(lab):
+    (lab / ".env").write_bytes("TEA=green".encode("utf-16"))
+    with pytest.raises(SettingsError, match="env: this is no text in UTF-8; save it so"):
+        settings(lab)

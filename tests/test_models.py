@@ -11,11 +11,16 @@ from tokenizers import models as kinds
 from transformers import AutoTokenizer, T5Config, set_seed
 
 from korlab.experiment import studies
+from korlab.experiment.checkpoints import CheckpointDamaged, write_manifest
+from korlab.experiment.models import CheckpointError
 from korlab.experiment.params import ParameterError
 from korlab.summarization import models
+from korlab.summarization.adapters import make_trainable
+from korlab.summarization.beam import fastest_search
 from korlab.summarization.data import embedded, encode
-from korlab.summarization.generation import decode
+from korlab.summarization.generation import decode, generation_config, summarize
 from korlab.summarization.models import PLACEHOLDERS
+from korlab.summarization.summarizer import load_model
 from korlab.summarization.trainer import ModelTrainer
 
 SENTENCES = [f"{name}은 {name}에게 7시에 전화한다." for name in PLACEHOLDERS]
@@ -140,3 +145,85 @@ def test_t5_never_computes_in_fp16(name, texts, tmp_path):
         {"device": "cpu", "device_reason": "", "precision": "fp16", "precision_reason": ""}))
     with pytest.raises(ParameterError, match="t5 overflows in fp16"):
         ModelTrainer(config, models.mini_t5(tokenizer, 32, 1), tokenizer, rows, None, tmp_path, lambda text: None)
+
+
+# ---- with which tokens a checkpoint begins and ends --------------------------------------------------------------
+
+def speaks_korean(texts, folder: Path, kind: str, where: str) -> int:
+    """Write a checkpoint whose every output begins with the special token of a language, and never holds another one."""
+    tokenizer = models.train_tokenizer(texts, 400, kind)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["ko_KR", "en_XX"]})
+    set_seed(3)
+    models.BUILDERS[kind](tokenizer, width=32, layers=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    korean, english = tokenizer.convert_tokens_to_ids(["ko_KR", "en_XX"])
+    file = folder / where
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"forced_bos_token_id": korean, "suppress_tokens": [english]}))
+    if where == "config.json":
+        (folder / "generation_config.json").unlink()
+    return korean
+
+
+@pytest.mark.parametrize("kind, where", [("bart", "generation_config.json"), ("bart", "config.json"), ("mt5", "generation_config.json")])
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_what_a_checkpoint_forces_to_the_front_is_kept_and_is_no_text(kind, where, adapter, texts, tmp_path):
+    """Greedy and with beams that share their dialogue; in training, in the saved model, and where an adapter is merged."""
+    if adapter == "lora" and where == "config.json":
+        pytest.skip("as without an adapter")
+    korean = speaks_korean(texts, tmp_path / "published", kind, where)
+    name = {"bart": "kobart", "mt5": "mt5-xlsum"}[kind]
+    given = {"model": name, "size": "full", "checkpoint": str(tmp_path / "published"), "max_steps": 2, "eval_steps": 2, "batch_size": 2,
+             "accumulation": 1, "max_source_length": 64, "max_target_length": 8, "num_beams": 3, "precision": "fp32", "device": "cpu",
+             "min_target_length": 0, "workers": 0, "tracking": "none", "adapter": adapter}
+    config = studies.configure(given)
+    loaded = models.build(studies.model(name), "full", [], checkpoint=given["checkpoint"], max_source_length=64)
+    loaded = make_trainable(loaded, config, tmp_path)
+    rows = encode(embedded().rows["train"][:4], loaded.tokenizer, "", 64, 8).rows
+    trainer = ModelTrainer(config, loaded.model, loaded.tokenizer, rows, rows[:2], tmp_path, lambda text: None)
+    predicted = []
+    scores = trainer.trainer.compute_metrics
+    trainer.trainer.compute_metrics = lambda prediction: predicted.extend(prediction.predictions) or scores(prediction)
+    trainer.train()
+    assert predicted and all(row[1] == korean for row in predicted)
+    saved = load_model(tmp_path / "model").model.eval()
+    for beams in (1, 3):
+        saved.generation_config = generation_config(config.but(num_beams=beams), saved)
+        assert saved.generation_config.suppress_tokens == [korean + 1]
+        source = torch.tensor([rows[0]["input_ids"]])
+        with torch.inference_mode(), fastest_search(saved, (said := []).append):
+            made = saved.generate(source)[0].tolist()
+        assert made[1] == korean and korean + 1 not in made
+        assert ("one copy of each dialogue" in said[0]) == (beams == 3)
+    assert "ko_KR" not in summarize(saved, loaded.tokenizer, [embedded().rows["train"][0].dialogue])[0]
+
+
+def test_a_start_token_that_only_the_generation_settings_hold_is_found(texts, tmp_path):
+    """A T5 whose config.json does not name it trains and generates; where nobody names it, the error says what to add."""
+    tokenizer = models.train_tokenizer(texts, 400, "t5")
+    models.mini_t5(tokenizer, 32, 1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config, settings = tmp_path / "config.json", tmp_path / "generation_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "decoder_start_token_id"}))
+    assert json.loads(settings.read_text())["decoder_start_token_id"] == tokenizer.pad_token_id
+    loaded = models.load_checkpoint(str(tmp_path))
+    rows = encode(embedded().rows["train"][:4], tokenizer).rows
+    run = studies.configure({k: v for k, v in TINY.items() if k != "train_rows"} | {"max_steps": 1, "eval_steps": 1, "tracking": "none"})
+    trained = ModelTrainer(run, loaded.model, loaded.tokenizer, rows, rows[:2], tmp_path / "run", lambda text: None).train()
+    assert trained["train_metrics"]["updates"] == 1
+    settings.write_text("{}")
+    with pytest.raises(CheckpointError, match="neither config.json nor generation_config.json .*add decoder_start_token_id"):
+        models.load_checkpoint(str(tmp_path))
+
+
+def test_a_model_folder_that_changed_since_it_was_saved_is_refused(texts, tmp_path):
+    """Its seal is looked at wherever a model is loaded."""
+    tokenizer = models.train_tokenizer(texts, 400)
+    for part in (models.mini_bart(tokenizer, 32, 1), tokenizer):
+        part.save_pretrained(tmp_path)
+    load_model(tmp_path)  # without a seal, as from the hub
+    write_manifest(tmp_path)
+    load_model(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((body := file.read_bytes())[:-1] + bytes([body[-1] ^ 1]))
+    with pytest.raises(CheckpointDamaged, match="cannot be used because model.safetensors is not the file that was saved"):
+        load_model(tmp_path)

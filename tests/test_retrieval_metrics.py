@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from korlab.metrics.retrieval import MEASURES, compare, evaluate
+from korlab.metrics.retrieval import MEASURES, compare, evaluate, without_own
 
 QUICK = settings(max_examples=150, deadline=None)
 DOCS = [f"d{i}" for i in range(12)] + ["문서", "ㄱ", "é", "😀"]
@@ -112,3 +112,20 @@ def test_scores_made_under_different_rules_are_not_compared():
         with pytest.raises(ValueError, match="made differently"):
             compare(one, other)
     assert one.summary()["ndcg@10"] == {"mean": 1, "low": 1, "high": 1, "n": 1, "level": 0.95, "documents": 10}
+
+
+@QUICK
+@given(st.dictionaries(st.sampled_from(DOCS[:4]), ranked, min_size=1),
+       st.dictionaries(st.sampled_from(DOCS[:4]), st.dictionaries(st.sampled_from(DOCS), st.integers(0, 3), min_size=1), min_size=1))
+def test_a_query_that_is_a_document_does_not_count_as_what_it_finds(run, qrels):
+    """BEIR's `ignore_identical_ids` before trec_eval, except for what is judged; whoever cuts has asked for one more."""
+    if not set(run) & set(qrels):
+        return
+    less = {q: {doc: score for doc, score in found.items() if doc != q or doc in qrels.get(q, {})} for q, found in run.items()}
+    ours = evaluate(run, qrels, ks=(1, 10), documents=DOCS)
+    for k in (1, 10):
+        for measure, expected in trec(less, qrels, k).items():
+            assert np.abs(ours.scores[f"{measure}@{k}"] - expected).max() <= 1e-12, (measure, k)
+    own = sum(query not in grades for query, grades in qrels.items())
+    assert (f"own:{own} left out" in ours.signature) == bool(own)
+    assert {q: found for q, found in without_own(run, qrels).items() if q in qrels} == {q: less[q] for q in less if q in qrels}

@@ -223,7 +223,7 @@ def test_what_is_logged_comes_back(tmp_path, rows):
     (b'{"a": "\xb0\xa1"}\n', r"x.jsonl, line 1 is damaged \(undecodable bytes: byte 8 of the line is not UTF-8\)")])
 def test_a_damaged_log_is_named_with_its_line(tmp_path, content, message):
     path = put(tmp_path, "x.jsonl", content).where
-    with pytest.raises(FileError, match=message + ".*delete the file and run the same command again"):
+    with pytest.raises(FileError, match=message + ".*delete the file and run again what wrote it"):
         read_jsonl(path)
 
 

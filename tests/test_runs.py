@@ -14,9 +14,13 @@ from conftest import ROOT, TINY, flags, papermill
 from safetensors.torch import load_file
 
 from korlab.core import files
+from korlab.core.errors import LabError
 from korlab.experiment import results
 from korlab.experiment.checkpoints import newest_whole_checkpoint
+from korlab.experiment.runs import RunError, find_run, open_run, reopen
 from korlab.experiment.training import Clock
+from korlab.workbench import comparing, verdicts, watching
+from korlab.workbench.suite import Suite
 
 PLAN = TINY | {"max_steps": 24, "eval_steps": 8, "batch_size": 4, "keep_checkpoints": 3}
 
@@ -79,7 +83,7 @@ def splits(folder: Path) -> dict:
 @pytest.mark.parametrize("harm", ["gone", "cut"])
 def test_a_torn_checkpoint_is_set_aside_with_a_notice(straight, tmp_path, victim, harm):
     """Whatever file of the newest checkpoint is damaged, the one before it is used and the reader is told."""
-    for step in (16, 24):
+    for step in (8, 16, 24):
         source, target = straight / "checkpoints" / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}"
         target.mkdir()
         for file in source.iterdir():
@@ -128,3 +132,107 @@ def test_parameters_reach_the_trainer(straight):
     state = json.loads((straight / "checkpoints" / "checkpoint-24" / "trainer_state.json").read_text())
     assert state["max_steps"] == PLAN["max_steps"] and state["eval_steps"] == PLAN["eval_steps"]
     assert Clock.__name__ in state["stateful_callbacks"]  # by this name a resumed run finds the seconds it has spent
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """Three finished runs that were never trained, the newest last, and the suite they came from."""
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path))
+    made = [results.stand_in(name, {"test": scores}, tracking="none") for name, scores in (
+        ("one", [0.1, 0.2, 0.3]), ("two", [0.2, 0.3, 0.4]), ("three", [0.3, 0.4, 0.5]))]
+    for age, run in enumerate(reversed(made)):
+        os.utime(run.path("config.json"), (time.time() - age, time.time() - age))
+    listed = [{"experiment": f"params/{run.folder.name}.yaml", "label": run.folder.name, "run": f"summarization/{run.folder.name}",
+               "state": "done", "error": None} for run in made]
+    suite = {"name": "night", "state": "done", "pid": 0, "process_started": 0, "started": "", "ended": "", "experiments": listed}
+    files.write_json(tmp_path / "suites" / "night" / "summary.json", suite)
+    return [run.folder for run in made]
+
+
+DAMAGE = {
+    "config.json": ["{", "[]", "5", "{}", '{"effective": [], "given": {}}', '{"effective": {"model": "gone"}, "given": {}}', "\0"],
+    "metrics.json": ["{", "[]", "{}"],
+    "status.json": ["{", "[]", "{}"],
+    "data.json": ["{", "[]", "{}"],
+}
+
+
+@pytest.mark.parametrize("file, content", [(file, content) for file, contents in DAMAGE.items() for content in contents])
+def test_one_damaged_record_is_named_and_blocks_no_other_run(file, content, three, capsys):
+    (three[-1] / file).write_text(content)
+    if file in ("config.json", "metrics.json"):
+        assert find_run("latest").folder == three[1]
+        said = capsys.readouterr().err
+        assert "'latest' passes over 1 newer run" in said and f"three/{file}" in said
+    assert find_run("one").folder == three[0] and find_run(str(three[1])).folder == three[1]
+    with pytest.raises(LabError, match=f"three/{file}.*(is damaged|is not a record|holds no scores).*"):
+        comparing.choose_entries("one,three")
+    entries = {entry.name: entry for entry in comparing.choose_entries("night")}
+    assert entries["one"].done and entries["two"].done
+    assert entries["three"].state == "unreadable" and f"three/{file}" in entries["three"].error
+    found = comparing.open_comparison({"runs": "night"})
+    assert len(verdicts.scores(found)) >= 2 and any("unreadable" in line for line in comparing.cautions(found))
+
+
+def test_a_foreign_config_above_a_checkpoint_blocks_nothing(three):
+    """Every folder above a checkpoint is asked whether it is a run."""
+    from korlab.experiment.evaluations import open_evaluation
+
+    (three[0] / "model").mkdir()
+    (three[0] / "model" / "model.safetensors").write_bytes(b"")
+    for content in ("{", "[]", "5", '{"architectures": []}'):
+        (three[0].parents[1] / "config.json").write_text(content)
+        run, checkpoint = open_evaluation({"run": str(three[0] / "model")})
+        run.close()
+        assert checkpoint == three[0] / "model" and run.config.run.name is None
+
+
+@pytest.mark.parametrize("name", ["status.json", "progress.json"])
+def test_a_damaged_record_hides_no_other_line_of_a_suite(name, three, monkeypatch):
+    suite = Suite(three[0].parents[1] / "suites" / "night")
+    experiments = [one | {"state": "running"} for one in suite.read()["experiments"]]
+    suite.write(experiments=experiments)
+    (three[1] / name).write_text("{")
+    monkeypatch.setattr(watching, "driver", lambda suite: object())
+    lines = {row["experiment"]: row for row in watching.progress(suite)}
+    assert f"two/{name} is damaged" in lines["two"]["result"]
+    assert lines["one"]["stage"] == lines["three"]["stage"] == "evaluate"
+
+
+def test_a_record_leads_where_its_command_was_given(tmp_path, monkeypatch):
+    """A relative path is read from the folder of that command; names of runs still follow from what was typed."""
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path / "runs"))
+    for place in ("here", "there"):
+        files.write(tmp_path / place / "rows.csv", "")
+    monkeypatch.chdir(tmp_path / "here")
+    run = open_run({"model": "kobart", "data": "rows.csv", "test_data": "owner/name"})
+    run.close()
+    assert run.folder.name == "kobart-mini-0864ba96"
+    monkeypatch.chdir(tmp_path / "there")
+    found = reopen(run.folder).config.rows
+    assert (found.data, found.test_data) == (str(tmp_path / "here" / "rows.csv"), "owner/name")
+    record = files.read_json(run.path("config.json"))
+    assert record["effective"]["data"] == "rows.csv" and record["folder"] == str(tmp_path / "here")
+    files.write_json(run.path("config.json"), {key: value for key, value in record.items() if key != "folder"})
+    assert reopen(run.folder).config.rows.data == str(tmp_path / "there" / "rows.csv"), "a record from before: as it was then"
+
+
+def test_a_run_that_trained_keeps_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path))
+    run = open_run({"name": "mine"})
+    with run.stage("train"):
+        pass
+    run.close()
+    with pytest.raises(RunError, match="seed: 42 → 8"):
+        open_run({"name": "mine", "seed": 8})
+    open_run({"name": "mine"}).close()
+    assert [folder.name for folder in run.folder.parent.iterdir()] == ["mine"]
+
+
+def test_a_run_of_a_suite_that_was_deleted_is_gone(three):
+    import shutil
+
+    shutil.rmtree(three[1])
+    entries = {entry.name: entry.state for entry in comparing.choose_entries("night")}
+    assert entries == {"one": "done", "two": "gone", "three": "done"}
+    assert len(verdicts.scores(comparing.open_comparison({"runs": "night"}))) >= 2

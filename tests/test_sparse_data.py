@@ -512,3 +512,37 @@ def test_a_garbled_document_is_left_out(tmp_path):
     assert [(p.row, p.line, p.kind) for p in report.problems] == [(5, 5, "wrong encoding")]
     triples = put(tmp_path, "x.jsonl", f"{GOOD}\n" + GOOD.replace("몇 시에 닫나요?", "안녕하세요".encode("cp949").decode("latin-1")))
     assert load_triples(triples).report.left_out == {"wrong encoding": 1}
+@pytest.mark.parametrize(("content", "told"), [
+    (CORPUS.encode("cp949"), "corpus.jsonl has no row that can be used: it is text in CP949"),
+    (b'[\n  {"_id": "d1",\n   "text": "a"}\n]', "it is one JSON array"),
+    (b'{\n  "_id": "d1",\n  "text": "a"\n}\n', "it is made of objects over several lines"),
+    ('{"_id": "d1", "title": "김치", "chunk": "글"}\n'.encode(), "none of its keys (_id, title, chunk) is one for a text"),
+])
+def test_a_corpus_of_no_use_is_named_and_the_judgements_are_not_blamed(tmp_path, content, told):
+    put(tmp_path, "corpus.jsonl", content)
+    put(tmp_path, "queries.jsonl", '{"_id": "q1", "text": "어디에 두나요?"}\n')
+    (tmp_path / "qrels").mkdir()
+    put(tmp_path, "qrels/test.tsv", "q1\td1\t1\n")
+    for policy in ("report", "strict"):
+        with pytest.raises(DataError) as caught:
+            load_beir(tmp_path, policy=policy)
+        assert told in str(caught.value) and "check qrels" not in str(caught.value), caught.value
+
+
+def test_texts_under_other_names_are_texts_and_missing_ones_are_counted(tmp_path):
+    rows = ['{"_id": "d1", "title": "김치", "contents": "냉장고"}', '{"id": "d2", "제목": "쌀", "본문": "실온"}',
+            '{"_id": "d3", "title": "빵", "text": null}', '{"_id": "d4", "passage": "글"}']
+    put(tmp_path, "corpus.jsonl", "\n".join(rows))
+    put(tmp_path, "queries.jsonl", '{"_id": "q1", "질문": "어디에 두나요?"}\n')
+    (tmp_path / "qrels").mkdir()
+    put(tmp_path, "qrels/test.tsv", "q1\td1\t1\n")
+    found = load_beir(tmp_path, policy="report")
+    assert found.corpus == {"d1": "김치 냉장고", "d2": "쌀 실온", "d3": "빵", "d4": "글"}
+    assert ("title only", 3) in [(problem.kind, problem.line) for problem in found.report.problems]
+    with pytest.raises(DataError, match="title only"):
+        load_beir(tmp_path)
+
+
+def test_rows_without_a_question_say_which_keys_they_have(tmp_path):
+    with pytest.raises(DataError, match="no key query or anchor; the row has question, answer"):
+        load_triples(put(tmp_path, "x.jsonl", '{"question": "가요?", "answer": "네."}\n'))

@@ -28,7 +28,8 @@ from transformers import (
 
 from korlab.experiment.models import CheckpointError
 from korlab.experiment.params import ParameterError
-from korlab.sparse.data import Triple
+from korlab.sparse.answers import Rivals, answers_of, rivals_of
+from korlab.sparse.data import Triple, bare
 from korlab.sparse.losses import (
     TERMS,
     IdfFlops,
@@ -222,7 +223,8 @@ def test_query_mask_hides_stop_tokens_from_some_terms_only():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 7))
 def test_batches_hold_every_row_once_and_equal_keys_meet_only_when_they_must(keys, size):
-    batches = list(distinct_batches(range(len(keys)), keys, size))
+    alone = [[key] for key in keys]
+    batches = list(distinct_batches(range(len(keys)), Rivals(alone, alone), size))
     assert sorted(row for batch in batches for row in batch) == list(range(len(keys)))
     assert all(len(batch) == size for batch in batches[:-1])
     left = list(range(len(keys)))
@@ -231,6 +233,43 @@ def test_batches_hold_every_row_once_and_equal_keys_meet_only_when_they_must(key
         if len(set(met)) < len(met):  # then no other key was left to take instead
             assert {keys[row] for row in left} == set(met)
         left = [row for row in left if row not in batch]
+
+
+def test_passages_that_answer_a_question_never_count_against_it():
+    """Batches of the sampler hold no such passage while there is room; where there is none, the loss does not see it."""
+    spread = [Triple(f"질문 {i % 300}?", f"답 {i}", (f"오답 {i}",)) for i in range(600)]
+    rivals, answers = rivals_of(spread, 1), answers_of(spread)
+    sampler = PhaseSampler([""] * 600, [Phase(9, 1.0)], 32, seed=3, rivals=rivals)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert batches == list(sampler) and sorted(sum(batches, [])) == list(range(600))
+        met = 0
+        for number, batch in enumerate(batches):
+            right = [[bare(spread[b].positive) in answers[bare(spread[a].query)] for b in batch] for a in batch]
+            apart = np.array(right) & ~np.eye(len(batch), dtype=bool)
+            assert not apart.any() or number >= len(batches) - 2  # only what is left at the end
+            assert (np.array(rivals.barred(batch))[:, : len(batch)] == apart).all()
+            met += int(apart.any(axis=1).sum())
+        assert met < 12  # of 600 rows, 60 where rows are only drawn
+    one = [Triple("질문?", f"답 {i}", ("답 0" if i == 9 else f"오답 {i}",)) for i in range(4)]
+    barred = np.array(rivals_of(one, 1).barred(range(4)))
+    assert barred[:, :4].tolist() == (~np.eye(4, dtype=bool)).tolist() and not barred[:, 4:].any()
+
+
+def test_a_barred_passage_leaves_the_loss_and_its_gradient_alone():
+    """InfoNCE over three rows, of which the first two ask the same, is that of each over what is left."""
+    torch.manual_seed(2)
+    query, positive, negative = (torch.rand(3, 6, requires_grad=True) for _ in range(3))
+    terms = RankingTerms(torch.nn.Identity(), {"infonce": 1.0}, tau=0.5, similarity="dot")
+    terms.ranking.barred = torch.tensor(Rivals([["a", "x"], ["b", "y"], ["c", "z"]], ["ab", "ab", "c"]).barred([0, 1, 2]))
+    found = terms.compute_loss_from_embeddings([query, positive, negative])["infonce"]
+    scores = query @ torch.cat([positive, negative]).T / 0.5
+    left = [[0, 2, 3, 4, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+    expected = -sum(scores[i, i] - scores[i, columns].logsumexp(0) for i, columns in enumerate(left)) / 3
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    found.backward()
+    assert query.grad.isfinite().all() and positive.grad.isfinite().all()
 
 
 # ---------------------------------------------------------------- inside the Trainer

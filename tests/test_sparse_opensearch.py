@@ -55,6 +55,7 @@ class Fake:
     busy: dict = field(default_factory=dict)  # document id -> statuses to answer before it is stored
     auth: str | None = None  # expected Authorization header
     url: str = ""
+    most: int = 10**9  # bytes of a bulk request
 
     def requests(self, ending: str) -> list:
         return [entry for entry in self.seen if entry[1].split("?")[0].endswith(ending)]
@@ -87,6 +88,8 @@ class Fake:
             case ["DELETE", "_search", "pipeline", name]:
                 return (200, {"acknowledged": True}) if self.pipelines.pop(name, None) else (404, {"error": "no such pipeline"})
             case ["POST", "_bulk"]:
+                if len(text.encode()) > self.most:
+                    return 413, {"error": "Request Entity Too Large"}
                 return 200, self.bulk(text)
             case ["POST" | "GET", "_msearch"]:
                 lines = [json.loads(line) for line in text.splitlines()]
@@ -528,6 +531,7 @@ def command(fake, tmp_path, monkeypatch):
     raw.train_from_iterator(texts * 3, trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[UNK]"], show_progress=False))
     encoder = word_encoder(texts, PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]"))
     monkeypatch.setattr("korlab.sparse.encoders.load_encoder", lambda run: encoder)
+    monkeypatch.setattr("korlab.sparse.search.load_encoder", lambda run: encoder)
     monkeypatch.setenv("KORLAB_OPENSEARCH_URL", fake.url)
     (tmp_path / "passages.txt").write_text("\n".join(texts), "utf-8")
 
@@ -575,6 +579,48 @@ def test_what_the_commands_refuse_is_one_sentence(command, fake, tmp_path, monke
     monkeypatch.delenv("KORLAB_OPENSEARCH_URL")
     code, said = command("index", "ko", file, "--opensearch", "faq")
     assert code == 1 and "set KORLAB_OPENSEARCH_URL" in said and not fake.indices
+
+
+def test_a_bulk_that_is_too_large_is_halved_to_one_document(command, fake, tmp_path):
+    """A proxy takes 300 bytes: everything goes in, a few documents at a time; what is more alone is named."""
+    fake.most, texts = 300, [f"부산 지하철 {i}" for i in range(40)]
+    (tmp_path / "many.txt").write_text("\n".join(texts), "utf-8")
+    code, said = command("index", "ko", tmp_path / "many.txt", "--opensearch", "many", "--top", 2)
+    assert code == 0 and "40 passages sent" in said, said
+    (name,) = fake.aliases["many"]
+    assert sorted(doc["text"] for doc in fake.indices[name]["docs"].values()) == sorted(texts)
+    assert max(len(doc["sparse"]) for doc in fake.indices[name]["docs"].values()) == 2
+    assert sum(len(entry[3].encode()) > 300 for entry in fake.requests("_bulk")) < 40  # each size is tried once
+    (tmp_path / "long.txt").write_text("부산\n" + "부산 지하철 요금 " * 40, "utf-8")
+    code, said = command("index", "ko", tmp_path / "long.txt", "--opensearch", "long")
+    said = " ".join(said.split())
+    assert code == 1 and "1 of 2 documents were refused (2: alone, with" in said and "raise http.max_content_length" in said
+    assert "long" not in fake.aliases
+
+
+def test_a_kept_index_is_searched_without_its_documents(command, tmp_path):
+    file, kept = tmp_path / "passages.txt", tmp_path / "idx"
+    assert command("index", "ko", file, "--to", kept, "--mass", 0.9)[0] == 0
+    for words in ((), ("--documents", file)):
+        code, said = command("search", "부산 지하철", "--run", "ko", "--index", kept, "-k", 1, *words)
+        assert code == 0 and "부산 지하철 요금" in said, said
+    code, said = command("index", "ko", file, "--to", kept)
+    assert code == 1 and "pruned by mass 0.9 and not by nothing: name another folder" in " ".join(said.split())
+    code, said = command("search", "부산", "--run", "ko", "--index", kept, "--documents", "embedded")
+    assert code == 1 and "built from other passages" in said and "delete" not in said
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("faq.csv", "id,제목,내용\na,,\"부산 지하철\n요금\"\nb,,서울\n"), ("faq.tsv", "doc_id\tcontent\na\t부산 지하철 요금\nb\t서울\n"),
+    ("faq.json", '[{"id": "a",\n "body": "부산 지하철 요금"}, {"id": "b", "body": "서울"}]'),
+    ("faq.jsonl", '{"id": "a", "본문": "부산\\u2028지하철\\f요금"}\n{"id": "b", "passage": "서울"}\n{"id": "c", "title": "부산", "text": null}\n'),
+])
+def test_documents_are_rows_whatever_file_they_stand_in(command, tmp_path, name, content):
+    (tmp_path / name).write_text(content, "utf-8")
+    code, said = command("search", "부산 지하철", "--run", "ko", "--documents", tmp_path / name, "-k", 1)
+    lines = said.splitlines()
+    assert code == 0 and lines[[line.startswith("rank") for line in lines].index(True) + 1].split()[-1] == "a", said
+    assert ("title only 1" in " ".join(said.split())) == (name == "faq.jsonl")
 
 
 # --- scoring: Lucene itself -------------------------------------------------------------------------------------------

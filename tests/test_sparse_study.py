@@ -97,6 +97,53 @@ def test_scored_again_a_run_is_not_scored_on_what_it_learnt(folder, trained, tmp
     assert outcome.code == 1 and "training holds 36 of 60 test queries" in outcome.text
 
 
+def test_no_text_is_read_beyond_the_positions(folder, trained, tmp_path):
+    """Before a long training, when scored again, in search, index and export: one sentence with the number that fits."""
+    outcome = papermill(tmp_path / "out.ipynb", *flags(run=trained, max_length=64, name="long"), runs=trained.parents[1], notebook="evaluate")
+    assert outcome.code == 1 and "max_length=64: this roberta has 48 positions; set max_length to 48 or less" in outcome.text
+    wanted = {name: value for name, value in FAST.items() if name != "vocab_size"} | {"size": "full", "checkpoint": trained / "base"}
+    outcome = papermill(tmp_path / "b.ipynb", *flags(**wanted | {"model": "sparse-ko", "data": folder, "max_length": 96}), runs=tmp_path)
+    assert outcome.code == 1 and "max_length=96: this roberta has 48 positions" in outcome.text
+    shutil.copytree(trained / "model", tmp_path / "model")
+    kept = read_json(tmp_path / "model" / "sentence_bert_config.json")
+    (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps(kept | {"max_seq_length": 512}))
+    for words in (["search", "무엇?", "--run", tmp_path / "model"], ["index", tmp_path / "model", "embedded", "--to", tmp_path / "i"],
+                  ["export", tmp_path / "model", "--to", tmp_path / "e", "--license", "mit"]):
+        done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
+        assert done.exit_code == 1 and "set to read 512 tokens of a text, and its model has 48 positions" in " ".join(done.output.split())
+
+
+def test_another_studys_experiments_and_runs_are_refused_everywhere(tmp_path, monkeypatch):
+    """One sentence with the study, from every command that takes an experiment or a run."""
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path))
+    folder = tmp_path / "summarization" / "dialogues"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "model.safetensors").write_bytes(b"")
+    (folder / "config.json").write_text(json.dumps({"effective": studies.configure({"model": "kobart"}).flat(), "given": {}}))
+    file = ROOT / "params" / "summarization" / "quickstart.yaml"
+    for words in (["train", file, "--dry-run"], ["verify", file], ["quick", file], ["eval", "dialogues"], ["compare", "dialogues"],
+                  ["search", "무엇?", "--run", "dialogues"], ["index", "dialogues", "embedded", "--to", tmp_path / "i"]):
+        done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
+        said = " ".join(done.output.split())
+        assert done.exit_code == 1 and "belongs to the study 'summarization': name one of sparse" in said, (words, said)
+
+
+def test_duplicate_questions_do_not_find_themselves(trained, tmp_path):
+    """A collection of questions: each is a document, its answer is the other way to ask it, and BM25 finds every one."""
+    asked = [f"{what} 어디에서 {how}나요?" for what in ("자전거", "우산", "비행기표", "도자기", "망원경") for how in ("사", "빌리")]
+    questions = {f"q{i}": text for i, text in enumerate(asked)}
+    save_beir(Collection(questions, questions, {f"q{i}": {f"q{i ^ 1}": 1} for i in range(10)}), tmp_path / "twins")
+    outcome = papermill(tmp_path / "out.ipynb", *flags(run=trained, data=tmp_path / "twins", name="twins"), runs=trained.parents[1],
+                        notebook="evaluate")
+    assert outcome.code == 0, outcome.text[-3000:]
+    run = trained / "evaluations" / "twins"
+    found, rows = results.read(reopen(run)), read_jsonl(run / "rankings" / "test.jsonl")
+    words = next(one for one in found.scored if one.system == "BM25 eojeol")
+    assert words.measures["mrr@10"].mean == words.measures["ndcg@10"].mean == 1.0 and "own:10 left out" in words.signature
+    assert found.facts["test"]["own"] == 10 and not [row for row in rows if row["query"] in row["first"].values()]
+    assert "질문 10개는 문서 모음에도" in (tmp_path / "out.ipynb").read_text("utf-8")
+
+
 def test_a_trained_run_teaches_another_and_finds_its_negatives(folder, trained, tmp_path):
     """Two teachers are an ensemble; their scores are kept, and the curve of the distillation term is above 0."""
     given = FAST | dict(model="sparse-ko", data=folder, miner=trained, kd=1.0, distillation="kl", teacher=f"{trained / 'model'}, {trained / 'model'}")

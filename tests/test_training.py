@@ -1,28 +1,39 @@
-"""Training: a kill in a save, batches that are halved, and a score of which less is better."""
+"""Training: kills and damage that change nothing, several processes, halved batches, and numbers that are none."""
 
 import itertools
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Killed, killed_in_save
+from conftest import ROOT, TINY, Killed, killed_in_save
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainingArguments
 
 from korlab.core.errors import LabError
-from korlab.core.files import read_json, read_jsonl
+from korlab.core.files import read_json, read_jsonl, write_json
 from korlab.experiment import studies
 from korlab.experiment.batches import smaller_batches
-from korlab.experiment.training import MemoryFull, Training
+from korlab.experiment.checkpoints import CheckpointDamaged
+from korlab.experiment.params import ParameterError
+from korlab.experiment.training import Diverged, MemoryFull, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- a kill in a save --------------------------------------------------------------------------------------------
 
-def summarization(folder: Path, note=print):
-    """A fine-tuning of eight updates with four evaluations."""
+def summarization(folder: Path, note=print, **values):
+    """A fine-tuning of eight updates with four evaluations; ten updates make an epoch."""
+    from korlab.experiment.models import Loaded
+    from korlab.summarization.adapters import make_trainable
     from korlab.summarization.data import embedded, encode
     from korlab.summarization.models import mini_bart, train_tokenizer
     from korlab.summarization.trainer import ModelTrainer
@@ -30,13 +41,20 @@ def summarization(folder: Path, note=print):
     rows = embedded().rows["train"][:40]
     tokenizer = train_tokenizer((text for row in rows for text in (row.dialogue, *row.summaries)), 400)
     given = TINY | {"max_steps": 8, "eval_steps": 2, "batch_size": 4, "keep_checkpoints": 9, "tracking": "none"}
-    config = studies.configure({k: v for k, v in given.items() if k != "train_rows"})
+    config = studies.configure({k: v for k, v in given.items() if k != "train_rows"} | values)
     torch.manual_seed(0)
     model, encoded = mini_bart(tokenizer, width=32, layers=1), encode(rows, tokenizer).rows
+    if "adapter" in values:
+        model = make_trainable(Loaded(model, tokenizer, "mini"), config, folder).model
     return ModelTrainer(config, model, tokenizer, encoded, encoded[:4], folder, note)
 
 
-def sparse(folder: Path, note=print):
+def lora(folder: Path, note=print):
+    """The same with an adapter, out of patience after four of eight updates: no later score is 9 points better."""
+    return summarization(folder, note, adapter="lora", patience=1, threshold=9.0, learning_rate=0.01)
+
+
+def sparse(folder: Path, note=print, **values):
     """A curriculum of three phases over twelve updates with six evaluations."""
     from korlab.sparse.models import assemble, mini, train_tokenizer
     from korlab.sparse.scenarios import embedded
@@ -50,27 +68,52 @@ def sparse(folder: Path, note=print):
     config = studies.configure({
         "model": "sparse-ko", "epochs": 6, "eval_steps": 2, "batch_size": 8, "max_length": 48, "curriculum": "v25", "warmup": 0.1,
         "regularizer": "flops", "stop_tokens": "none", "on_collapse": "warn", "keep_checkpoints": 9, "tracking": "none",
-    })
+    } | values)
     return SparseTrainer(config, assemble(folder / "base", 48), corpus.train[:16], sample(corpus.dev, 4, 8), folder, note=note)
 
 
+def impatient(folder: Path, note=print):
+    """A sparse training of 24 updates at most that is out of patience earlier, within an epoch."""
+    return sparse(folder, note, epochs=12, eval_steps=3, patience=1, threshold=9.0, regularizer_warmup=0.1)
+
+
 TRAINERS = {make.__name__: make for make in (summarization, sparse)}
+EARLY = {make.__name__: make for make in (lora, impatient)}
 
 
 def left(folder: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """The log without its times and the Trainer's mean over what one process did, and the weights of the final model."""
-    own = ("runtime", "per_second", "seconds", "train_loss")
+    """The log without its times, and the weights of the final model."""
+    own = ("runtime", "per_second", "seconds")
     log = [{k: v for k, v in row.items() if not any(word in k for word in own)} for row in read_jsonl(folder / "history.jsonl")]
     return log, {f"{file.parent.name}/{name}": weight for file in (folder / "model").rglob("*.safetensors")
                  for name, weight in load_file(file).items()}
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The folder that a trainer leaves when nothing happens to it, made when it is first asked for."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            (TRAINERS | EARLY)[name](folders[name], lambda text: None).train()
+        return folders[name]
+
+    return folder_of
+
+
 @pytest.fixture(scope="module", params=TRAINERS)
-def straight(request, tmp_path_factory):
+def straight(request, kept):
     """A trainer's name, and what it leaves when nothing happens to it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    TRAINERS[request.param](folder, lambda text: None).train()
-    return request.param, left(folder)
+    return request.param, left(kept(request.param))
+
+
+def same(folder: Path, other: Path) -> None:
+    """Two trainings left the same log, times aside, and the same weights."""
+    (log, weights), (log_of_other, weights_of_other) = left(folder), left(other)
+    assert log == log_of_other and weights.keys() == weights_of_other.keys()
+    assert all(torch.equal(weights[name], weights_of_other[name]) for name in weights)
 
 
 @pytest.mark.parametrize("victim", ["checkpoint-4", ".model"])
@@ -92,6 +135,68 @@ def test_a_kill_in_a_save_changes_nothing(straight, victim, tmp_path):
     if name == "sparse":
         assert len({row["tau"] for row in found if "tau" in row}) == 3  # every phase was reached
         assert all({"weight_infonce", "learning_rate"} <= set(row) for row in found if "tau" in row)
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_what_ended_early_ends_there_when_it_is_killed_before_its_model_is_saved(name, kept, tmp_path, monkeypatch):
+    """Out of patience within an epoch; trained on, it would be another model."""
+    straight = kept(name)
+    steps = [row["step"] for row in read_jsonl(straight / "history.jsonl") if "eval_runtime" in row]
+    assert 0 < steps[-1] < {"lora": 8, "impatient": 24}[name] and len(list((straight / "checkpoints").glob("checkpoint-*"))) == len(steps)
+    killed, notes = EARLY[name](tmp_path, lambda text: None), []
+    monkeypatch.setattr(killed, "save", lambda folder: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        killed.train()
+    result = EARLY[name](tmp_path, notes.append).train()
+    assert result["train_metrics"]["updates"] == steps[-1] and f"Going on from checkpoint-{steps[-1]}." in notes
+    same(tmp_path, straight)
+
+
+def test_a_finished_training_told_to_train_again_leaves_what_it_left(kept, tmp_path):
+    """As after its status.json was deleted. Nothing is left to train, and no line of the log is doubled."""
+    shutil.copytree(kept("lora"), tmp_path / "again")
+    made = lora(tmp_path / "again", lambda text: None)
+    made.train()
+    same(tmp_path / "again", kept("lora"))
+    made.evaluate()
+    log = read_jsonl(tmp_path / "again" / "history.jsonl")
+    assert len([row for row in log if "eval_runtime" in row]) == len({row["step"] for row in log if "eval_runtime" in row}) == 2
+
+
+# ---- damage ------------------------------------------------------------------------------------------------------
+
+def flip(best: Path) -> None:
+    """Change one byte of the weights."""
+    file = next(best.glob("*.safetensors"))
+    file.write_bytes((body := file.read_bytes())[:-1] + bytes([body[-1] ^ 1]))
+
+
+def lose_weights(best: Path) -> None:
+    """Delete the weights."""
+    next(best.glob("*.safetensors")).unlink()
+
+
+@pytest.mark.parametrize("name, harm, reason", [
+    ("summarization", flip, "model.safetensors is not the file that was saved"),
+    ("summarization", lose_weights, "model.safetensors is missing"),
+    ("summarization", shutil.rmtree, "it has no manifest"),
+    ("sparse", flip, "model.safetensors is not the file that was saved"),
+    ("sparse", lose_weights, "model.safetensors is missing"),
+    ("lora", flip, "adapter_model.safetensors is not the file that was saved"),
+])
+def test_a_damaged_best_checkpoint_is_made_again(name, harm, reason, kept, tmp_path):
+    """Killed before its model was saved, moved, and its best checkpoint damaged; the result is that of a straight run."""
+    folder, notes = tmp_path / "moved", []
+    shutil.copytree(kept(name), folder)
+    shutil.rmtree(folder / "model")
+    newest = max((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    best = folder / "checkpoints" / f"checkpoint-{read_json(newest / 'trainer_state.json')['best_global_step']}"
+    harm(best)
+    (TRAINERS | EARLY)[name](folder, notes.append).train()
+    assert any(reason in note for note in notes), notes
+    assert all((folder / "checkpoints" / f"torn-{path.name}").is_dir() for path in {best, newest} if harm != shutil.rmtree or path != best)
+    assert not any("Going on from" in note for note in notes if newest.name in note)
+    same(folder, kept(name))
 
 
 # ---- a model of one weight ---------------------------------------------------------------------------------------
@@ -159,6 +264,189 @@ def test_of_the_kept_checkpoints_the_lowest_stays(tmp_path):
     result = Scripted(tmp_path, [3.0, 1.0, 2.0, 2.5, 2.5, 4.0], patience=0, keep_checkpoints=2).train()
     left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert result["best_model_checkpoint"] == "checkpoint-2" and left == {"checkpoint-2", "checkpoint-6"}
+
+
+class First(Scripted):
+    """The first checkpoint is the best, because the loss falls and more is better."""
+
+    best_by = "eval_loss"
+
+    def __init__(self, folder: Path, **values) -> None:
+        super().__init__(folder, [0.0], "higher", **({"patience": 0} | values))
+
+    def parts(self) -> dict:
+        return {"train_dataset": self.train_dataset, "eval_dataset": self.train_dataset[:4]}
+
+
+class Damaging(TrainerCallback):
+    """Damages the first checkpoint while the training goes on."""
+
+    times = 1
+
+    def on_save(self, args, state, control, **_) -> None:
+        if state.global_step == 4 and self.times:
+            self.times -= 1
+            flip(Path(args.output_dir) / "checkpoint-1")
+
+
+def test_a_best_checkpoint_damaged_while_training_goes_on_is_made_again(tmp_path):
+    straight, harmed, notes = First(tmp_path / "straight"), First(tmp_path / "harmed"), []
+    expected = straight.train()
+    harmed.note = notes.append
+    harmed.callbacks.append(damaging := Damaging())
+    harmed.trainer.add_callback(damaging)
+    result = harmed.train()
+    assert (result["best_model_checkpoint"], result["train_metrics"]["updates"]) == ("checkpoint-1", 6)
+    assert result["eval_metrics"]["eval_loss"] == expected["eval_metrics"]["eval_loss"]
+    assert harmed.model.weight.item() == straight.model.weight.item() != 0
+    assert "The best checkpoint has to be made again" in notes[0] and len([note for note in notes if "Skipped" in note]) == 6
+
+
+def test_a_best_checkpoint_damaged_again_and_again_is_an_error(tmp_path):
+    harmed = First(tmp_path)
+    harmed.callbacks.append(damaging := Damaging())
+    damaging.times = 2
+    harmed.trainer.add_callback(damaging)
+    with pytest.raises(CheckpointDamaged, match="checkpoint-1 cannot be used because model.safetensors is not the file"):
+        harmed.train()
+
+
+def test_a_checkpoint_under_another_ones_name_is_not_gone_on_from(tmp_path):
+    First(tmp_path).train()
+    folder, notes = tmp_path / "checkpoints", []
+    shutil.rmtree(folder / "checkpoint-6")
+    (folder / "checkpoint-3").rename(folder / "checkpoint-6")
+    again = First(tmp_path)
+    again.note = notes.append
+    assert again.train()["train_metrics"]["updates"] == 6
+    assert "it was saved at update 3, which is not the one in its name" in notes[0] and "Going on from checkpoint-5." in notes
+
+
+# ---- numbers that are none ---------------------------------------------------------------------------------------
+
+class Broken(First):
+    """Training whose values are made to be what they should not."""
+
+    def __init__(self, folder: Path, forward, **values) -> None:
+        self.calls = 0
+        super().__init__(folder, **values)
+        self.model.forward = lambda x, labels: {"loss": forward(self, x, labels), "logits": self.model.weight * x}
+
+
+def usual(made, x, labels):
+    made.calls += made.model.training
+    return ((made.model.weight * x - labels) ** 2).mean()
+
+
+@pytest.mark.parametrize("forward, message", [
+    (lambda m, x, y: usual(m, x, y) * (math.nan if m.calls == 3 else 1), "stopped at update 3: loss is nan; the last finite loss was [0-9.]+, at update 2"),
+    (lambda m, x, y: usual(m, x, y) * math.inf, "stopped at update 1: loss is inf; no loss before it was finite"),
+    (lambda m, x, y: usual(m, x, y) + (m.model.weight - m.model.weight.detach()).abs().sqrt().sum(),
+     "stopped at update 1: gradient norm is (nan|inf); the last finite loss was [0-9.]+, at update 1"),
+    (lambda m, x, y: usual(m, x, y) * (1 if m.model.training or m.calls < 4 else math.nan), "stopped at update 4: eval loss is nan; .* at update 4"),
+])
+def test_a_number_that_is_none_stops_the_training_and_says_what_to_try(forward, message, tmp_path):
+    made = Broken(tmp_path, forward, logging_steps=1)
+    with pytest.raises(Diverged, match=message + ".*Try a lower learning_rate"):
+        made.train()
+    for row in read_jsonl(tmp_path / "history.jsonl") if (tmp_path / "history.jsonl").exists() else []:
+        assert all(math.isfinite(value) for value in row.values())
+    assert all(math.isfinite(weight.item()) for weight in made.model.parameters()) and not (tmp_path / "model").exists()
+
+
+def test_a_measure_that_is_none_stops_the_training(tmp_path):
+    with pytest.raises(Diverged, match="at update 2: eval bits is nan"):
+        Scripted(tmp_path, [3.0, math.nan]).train()
+
+
+class Exploding(TrainerCallback):
+    """A step so large that it leaves the numbers behind."""
+
+    def on_step_end(self, args, state, control, model=None, **_) -> None:
+        model.weight.data.fill_(math.inf)
+
+
+def test_weights_that_are_none_are_not_saved(tmp_path):
+    """At the very end, with nothing to evaluate on."""
+    made = Scripted(tmp_path, max_steps=1)
+    made.trainer.add_callback(Exploding())
+    with pytest.raises(Diverged, match="at update 1: a value of the weight weight is nan"):
+        made.train()
+    assert not (tmp_path / "checkpoints" / "checkpoint-1").exists() and not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("make", [summarization, sparse])
+def test_both_studies_stop_at_a_loss_that_is_none(make, tmp_path):
+    made = make(tmp_path, lambda text: None)
+    with torch.no_grad():
+        next(made.model.parameters()).fill_(math.nan)
+    with pytest.raises(Diverged, match="stopped at update 1: loss is nan; no loss before it was finite"):
+        made.train()
+
+
+# ---- several processes, several GPUs -----------------------------------------------------------------------------
+
+TOGETHER = {"one": ("First", {"batch_size": 4, "accumulation": 1, "max_steps": None, "epochs": 2}),
+            "passes": ("First", {"batch_size": 2, "accumulation": 2, "max_steps": None, "epochs": 2}),
+            "summarization": ("summarization", {"batching": "random", "learning_rate": 1e-3}),
+            "sparse": ("sparse", {"accumulation": 2, "batch_size": 5})}
+
+
+def together(folder: Path) -> None:
+    """What every process of a training does; the first one keeps the records."""
+    torch.set_num_threads(1)
+    for name, (make, values) in TOGETHER.items():
+        facts = globals()[make](folder / name, **values).train()["train_metrics"]
+        if os.environ.get("RANK", "0") == "0":
+            write_json(folder / f"{name}.json", facts)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """As many updates and epochs, and the same weights but for the last digits; each file is written once."""
+    code = f"import sys; sys.path.insert(0, 'tests'); import test_training; from pathlib import Path; test_training.together(Path({str(tmp_path / 'two')!r}))"
+    (tmp_path / "two").mkdir(), (tmp_path / "one").mkdir()
+    (tmp_path / "code.py").write_text(code, "utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "code.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    together(tmp_path / "one")
+    for name in TOGETHER:
+        one, two = (read_json(tmp_path / many / f"{name}.json") for many in ("one", "two"))
+        assert {key: one[key] for key in ("updates", "epochs", "batch_size", "accumulation")} == {
+            key: two[key] for key in ("updates", "epochs", "batch_size", "accumulation")}, name
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-2), name
+        logs, kept = zip(*(left(tmp_path / many / name) for many in ("one", "two")))
+        assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]], name
+        for key, weight in kept[0].items():
+            torch.testing.assert_close(kept[1][key], weight, rtol=2e-2, atol=2e-3)
+    assert read_json(tmp_path / "two" / "one.json")["epochs"] == 2.0
+
+
+def test_what_processes_cannot_share_is_refused(tmp_path, monkeypatch):
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ParameterError, match="2 processes cannot share .*make accumulation a multiple of 2"):
+        Scripted(tmp_path, batch_size=3)
+    with pytest.raises(ParameterError, match="make accumulation a multiple of 2 .a batch's passages are each other's negatives"):
+        sparse(tmp_path)
+
+
+@dataclass
+class TwoGpus(TrainingArguments):
+    """As on a machine where two GPUs are visible to one process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._n_gpu = 2
+
+
+def test_of_two_visible_gpus_one_is_used_and_the_epochs_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(Scripted, "arguments_class", TwoGpus)
+    assert TwoGpus(str(tmp_path), use_cpu=True, per_device_train_batch_size=4).train_batch_size == 8
+    made = Scripted(tmp_path, max_steps=None, epochs=2)
+    assert made.trainer.args.train_batch_size == 4
+    facts = made.train()["train_metrics"]
+    assert (facts["updates"], facts["epochs"]) == (8, 2.0)
 
 
 # ---- halving -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ __all__ = ['Commands', 'command_line', 'main']
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..core.errors import LabError
+from ..core.settings import expanded, load_env
 from ..experiment import studies
 from ..workbench.commands import register
 from ..workbench.terminal import complain, papermill_style
@@ -49,6 +52,22 @@ def _add_aliases(app: typer.Typer, study: str, module: ModuleType, owners: dict[
         owners[alias] = study
         app.command(alias, rich_help_panel="Short for a command of a study")(command)
 
+# %% ../../nbs/cli/00_main.ipynb #8f8cc14b
+def _place(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_place(one) for one in value]
+    return Path(expanded(str(value))) if isinstance(value, Path) else value
+
+
+def _prepared(command: Callable[..., Any]) -> Callable[..., Any]:
+    "A command that reads .env and expands its paths first."
+    @wraps(command)
+    def run(**values: Any) -> Any:
+        load_env()
+        return command(**{name: _place(value) for name, value in values.items()})
+
+    return run
+
 # %% ../../nbs/cli/00_main.ipynb #b17963ae
 def command_line() -> typer.Typer:  # the whole command line
     "Put general commands, studies and their aliases together."
@@ -62,6 +81,8 @@ def command_line() -> typer.Typer:  # the whole command line
     for name, module in modules.items():
         app.add_typer(module.app, name=name)
         _add_aliases(app, name, module, owners)
+    for command in [one for each in (app, *(module.app for module in modules.values())) for one in each.registered_commands]:
+        command.callback = _prepared(command.callback)
     return app
 
 

@@ -142,7 +142,7 @@ def _no_header(
 def read_header(
     window: Window,  # the file
     schema: Schema,  # whose columns are looked for
-    delimiters: str = ",;\t",  # delimiters to try, the likeliest first
+    delimiters: str = ",;\t|",  # delimiters to try, the likeliest first
 ) -> Header:  # with most known columns
     "Read the header; `FileFault` if it is damaged."
     start = _first_line(window)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -37,7 +38,7 @@ from korlab.core.delimited import (
     record_fault,
     split_records,
 )
-from .encodings import Encoding, find_encoding, misread, require_text, text_lines
+from .encodings import PIECE, Encoding, find_encoding, misread, require_text, text_lines
 from .files import Fault, line_rows, sha256, utf8_lines
 from korlab.core.schemas import (
     Columns,
@@ -69,13 +70,19 @@ def _note_blank(file: SourceFile, number: int) -> None:
     file.notes += [f"{counted(number, 'blank line')} skipped"] if number else []
 
 # %% ../../nbs/core/15_rows.ipynb #27b5c82b
-def _sorter(names: Sequence[object], schema: Schema) -> tuple[Callable[[Sequence[Any]], dict[str, Any]], Sequence[str]]:
-    "What makes values of a row's cells, and notes on the columns."
+def _stripped(cells: Iterable[object]) -> list[str]:
+    return [str(cell).strip("\ufeff \t") for cell in cells]
+
+
+def _sorter(names: Sequence[object], schema: Schema) -> tuple[Callable[[Sequence[Any]], Any], Sequence[str]]:
+    "What makes values of a row's cells, or a fault of the names themselves, and notes on the columns."
+    head, again = _stripped(names), Fault("repeated header", "the names of the columns once more: remove this line")
     if not schema.each_row:
         columns = match_columns(names, schema)
-        return columns.sort, columns.notes
+        return lambda cells: again if _stripped(cells) == head else columns.sort(cells), columns.notes
     keys, notes = match_keys(names, schema)
-    return lambda cells: {key: None if cell == "" else cell for key, cell in zip(keys, cells, strict=True)}, notes
+    by_key = lambda cells: {key: None if cell == "" else cell for key, cell in zip(keys, cells, strict=True)}
+    return lambda cells: again if _stripped(cells) == head else by_key(cells), notes
 
 # %% ../../nbs/core/15_rows.ipynb #e780d6cc
 class _Doubtful(NamedTuple):
@@ -88,7 +95,7 @@ def _delimited(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Records of a CSV or TSV file."
     encoding = _judged_text(part, file)
     window = Window(text_lines(part.where, encoding))
-    head = read_header(window, schema, "\t,;" if part.format == "tsv" else ",;\t")
+    head = read_header(window, schema, "\t,;|" if part.format == "tsv" else ",;\t|")
     sort, notes = _sorter(head.names, schema)
     file.encoding, file.delimiter, file.notes = encoding.name, head.delimiter, [*encoding.tried, *notes]
     key, blank = find_columns(head.names, schema.field(schema.key)) if schema.key else [], 0
@@ -137,9 +144,39 @@ def _under(columns: Columns, item: Any) -> Any:
     "The values of a mapping under all columns; a fault stays what it is."
     return item if isinstance(item, Fault) else columns.sort([item.get(name) for name in columns.names])
 
+# %% ../../nbs/core/15_rows.ipynb #93cbf183
+def _form(head: str) -> str | None:
+    "What the beginning of a JSONL file is, if it is another form of JSON, and what to do about it."
+    first = head.lstrip("\ufeff \t\r\n").split("\n")[0].strip()
+    if re.fullmatch(r"\[\s*(\{.*)?", first):
+        return "one JSON array, which `jq -c '.[]' FILE > NEW.jsonl` takes apart"
+    with suppress(ValueError):
+        made, _ = json.JSONDecoder().raw_decode(head.lstrip("\ufeff \t\r\n"))
+        if isinstance(made, Mapping) and not first.endswith("}"):
+            return "made of objects over several lines, which `jq -c . FILE > NEW.jsonl` joins"
+    return None
+
+# %% ../../nbs/core/15_rows.ipynb #ef776798
+def _other_encoding(found: Encoding) -> bool:
+    return found.name not in ("UTF-8", "UTF-8 with BOM", "")
+
+
+def _require_lines(part: Part, schema: Schema) -> None:
+    "`FileFault` for a JSONL file in another form, or not in UTF-8 where it must be."
+    if (schema.utf8 or schema.line) and not part.encoding and _other_encoding(found := find_encoding(part.where)):
+        lines = [isinstance(line, Fault) for line in utf8_lines(part.where)]
+        if sum(lines) * 2 > len(lines):
+            why = f"it is text in {found.name} and not in UTF-8, as this format is: save it as UTF-8"
+            raise FileFault("another form", f"has no row that can be used: {why}")
+    with open(part.where, "rb") as file:
+        form = None if schema.line else _form(file.read(PIECE).decode("utf-8", "replace"))
+    if form:
+        raise FileFault("no objects", f"holds no row with named values: write one JSON object per line; it is {form}")
+
 # %% ../../nbs/core/15_rows.ipynb #1f0a1784
 def _jsonl(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Objects of a JSONL file, or rows a schema makes of lines."
+    _require_lines(part, schema)
     lines = _line_source(part, file, schema)
     if schema.each_row:
         yield from line_rows(_counted_lines(lines(), file), schema.line)

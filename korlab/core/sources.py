@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounts import DataError, and_more, label, short
+from .settings import expanded, looked_in
 
 # %% ../../nbs/core/14_sources.ipynb #b8901d0e
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # what a data file's name ends in
@@ -54,10 +55,10 @@ def is_hub_id(
 # %% ../../nbs/core/14_sources.ipynb #b23a875a
 def is_data_file(
     path: Path,  # in a folder
-    suffixes: tuple[str, ...] = SUFFIXES,  # what is read
+    also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
 ) -> bool:  # whether it is to be read
     "Tell a data file from hidden and temporary ones, and from folders."
-    return path.suffix.lower() in suffixes and not path.name.startswith((".", "~")) and path.is_file()
+    return path.suffix.lower() in SUFFIXES + also and not path.name.startswith((".", "~")) and path.is_file()
 
 # %% ../../nbs/core/14_sources.ipynb #76f52217
 _SHARD = re.compile(r"(.+?)-(\d+)-of-(\d+)")
@@ -90,27 +91,45 @@ def split_tables(
             found[path.name] = [file for files in _tables(files).values() for file in files]
     return found
 
-# %% ../../nbs/core/14_sources.ipynb #3678befd
+# %% ../../nbs/core/14_sources.ipynb #f8299096
+_REMEDIES: dict[str, str] = {
+    **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z"), "unpack it"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".hwp", ".hwpx"), "save its table as CSV in the program it is from"),
+    ".json": "write one JSON object per line into a file that ends in .jsonl",
+}
+
+
 def _kinds(also: tuple[str, ...]) -> str:
     *names, last = "CSV", "TSV", "JSONL", "Parquet", *(suffix[1:].upper() for suffix in also)
     return f"{', '.join(names)} or {last}"
 
 
+def _no_data_file(
+    path: Path,  # of a file
+    also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
+) -> DataError:  # to be raised
+    "Say what to do about a file of another kind."
+    remedy = _REMEDIES.get(path.suffix.lower(), "convert it, or rename it if it is one")
+    return DataError(f"{path} is not a {_kinds(also)} file by its name: {remedy}")
+
+# %% ../../nbs/core/14_sources.ipynb #3678befd
 def _find_files(
     source: str | Path,  # a file or a folder
     also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
 ) -> list[Path]:  # the file, or the folder's data files by name
     "Find the files of a local source; `DataError` for what is missing or not a data file."
-    path = Path(source).expanduser()
+    path = Path(expanded(str(source)))
     if path.is_dir():
-        files = [file for table in _tables([p for p in path.iterdir() if is_data_file(p, SUFFIXES + also)]).values() for file in table]
+        read = [one for one in path.iterdir() if is_data_file(one, also)]
+        files = [file for table in _tables(read).values() for file in table]
         if not files:
             raise DataError(f"{source} is a folder without a {_kinds(also)} file in it: name the folder that holds them")
         return files
     if not path.exists():
-        raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)")
+        raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)"
+                        f"{looked_in(expanded(str(source)))}")
     if path.suffix.lower() not in SUFFIXES + also:
-        raise DataError(f"{source} is not a {_kinds(also)} file by its name: convert it, or rename it if it is one")
+        raise _no_data_file(path, also)
     return [path]
 
 # %% ../../nbs/core/14_sources.ipynb #40ea6557
@@ -131,7 +150,7 @@ def files_not_read(
 ) -> list[str]:  # one note for each folder that holds anything else
     "Note what the folders of a source hold besides their data files."
     items = source if isinstance(source, (list, tuple)) else [source]
-    folders = [Path(item).expanduser() for item in items if isinstance(item, (str, Path))]
+    folders = [Path(expanded(str(item))) for item in items if isinstance(item, (str, Path))]
     return [note for folder in folders if folder.is_dir() for note in not_read(folder, _find_files(folder, also))]
 
 # %% ../../nbs/core/14_sources.ipynb #8426bfcd
@@ -142,7 +161,7 @@ def find_parts(
 ) -> list[Part]:  # what there is to read
     "Take a source apart; `DataError` for what is missing, `TypeError` for what is no source."
     if isinstance(source, (str, Path)):
-        if not Path(source).expanduser().exists() and is_hub_id(source):
+        if not Path(expanded(str(source))).exists() and is_hub_id(source):
             return [Part(str(source), "hub", source)]
         return [Part(str(path), path.suffix.lower()[1:], path) for path in _find_files(source, also)]
     paths = {isinstance(item, (str, Path)) for item in source} if isinstance(source, (list, tuple)) else set()

@@ -25,7 +25,7 @@ class RunParams:
     model: str | None = setting(None, "a registered model, see `korlab models`; None takes that of settings.ini")
     size: Literal["mini", "full"] = setting("mini", "built on the spot, or the published checkpoint")
     name: str | None = setting(None, "name of the run folder; None makes one from the parameters")
-    checkpoint: str | None = setting(None, "local folder or hub id in place of the registered one", needs=_ON_FULL)
+    checkpoint: str | None = setting(None, "local folder or hub id in place of the registered one", needs=_ON_FULL, path="one")
     vocab_size: int | None = setting(None, "pieces of the tokenizer trained on the spot", low=100, high=1_000_000, needs=_ON_MINI)
 
 # %% ../../nbs/experiment/01_config.ipynb #d7dc830f
@@ -38,12 +38,14 @@ class RowParams:
 
     data: str = setting(
         "embedded", "'embedded', a folder with train/dev/test files, or training rows: a file or a hub dataset id",
-        rescore="a file, a folder or a hub dataset id; None takes the run's own scored splits",
+        rescore="a file, a folder or a hub dataset id; None takes the run's own scored splits", path="one",
     )
     dev_data: str | None = setting(
-        None, "rows for choosing the best checkpoint; None takes them from `data`", needs=ON_OWN_DATA
+        None, "rows for choosing the best checkpoint; None takes them from `data`", needs=ON_OWN_DATA, path="one"
     )
-    test_data: str | None = setting(None, "rows for the final score; None takes them from `data`", needs=ON_OWN_DATA)
+    test_data: str | None = setting(
+        None, "rows for the final score; None takes them from `data`", needs=ON_OWN_DATA, path="one"
+    )
     data_policy: Literal["report", "strict"] | None = setting(
         None, "on a bad row: leave it out and say so, or stop", needs=ON_OWN_DATA, rescore=True
     )
@@ -195,7 +197,7 @@ def explained(
 class EvaluationParams:
     "What evaluate.ipynb is asked to score."
 
-    run: str = setting("latest", "a run's name or folder, a checkpoint folder, or 'latest'")
+    run: str = setting("latest", "a run's name or folder, a checkpoint folder, or 'latest'", path="one")
     model: str | None = setting(None, "the registered model a checkpoint folder without a run belongs to")
     name: str | None = setting(None, "name of the evaluation's folder; None makes one from checkpoint and data")
 

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['RunError', 'RunBusyError', 'run_name', 'run_folder', 'differences', 'RunFolder', 'now', 'Run', 'locked',
-           'record_config', 'replace_parameters', 'open_run', 'record_data', 'set_aside', 'is_run', 'reopen',
-           'find_run']
+           'record_config', 'replace_parameters', 'open_run', 'keep_hashes', 'record_data', 'set_aside', 'is_run',
+           'check_records', 'reopen', 'find_run']
 
 # %% ../../nbs/experiment/06_runs.ipynb #112a5cb6
 import fcntl
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any, Generic, TextIO
 
 from ..core.errors import LabError
-from ..core.files import opening, read_json, write_json
-from ..core.settings import portable, settings, shown
+from ..core.files import FileError, opening, read_json, read_record, write_json
+from ..core.settings import expanded, portable, root, settings, shown
+from ..core.text import text_hash
 from . import studies, tracking
 from .config import Config, Own, config_from, explained
 from .environment import environment
+from .params import ParameterError, placed
 
 # %% ../../nbs/experiment/06_runs.ipynb #07c14bcb
 class RunError(LabError):
@@ -60,6 +63,9 @@ def differences(
     return [f"{n}: {old.get(n)!r} → {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
 
 # %% ../../nbs/experiment/06_runs.ipynb #669d759f
+_RECORDS = {"train": "train", "evaluate": "metrics"}  # stage -> what it leaves
+
+
 @dataclass
 class RunFolder:
     "The files of a run."
@@ -85,11 +91,13 @@ class RunFolder:
     @property
     def status(self) -> dict[str, Any]:
         "What status.json says: state, stages, error."
-        return self.read("status") if self.has("status") else {"state": "new", "stages": {}, "error": None}
+        new = {"state": "new", "stages": {}, "error": None}
+        return new | read_record(self.path("status.json"), "stages") if self.has("status") else new
 
     def done(self, stage: str) -> bool:
-        "Whether a stage has finished in this or an earlier process."
-        return self.status["stages"].get(stage, {}).get("state") == "done"
+        "Whether a stage has finished in this or an earlier process, and what it left has not been deleted since."
+        finished = self.status["stages"].get(stage, {}).get("state") == "done"
+        return finished and (stage not in _RECORDS or self.has(_RECORDS[stage]))
 
 # %% ../../nbs/experiment/06_runs.ipynb #cd4855ac
 def now() -> str:
@@ -145,10 +153,14 @@ class Run(RunFolder, Generic[Own]):
         "Record one stage of work: running, then done, failed or interrupted."
         return _recorded(self, name)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, korean: str = "", once: bool = False) -> None:
         "Record something a reader of the run should know, e.g. a checkpoint that was skipped, and print it."
-        notes = [*self.status.get("notes", []), {"time": now(), "text": text}]
-        self.write("status", self.status | {"notes": notes})
+        status = self.status
+        notes = status.get("notes", [])
+        if once and text in [note["text"] for note in notes]:
+            return
+        new = {"time": now(), "stage": status.get("stage"), "text": text} | ({"korean": korean} if korean else {})
+        self.write("status", status | {"notes": [*notes, new]})
         print(text)
 
     def finish(self) -> None:
@@ -167,7 +179,8 @@ def locked(
     folder: Path,  # of a run
 ) -> TextIO:  # closing it lets go
     "Take a run's folder for this process, or raise a `RunBusyError`."
-    lock = open(folder / ".lock", "a+", encoding="utf-8")
+    with opening(file := folder / ".lock"):
+        lock = open(file, "a+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -180,6 +193,28 @@ def locked(
     lock.flush()
     return lock
 
+# %% ../../nbs/experiment/06_runs.ipynb #d261496b
+def _aside(folder: Path) -> Path:
+    "A free name for an existing folder."
+    written = datetime.fromtimestamp(folder.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
+    names = (f"{folder.name}.until-{written}{count}" for count in ("", *(f"-{i}" for i in range(2, 1000))))
+    return next(path for name in names if not (path := folder.with_name(name)).exists())
+
+# %% ../../nbs/experiment/06_runs.ipynb #66eb5c15
+def _where() -> str:
+    "Where relative paths start from: below the lab's root as seen from there, so that a lab can be moved."
+    here = Path.cwd().resolve()
+    return here.relative_to(root()).as_posix() if here.is_relative_to(root()) else str(here)
+
+
+def _leading(
+    values: Mapping[str, Any],  # flat
+    config: Config,  # of the same study
+    folder: str | None,  # as `_where` wrote it; None takes the working folder
+) -> dict[str, Any]:  # with paths that lead somewhere absolute
+    "Say where recorded paths lead."
+    return placed([type(part) for part in vars(config).values()], values, root() / folder if folder else Path.cwd())
+
 # %% ../../nbs/experiment/06_runs.ipynb #b86f23f2
 def record_config(
     run: Run,  # open
@@ -188,7 +223,7 @@ def record_config(
 ) -> None:
     "Write config.json."
     rows = [row | {"value": str(portable(row["value"]))} for row in explained(run.config, run.given, recipe)]
-    record = {"effective": run.config.flat(), "given": run.given, "explained": rows}
+    record = {"effective": run.config.flat(), "given": run.given, "folder": _where(), "explained": rows}
     run.write("config", record | ({"replaced": dict(replaced)} if replaced else {}))
 
 
@@ -203,16 +238,37 @@ def replace_parameters(
     record_config(run, run.entry.recipes[run.config.run.size], replaced)
 
 # %% ../../nbs/experiment/06_runs.ipynb #d38cacd2
+def _changed(run: Run, record: Mapping[str, Any], replaced: Mapping[str, Any]) -> list[str]:
+    "What differs from the record; two spellings of one path do not, one spelling of two paths does."
+    old, new = record["effective"] | replaced, json.loads(json.dumps(run.config.flat()))
+    led, leading = _leading(old, run.config, record.get("folder")), _leading(new, run.config, None)
+    same = {n for n in old if led[n] == leading.get(n) or old[n] == new.get(n) and (led[n] == old[n] or leading[n] == new[n])}
+    return differences({n: v for n, v in led.items() if n not in same}, {n: v for n, v in leading.items() if n not in same})
+
+
+def _begin_anew(run: Run, changed: Sequence[str]) -> None:
+    "Move aside what an attempt left that never got to training, and say so."
+    stage = run.status.get("stage", "beginning")
+    aside = _aside(run.folder)
+    aside.mkdir()
+    for file in [file for file in run.folder.iterdir() if file.name != ".lock"]:
+        file.rename(aside / file.name)
+    run.note(f"An earlier attempt ended in the stage {stage!r}, before any training: this one takes its folder with "
+             f"other parameters ({', '.join(one.partition(':')[0] for one in changed)}). What it had left is kept as {shown(aside)}.")
+
+# %% ../../nbs/experiment/06_runs.ipynb #e988de70
 def _resumed(run: Run) -> dict[str, Any]:
     "What was replaced in an earlier process; RunError where the folder was made with other parameters."
     if not run.has("config"):
         return {}
-    record = run.read("config")
+    record = read_record(run.path("config.json"), "effective", "given")
     replaced = record.get("replaced", {})
-    if changed := differences(record["effective"] | replaced, json.loads(json.dumps(run.config.flat()))):
-        run.close()
-        what = f"{shown(run.folder)} was made with other parameters ({'; '.join(changed)})"
-        raise RunError(f"{what}: choose another name, delete that folder, or set it aside with `korlab run --fresh`")
+    if changed := _changed(run, record, replaced):
+        if run.status["stages"].keys() & {"train", "evaluate"} or run.path("checkpoints").exists():
+            what = f"{shown(run.folder)} was made with other parameters ({'; '.join(changed)})"
+            raise RunError(f"{what}: choose another name, delete that folder, or set it aside with `korlab run --fresh`")
+        _begin_anew(run, changed)
+        return {}
     run.config = run.config.but(**{name: record["effective"][name] for name in replaced})
     return replaced
 
@@ -239,19 +295,31 @@ def open_run(
     given: Mapping[str, Any],  # what a notebook's parameters cell and papermill set
 ) -> Run:  # the run, new or found again, locked for this process
     "Check the parameters and open the run folder they lead to."
-    tracking.load_secrets()
     config = studies.configure(given)
-    tracking.check(config)
     folder = run_folder(config)
+    tracking.check(config)
     with opening(folder):
         folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, config, _set_by_hand(config, given), locked(folder))
-    replaced = _resumed(run)
-    record_config(run, run.entry.recipes[config.run.size], replaced)
-    _record_place(run)
+    try:
+        replaced = _resumed(run)
+        record_config(run, run.entry.recipes[config.run.size], replaced)
+        _record_place(run)
+    except BaseException:
+        run.close()
+        raise
     return run
 
 # %% ../../nbs/experiment/06_runs.ipynb #f6d11458
+def keep_hashes(
+    run: Run,  # open
+    items: Mapping[str, Iterable[str]],  # "train" or "dev" -> the texts a row is known by
+) -> None:
+    "Write train_hashes.json and dev_hashes.json, by which an evaluation knows what the model has seen."
+    for part, texts in items.items():
+        write_json(run.path(f"{part}_hashes.json"), sorted({text_hash(text) for text in texts}))
+
+# %% ../../nbs/experiment/06_runs.ipynb #5a9dc49e
 def record_data(
     run: Run,  # open
     rows: Mapping[str, int],  # split -> how many
@@ -271,9 +339,7 @@ def set_aside(
 ) -> Path:  # where it is now
     "Rename a run's folder so that its name is free; RunError while a process works on it."
     locked(folder).close()
-    written = datetime.fromtimestamp(folder.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
-    aside = folder.with_name(f"{folder.name}.until-{written}")
-    return folder.rename(aside)
+    return folder.rename(_aside(folder))
 
 # %% ../../nbs/experiment/06_runs.ipynb #c6a02826
 def is_run(
@@ -281,31 +347,70 @@ def is_run(
 ) -> bool:  # whether it is a run's
     "Whether a folder holds a run's config.json; a checkpoint's file of that name has other keys."
     file = folder / "config.json"
-    return file.is_file() and "effective" in read_json(file)
+    if not file.is_file():
+        return False
+    try:
+        read_record(file, "effective")
+    except FileError:
+        return (folder / "environment.json").exists()  # only the lab writes one beside it: whoever opens it is told
+    return True
+
+# %% ../../nbs/experiment/06_runs.ipynb #1da89ac6
+_KEYS = {"status": ("state", "stages"), "data": ("rows", "sha256"), "metrics": ("splits",)}  # what a record cannot lack
+
+
+def check_records(
+    run: RunFolder,  # any
+) -> None:
+    "Read every JSON file of a run's folder; a FileError or RunError names the damaged one."
+    for file in sorted(run.folder.glob("*.json")):
+        record = read_json(file)
+        for key in _KEYS.get(file.stem, ()):
+            if not isinstance(record, Mapping) or key not in record:
+                raise RunError(f"{shown(file)} is damaged (it has no {key!r}): delete it and run the same command again")
 
 # %% ../../nbs/experiment/06_runs.ipynb #4a1fb489
 def reopen(
     folder: Path,  # of a run
 ) -> Run:  # no lock is taken
     "Open a run's folder for reading."
-    record = read_json(folder / "config.json")
-    home = studies.model(record["effective"]["model"]).study
-    config = config_from(studies.parameters(home).Params, record["effective"])
-    return Run(folder.resolve(), config, record["given"])
+    record = read_record(file := folder / "config.json", "effective", "given")
+    try:
+        home = studies.model(record["effective"]["model"]).study
+        config = config_from(studies.parameters(home).Params, record["effective"])
+    except (ParameterError, KeyError, TypeError) as error:
+        raise RunError(f"{shown(file)} is not a record that this korlab can read ({error}): move its folder elsewhere") from None
+    return Run(folder.resolve(), config.but(**_leading(config.flat(), config, record.get("folder"))), record["given"])
+
+# %% ../../nbs/experiment/06_runs.ipynb #ff33080a
+def _latest(folders: Sequence[Path]) -> Run | None:
+    "The newest finished run that can be read; what is newer and cannot is named on standard error."
+    unread = []
+    for folder in reversed(folders):
+        try:
+            read_record(folder / "metrics.json", "splits")
+            found = reopen(folder)
+            break
+        except LabError as error:
+            unread.append(str(error))
+    else:
+        found = None
+    if unread:
+        print(f"korlab: 'latest' passes over {len(unread)} newer run{'s' * (len(unread) > 1)}: {'; '.join(unread)}", file=sys.stderr)
+    return found
 
 # %% ../../nbs/experiment/06_runs.ipynb #eb63c574
 def find_run(
     name: str,  # a folder, `<study>/<name>`, a name, or "latest"
 ) -> Run:  # opened for reading: no lock is taken
     "Find a run that exists."
-    runs = settings().runs
+    runs, given = settings().runs, Path(expanded(name))
     every = [file.parent for file in sorted(runs.glob("*/*/config.json"), key=lambda file: file.stat().st_mtime)]
     if name == "latest":
-        every = [p for p in every if (p / "metrics.json").exists()]
-        if not every:
-            raise RunError(f"there is no finished run in {shown(runs)}: train one first (`make run`)")
-        return reopen(every[-1])
-    for folder in (Path(name), runs / name):
+        if run := _latest([p for p in every if (p / "metrics.json").exists()]):
+            return run
+        raise RunError(f"there is no finished run in {shown(runs)}: train one first (`make run`)")
+    for folder in (given, runs / given):
         if is_run(folder):
             return reopen(folder)
     if len(named := [p for p in every if p.name == name]) > 1:
@@ -314,4 +419,5 @@ def find_run(
     if named:
         return reopen(named[0])
     near = ", ".join(p.name for p in every[-5:]) or "none yet"
-    raise RunError(f"no run {name!r} in {shown(runs)}; the newest are: {near}")
+    here = f", nor a folder {given.absolute()}" if "/" in name else ""
+    raise RunError(f"no run {name!r} in {shown(runs)}{here}; the newest are: {near}")

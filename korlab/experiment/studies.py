@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Model', 'Page', 'StudyError', 'SideBySide', 'Earlier', 'Study', 'names', 'parameters', 'study', 'owners', 'models',
-           'model', 'configure', 'check_name', 'rescoring_specs', 'configure_evaluation', 'training_cell',
-           'evaluation_cell', 'table']
+           'model', 'configure', 'check_name', 'check_owner', 'rescoring_specs', 'configure_evaluation',
+           'training_cell', 'evaluation_cell', 'table']
 
 # %% ../../nbs/experiment/03_studies.ipynb #7b87e1b4
 import importlib
@@ -21,7 +21,15 @@ import korlab
 from ..core.errors import LabError
 from ..core.settings import settings
 from .config import RESCORING, SHARED, TITLES, Config, EvaluationParams, RunParams, config_of
-from .params import ParameterError, cell_source, checked, declared, rescoring, unknown_name
+from korlab.experiment.params import (
+    ParameterError,
+    cell_source,
+    checked,
+    declared,
+    rescoring,
+    unknown_name,
+    with_paths,
+)
 from ..metrics.measures import Measure
 
 # %% ../../nbs/experiment/03_studies.ipynb #c401e266
@@ -223,6 +231,16 @@ def _mine(given: Mapping[str, Any], entry: Model) -> dict[str, Any]:
             )
     return mine
 
+# %% ../../nbs/experiment/03_studies.ipynb #8a1008b5
+def check_owner(
+    owner: str,  # the study that something was found to belong to
+    wanted: str,  # the study that was asked
+    what: object,  # what to call it
+) -> None:
+    "Refuse what belongs to another study."
+    if owner != wanted:
+        raise ParameterError(f"{str(what)!r} belongs to the study {owner!r}: name one of {wanted}")
+
 # %% ../../nbs/experiment/03_studies.ipynb #23810a5b
 def rescoring_specs() -> list[type]:
     "What may differ when a checkpoint is scored again, an owner a dataclass."
@@ -240,7 +258,7 @@ def configure_evaluation(
     check_name(given.get("name"))
     asked = {f.name for f in fields(EvaluationParams)}
     request = checked(EvaluationParams, {k: v for k, v in given.items() if k in asked})
-    return request, {k: v for k, v in given.items() if k not in asked and v is not None}
+    return request, with_paths(known, {k: v for k, v in given.items() if k not in asked and v is not None})
 
 # %% ../../nbs/experiment/03_studies.ipynb #c2e2e56d
 def training_cell() -> str:

@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dotenv import load_dotenv
-
 from ..core.files import read_json, write_json
-from ..core.settings import root
+from ..core.settings import load_env
 from .config import Config, TrackingParams
 from .params import ParameterError
 
@@ -33,7 +31,7 @@ def load_secrets(
     file: Path | None = None,  # lines of NAME=value; the lab's .env when None
 ) -> list[str]:  # names of the known secrets that are set now, never their values
     "Read .env into the environment where that says nothing yet."
-    load_dotenv(file or root() / ".env", override=False)
+    load_env(file)
     return [name for name in SECRETS if os.environ.get(name)]
 
 # %% ../../nbs/experiment/04_tracking.ipynb #059db5ff

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ..core.settings import root as lab_root
+from ..core.settings import text_of
 
 # %% ../../nbs/report/00_conceal.ipynb #429adacd
 def _dotenv(
     file: Path,  # lines of NAME=value
 ) -> list[tuple[str, str]]:  # names and values, without quotes; empty where there is no such file
     "Read an environment file."
-    lines = file.read_text("utf-8").split("\n") if file.is_file() else []
+    lines = text_of(file).split("\n") if file.is_file() else []
     pairs = [line.removeprefix("export ").split("=", 1) for line in lines if "=" in line]
     return [(name.strip(), value.strip().strip("'\"")) for name, value in pairs]
 

@@ -6,13 +6,14 @@
 __all__ = ['app', 'idf', 'stopwords', 'verify', 'quick', 'export', 'upload', 'index', 'search']
 
 # %% ../../nbs/sparse/64_cli.ipynb #c6e87db7
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.files import reading
+from ..core.settings import expanded
 from ..experiment.params import ParameterError
 from ..experiment.runs import RunError
 from ..workbench.commands import register
@@ -57,7 +58,7 @@ def _tokenizer(source: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with reading("tokenizer", source):
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(expanded(source))
 
 # %% ../../nbs/sparse/64_cli.ipynb #d8ad81cb
 _TEXTS = Annotated[str, typer.Argument(help="JSONL file, a folder of them, or a collection in BEIR's layout")]
@@ -107,12 +108,6 @@ def _judged(rows: list[dict[str, str]]) -> typer.Exit:
         typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg=colour)
     return typer.Exit(int(any(row["state"] == "failed" for row in rows)))
 
-# %% ../../nbs/sparse/64_cli.ipynb #e4b1c0d7
-def _own(study: str, experiment: Path) -> None:
-    "Refuse the experiment of another study."
-    if study != "sparse":
-        raise ParameterError(f"{experiment} trains a model of {study}: name an experiment of sparse, e.g. params/sparse/ko.yaml")
-
 # %% ../../nbs/sparse/64_cli.ipynb #8f2c97dd
 @app.command()
 def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
@@ -122,23 +117,25 @@ def verify(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False)
     from korlab.workbench.plans import layers
 
     config = studies.configure(layers(experiment, [*_overlays(mini=mini), *overlay]))
-    _own(studies.model(config.run.model).study, experiment)
+    studies.check_owner(studies.model(config.run.model).study, "sparse", experiment)
     raise _judged(checks(config))
 
 # %% ../../nbs/sparse/64_cli.ipynb #98aa0c6c
 @app.command()
 def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) -> None:
     "Train on 500 triples for two epochs; say whether the loss falls, vectors are sparse, and what memory it takes."
+    from korlab.experiment import studies
     from korlab.experiment.runs import find_run
     from korlab.sparse.checks import quick_checks
     from korlab.workbench.driving import run_suite
     from korlab.workbench.plans import plan
     from korlab.workbench.suite import open_suite
 
+    if alone := plan(experiment).folder:  # before overlays of this study are laid over it
+        studies.check_owner(alone.parent.name, "sparse", experiment)
     one = plan(experiment, overlays=[*_overlays(mini=mini, quick=True), *overlay])
     if one.error:
         raise ParameterError(one.error)
-    _own(one.folder.parent.name, experiment)
     suite = open_suite([one])
     with live(suite) as watch:
         good = run_suite(suite, True, watch)
@@ -147,7 +144,7 @@ def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) 
     raise _judged(quick_checks(find_run(str(one.folder))))
 
 # %% ../../nbs/sparse/64_cli.ipynb #7e70a3a8
-register(app, {"run": "train", "evaluate": "eval", "compare": "compare"})
+register(app, {"run": "train", "evaluate": "eval", "compare": "compare"}, "sparse")
 
 # %% ../../nbs/sparse/64_cli.ipynb #7d8e1352
 _EXPORT = Annotated[Path, typer.Option(help="folder of the export")]
@@ -214,7 +211,7 @@ def upload(folder: _EXPORTED, repo: _REPO, public: _PUBLIC = False, dry_run: _DR
 
 # %% ../../nbs/sparse/64_cli.ipynb #68babc91
 _DOCUMENTS = Annotated[str, typer.Argument(
-    help="'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line"
+    help="'embedded', a folder with a corpus.jsonl, a file of documents (JSONL, JSON, CSV, TSV, Parquet), or a text file, a passage a line"
 )]
 _INDEX = Annotated[Path | None, typer.Option(help="folder of the index")]
 _ALIAS = Annotated[str | None, typer.Option(
@@ -224,40 +221,52 @@ _LAYOUT = Annotated[str | None, typer.Option(
     help="with --opensearch: rank_features (exact, the default) or sparse_vector (approximate, from 3.3)"
 )]
 
+# %% ../../nbs/sparse/64_cli.ipynb #ac429799
+_TOP = Annotated[int | None, typer.Option(help="keep at most so many tokens of a document")]
+_RATIO = Annotated[float | None, typer.Option(help="keep weights of at least this share of a document's largest")]
+_MASS = Annotated[float | None, typer.Option(help="keep the fewest tokens with this share of a document's weight")]
+
 # %% ../../nbs/sparse/64_cli.ipynb #65d2c0bb
 @app.command()
 def index(
-    run: _RUN, documents: _DOCUMENTS, to: _INDEX = None, opensearch: _ALIAS = None, layout: _LAYOUT = None
+    run: _RUN, documents: _DOCUMENTS, to: _INDEX = None, opensearch: _ALIAS = None, layout: _LAYOUT = None, top: _TOP = None,
+    ratio: _RATIO = None, mass: _MASS = None,
 ) -> None:
     "Encode passages and keep them as an index: in a folder, or in OpenSearch."
     if (to is None) == (opensearch is None):
         raise ParameterError("say where the index goes: --to FOLDER or --opensearch ALIAS")
+    rules = {"top": top, "ratio": ratio, "mass": mass}
     if opensearch:
-        said = _into_opensearch(run, documents, opensearch, layout or "rank_features")
+        said = _into_opensearch(run, documents, opensearch, layout or "rank_features", rules)
     else:
         _without_effect("without", layout=layout)
-        said = _into_folder(run, documents, to)
+        said = _into_folder(run, documents, to, rules)
     typer.secho(said, bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #ac611779
-def _into_folder(run: str, documents: str, folder: Path) -> str:
+def _into_folder(run: str, documents: str, folder: Path, rules: Mapping[str, Any]) -> str:
     "Build the index or open it; what it holds, in one line."
-    from korlab.sparse.encoders import load_encoder, open_index
+    from korlab.sparse.encoders import load_encoder, open_index, pruning
     from korlab.sparse.search import read_passages
 
     passages = read_passages(documents, remark)
-    return f"{len(open_index(load_encoder(run), passages, folder)):,} passages: {folder}"
+    encoder = pruning(load_encoder(run), **rules)
+    found = open_index(encoder, passages, folder)
+    if (before := found.facts.get("pruning", "")) != encoder.pruning:
+        raise ParameterError(f"{folder} holds these passages already, pruned by {before or 'nothing'} and not by "
+                             f"{encoder.pruning or 'nothing'}: name another folder")
+    return f"{len(found):,} passages: {folder}"
 
 # %% ../../nbs/sparse/64_cli.ipynb #c06d4231
-def _into_opensearch(run: str, documents: str, alias: str, layout: str) -> str:
+def _into_opensearch(run: str, documents: str, alias: str, layout: str, rules: Mapping[str, Any]) -> str:
     "Send a collection to the cluster; what became of it, in one line."
     from korlab.sparse import opensearch
-    from korlab.sparse.encoders import load_encoder
+    from korlab.sparse.encoders import load_encoder, pruning
     from korlab.sparse.search import read_passages
 
     kind = opensearch.Layout(_one_of("--layout", layout, ("rank_features", "sparse_vector")))
     service, passages = opensearch.connect(), read_passages(documents, remark)
-    done = opensearch.index_collection(service, load_encoder(run), passages, alias, kind)
+    done = opensearch.index_collection(service, pruning(load_encoder(run), **rules), passages, alias, kind)
     counts = f"{done.sent:,} passages sent, {done.present:,} were there, {done.empty:,} of those sent without any token"
     return f"{counts}: {alias} is {done.index}"
 
@@ -293,7 +302,7 @@ _QUERY = Annotated[str, typer.Argument(help="what to look for")]
 _SEARCHED_BY = Annotated[
     str, typer.Option(help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")
 ]
-_SEARCHED = Annotated[str | None, typer.Option(help="as for `index`; the embedded collection if not given")]
+_SEARCHED = Annotated[str | None, typer.Option(help="as for `index`; if not given those of --index, or the embedded ones")]
 _KEPT = Annotated[Path | None, typer.Option(help="folder the index is kept in")]
 _SEARCH_MODE = Annotated[
     str | None, typer.Option(help="with --opensearch: sparse (the default), two_phase, or hybrid with BM25")

@@ -9,16 +9,16 @@ __all__ = ['MEASURES', 'DEV', 'OURS', 'LEXICAL', 'BASELINES', 'bm25_of', 'Search
 # %% ../../nbs/sparse/40_evaluation.ipynb #9ad2f706
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from ..experiment.remarks import outputs_of
 from ..metrics.measures import Measure
-from ..metrics.retrieval import Retrieval, evaluate
-from ..metrics.stats import compare_scores
+from ..metrics.retrieval import Retrieval, evaluate, own_documents, without_own
 from .data import Collection
 from .index import SparseIndex, as_run, build_index, contributions, pruning_cost
 from .sparsity import expected_flops, measure_sparsity
@@ -66,7 +66,7 @@ def _by_words(collection: Collection) -> dict[str, dict[str, Mapping[str, float]
     "What both BM25 find."
     asked, corpus = collection.queries, tuple(collection.corpus.items())
     return {
-        label: dict(zip(asked, bm25_of(corpus, cut).search([*asked.values()], max(_KS)), strict=True))
+        label: dict(zip(asked, bm25_of(corpus, cut).search([*asked.values()], max(_KS) + 1), strict=True))
         for label, cut in BASELINES.items()
     }
 
@@ -82,9 +82,9 @@ def search_collection(
     queries, documents = (encode(loaded.model, [*part.values()], side, batch_size, progress=True)
                           for part, side in ((collection.queries, "query"), (collection.corpus, "document")))
     index, ids = build_index(documents, [*collection.corpus]), [*collection.queries]
-    found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, max(_KS))), **_by_words(collection)}
-    size = len(collection.corpus)
-    judged = {label: evaluate(hits, collection.qrels, _KS, documents=size) for label, hits in found.items()}
+    found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, max(_KS) + 1)), **_by_words(collection)}
+    found = {label: without_own(hits, collection.qrels, max(_KS)) for label, hits in found.items()}
+    judged = {label: evaluate(hits, collection.qrels, _KS, documents=collection.corpus) for label, hits in found.items()}
     return Searched(collection, queries, documents, index, found, judged)
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #c1acc34d
@@ -156,12 +156,18 @@ def _sparsity(searched: Searched, loaded: "Loaded", stop: np.ndarray) -> dict[st
         for side, (vectors, texts) in sides.items()
     }
 
-# %% ../../nbs/sparse/40_evaluation.ipynb #80aaa25e
-def _against(judged: Mapping[str, Retrieval]) -> dict[str, dict[str, Any]]:
-    "The encoder's first measure beside that of each baseline, paired by query."
-    first = MEASURES[0].name
-    ours = judged[OURS].scores[first]
-    return {label: compare_scores(ours, judged[label].scores[first]).to_dict() for label in BASELINES}
+# %% ../../nbs/sparse/40_evaluation.ipynb #d9b6efe3
+def _prints(vectors: csr_matrix) -> list[bytes]:
+    "Something equal for equal vectors and for no others; empty where nothing weighs anything."
+    rounded = csr_matrix((np.round(vectors.data, 3), vectors.indices, vectors.indptr), shape=vectors.shape)
+    rounded.eliminate_zeros()
+    ends = list(zip(rounded.indptr, rounded.indptr[1:]))
+    return [rounded.indices[a:b].tobytes() + rounded.data[a:b].tobytes() for a, b in ends]
+
+
+def _outputs(searched: Searched) -> list[dict[str, Any]]:
+    sides = (("query vectors", "질문 벡터", searched.queries), ("document vectors", "문서 벡터", searched.documents))
+    return [asdict(outputs_of(what, korean, _prints(vectors))) for what, korean, vectors in sides]
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #b9f0f67e
 def facts(
@@ -170,8 +176,9 @@ def facts(
     stop: np.ndarray,  # (V,) bool, the stop tokens sparsity is measured by
 ) -> dict[str, Any]:  # plain JSON
     "What a search tells besides the scores."
+    own = len(own_documents(searched.collection.qrels, searched.collection.corpus))
     return {
-        "documents": len(searched.collection.corpus), "against": _against(searched.judged),
+        "documents": len(searched.collection.corpus), "own": own, "outputs": _outputs(searched),
         "sparsity": _sparsity(searched, loaded, stop), "flops": expected_flops(searched.queries, searched.documents),
         "pruning": pruned(searched), "latency": latency(searched, loaded),
     }
@@ -189,7 +196,7 @@ def decisive(
         return []
     parts = contributions(searched.index, searched.queries[query], document)[:most]
     names = loaded.tokenizer.convert_ids_to_tokens([part.token for part in parts])
-    return [[name, round(part.share, 3)] for name, part in zip(names, parts)]
+    return [[name, float(part.share)] for name, part in zip(names, parts)]
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #bc7ba86a
 def query_scores(

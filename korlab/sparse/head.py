@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from ..core.files import FileError, reading
-from ..core.settings import shown
+from ..core.settings import portable, shown
+from ..experiment.checkpoints import require_whole
+from ..experiment.models import check_positions, positions_of
 
 # %% ../../nbs/sparse/20_head.ipynb #260b58e2
 def _highest(
@@ -252,11 +254,28 @@ def check_mlm_head(
         raise EncoderError(f"{name} has no masked language model head: {', '.join(missing)} would start from random "
                            "numbers. Choose a checkpoint trained with masked language modelling, or train one first.")
 
+# %% ../../nbs/sparse/20_head.ipynb #48dfa6b7
+def _check_reach(model: SparseEncoder, folder: str | Path, max_length: int | None) -> None:
+    "Refuse a length beyond the positions: one that somebody asked for, or one that was saved."
+    for part in (part for part in model.modules() if isinstance(part, Transformer)):
+        check_positions(part.model, max_length=max_length)
+        positions = positions_of(part.model)
+        if positions is not None and (part.max_seq_length or 0) > positions:
+            raise EncoderError(f"the encoder {portable(str(folder))!r} is set to read {part.max_seq_length} tokens of a text, and "
+                               f"its model has {positions} positions: write {positions} or less as max_seq_length into its "
+                               "sentence_bert_config.json")
+
 # %% ../../nbs/sparse/20_head.ipynb #6139168d
 def open_encoder(
     folder: str | Path,  # what `SparseEncoder.save_pretrained` wrote
+    max_length: int | None = None,  # tokens read of a text; None keeps what was saved
     **how: Any,  # of SparseEncoder: device, model_kwargs, ...
 ) -> SparseEncoder:  # as it was saved, not fused
-    "Load a sparse encoder."
+    "Load a sparse encoder; one that the lab sealed must be what was saved, and none may read beyond its positions."
+    require_whole(Path(folder), sealed=False)
     with reading("encoder", folder, SafetensorError):
-        return SparseEncoder(str(folder), **how)
+        model = SparseEncoder(str(folder), **how)
+    if max_length is not None:
+        model.max_seq_length = max_length
+    _check_reach(model, folder, max_length)
+    return model

@@ -12,7 +12,6 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -23,14 +22,16 @@ import numpy as np
 from ..core.accounts import DataError, FileFault, SourceFile
 from ..core.files import FileError, write, write_json
 from ..core.rows import read_rows
-from ..core.schemas import Schema, Verdict
-from ..core.settings import shown
-from ..core.sources import Part, is_data_file
+from ..core.schemas import Field, Schema, Verdict
+from ..core.settings import expanded, shown
+from ..core.sources import SUFFIXES, Part, is_data_file
 from ..core.text import normalize
 from ..experiment.params import ParameterError
+from .data import keys_of
 
 # %% ../../nbs/sparse/22_idf.ipynb #d0f61449
-_FIELDS = ("query", "anchor", "positive", "negative", "negatives", "text", "document", "corpus", "queries")
+_FIELDS = ("query", "anchor", "question", "positive", "negative", "negatives", "text", "document", "contents", "content", "passage",
+           "body", "본문", "내용", "질문", "corpus", "queries")
 
 
 def _row_texts(
@@ -41,7 +42,7 @@ def _row_texts(
     row = dict(row) if isinstance(row, Mapping) else {name: getattr(row, name, None) for name in _FIELDS}
     values = [row[name] for name in _FIELDS if row.get(name) is not None]
     if not values:
-        raise FileError(f"{where} has no text: it needs one of the fields {', '.join(_FIELDS)}")
+        raise FileError(f"{where} has no text: it needs one of the fields {', '.join(_FIELDS)}, and has {keys_of(row)}")
     if isinstance(row.get("title"), str) and isinstance(row.get("text"), str):
         values[values.index(row["text"])] = f"{row['title']} {row['text']}"
     found: list[Any] = []
@@ -52,11 +53,12 @@ def _row_texts(
     return [normalize(text).strip() for text in found if text.strip()]
 
 # %% ../../nbs/sparse/22_idf.ipynb #4a2bf44a
-_ROWS = Schema((), lambda row: Verdict(row.values), each_row=True, utf8=True)
+_ROWS = Schema(tuple(Field(name, required=False) for name in (*_FIELDS, "title")), lambda row: Verdict(row.values), each_row=True, utf8=True)
+_WITHOUT_ROWS = ("0 bytes", "header only")  # a file without a row loses none
 
 
 def _corpus_files(
-    path: Path,  # a JSONL file, or a folder: its .jsonl files by name
+    path: Path,  # a file of rows, or a folder: its .jsonl files by name
 ) -> list[Path]:  # at least one
     "Files of a corpus; `FileError` for a path without any."
     files = sorted(filter(is_data_file, path.glob("*.jsonl"))) if path.is_dir() else [path]
@@ -70,15 +72,19 @@ def _file_rows(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:  # what to call the row, and the row
     "Rows of JSONL files, one at a time; `FileError` for a line that is no JSON object."
     for file in _corpus_files(path):
-        part = Part(shown(file), "jsonl", file)
-        with suppress(FileFault):  # of a file without a row: none is lost
+        kind = file.suffix.lower()[1:]
+        part = Part(shown(file), kind if f".{kind}" in SUFFIXES else "jsonl", file)
+        try:
             for row in read_rows(part, SourceFile(part.name, part.format), _ROWS):
-                where = f"{row.file}, line {row.line}"
+                where = f"{row.file}, line {row.line}" if row.line else row.place
                 if row.fault:
                     what = "has no text" if row.fault.detail.endswith("where an object is expected") else "is no JSON"
                     what = "is in the wrong encoding" if row.fault.kind == "wrong encoding" else what
                     raise FileError(f"{where} {what} ({row.fault.detail}): correct it")
                 yield where, row.values
+        except FileFault as fault:
+            if fault.kind not in _WITHOUT_ROWS:
+                raise FileError(f"{part.name} {fault.detail}") from None
 
 # %% ../../nbs/sparse/22_idf.ipynb #5f712eaf
 def documents(
@@ -258,6 +264,7 @@ def count_df(
     tokenizer: Any,  # a Hugging Face tokenizer; a fast one for more than a few thousand texts
     kind: str = "bm25",  # formula, one of `KINDS`
     vocab_size: int | None = None,  # V, where the model has more rows than the tokenizer has tokens
+    name: str = "",  # what to call the texts in an error
     batch_size: int = 1024,  # texts tokenised at once
 ) -> IdfTable:  # special tokens have df = 0
     "Count in how many texts each token occurs; `DataError` when there are no texts."
@@ -272,7 +279,7 @@ def count_df(
         df += batch_df(ids, size)
         n += len(batch)
     if not n:
-        raise DataError("there are no texts to count: name a file, a folder or texts that are not empty")
+        raise DataError(f"there are no texts to count{f' in {name}' * bool(name)}: name a file, a folder or texts that are not empty")
     df[special_ids(tokenizer)] = 0
     return IdfTable(df, n, tokenizer_name(tokenizer), tokenizer_sha256(tokenizer), kind, digest.hexdigest())
 
@@ -364,7 +371,8 @@ def prepare_idf(
 ) -> IdfTable:  # as saved in `folder`
     "Document frequencies of a corpus, from the folder if it holds them already."
     one_of("kind", kind, KINDS)
-    source = Path(source) if isinstance(source, str) else source
+    source = Path(expanded(source)) if isinstance(source, str) else source
+    name = shown(source) if isinstance(source, Path) else ""
     if sample is not None:
         source = sample_texts(documents(source), sample, seed)
     elif isinstance(source, Iterator):
@@ -376,6 +384,6 @@ def prepare_idf(
         if known != (texts_sha256(documents(source)), table_size(tokenizer, vocab_size)):
             table = None
     if table is None or table.kind != kind:
-        table = replace(table, kind=kind) if table else count_df(documents(source), tokenizer, kind, vocab_size)
+        table = replace(table, kind=kind) if table else count_df(documents(source), tokenizer, kind, vocab_size, name)
         save_idf(table, folder)
     return table

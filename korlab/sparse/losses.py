@@ -7,7 +7,7 @@ __all__ = ['FORMS', 'TERMS', 'IdfFlops', 'self_reconstruction', 'positive_activa
            'seen', 'RankingTerms', 'SparseLoss', 'v25_loss']
 
 # %% ../../nbs/sparse/30_losses.ipynb #88abcc98
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from sentence_transformers.util import cos_sim, dot_score, pairwise_cos_sim, pai
 from torch import Tensor, nn
 
 from ..experiment.params import ParameterError
+from .answers import Rivals
 
 # %% ../../nbs/sparse/30_losses.ipynb #8ba4f3d8
 def _token_means(
@@ -242,6 +243,19 @@ def _distiller(model: SparseEncoder | nn.Module, name: str, similarity: Any, tem
     soft = {} if name == "margin_mse" else {"temperature": temperature}
     return _DISTILLATIONS[name](model, similarity_fct=similarity, **soft)
 
+# %% ../../nbs/sparse/30_losses.ipynb #d11fcfc1
+class _Ranking(SparseMultipleNegativesRankingLoss):
+    "InfoNCE that does not see the passages of `barred`."
+
+    def __init__(self, model: SparseEncoder | nn.Module, tau: float, similarity: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(model, scale=1 / tau, similarity_fct=self._similar)
+        self.barred: Tensor | None = None  # (B, passages of the batch) bool, True = does not count; None: all do
+        self._plain = similarity
+
+    def _similar(self, queries: Tensor, documents: Tensor) -> Tensor:
+        found = self._plain(queries, documents)
+        return found if self.barred is None else found.masked_fill(self.barred, -torch.inf)
+
 # %% ../../nbs/sparse/30_losses.ipynb #550c37e7
 class _Tempered:
     "What reads and sets the temperature of its `ranking`."
@@ -280,7 +294,7 @@ class RankingTerms(_Tempered, nn.Module):
         _check_names(weights, similarity=(similarity, _SIMILARITIES), form=(form, FORMS), distillation=(distillation, _DISTILLATIONS))
         self.weights = dict(weights)
         in_batch, pairwise = _SIMILARITIES[similarity]
-        self.ranking = SparseMultipleNegativesRankingLoss(model, scale=1 / tau, similarity_fct=in_batch)
+        self.ranking = _Ranking(model, tau, in_batch)
         self.distillation = _distiller(model, distillation, pairwise, kd_temperature)
         mask = None if query_mask is None else torch.as_tensor(query_mask, dtype=torch.float32)
         self.register_buffer("query_mask", mask, persistent=False)
@@ -298,11 +312,18 @@ class RankingTerms(_Tempered, nn.Module):
         return {"weights": self.weights, "tau": self.tau, "distillation": type(self.distillation).__name__,
                 "form": self.form}
 
+# %% ../../nbs/sparse/30_losses.ipynb #b9cb81e5
+def _split_labels(rivals: Rivals, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    "Which passages do not count, (B, passages of the batch), and the teacher's scores, if there are any."
+    barred = torch.tensor(rivals.barred(labels[:, 0].long().tolist()), device=labels.device)
+    return barred, labels[:, 1:] if labels.shape[1] > 1 else None
+
 # %% ../../nbs/sparse/30_losses.ipynb #7bf7b925
 class SparseLoss(SpladeLoss):
     "SpladeLoss around RankingTerms; schedules change `loss.weights`, `loss.tau`, regulariser weights and the factor."
 
     document_factor: float = 1.0  # multiplies the document regulariser, see the controller in the next chapter
+    rivals: Rivals | None = None  # of the rows that the labels number; None: labels are a teacher's scores alone
     loss: RankingTerms
 
     def forward(
@@ -311,6 +332,8 @@ class SparseLoss(SpladeLoss):
         "Give every term of a batch by name; the Trainer adds and logs them."
         features = list(sentence_features)
         self.loss.features = features
+        if self.rivals is not None and labels is not None:
+            self.loss.ranking.barred, labels = _split_labels(self.rivals, labels)
         found = super().forward(features, labels)
         found["document_regularizer_loss"] = found["document_regularizer_loss"] * self.document_factor
         return found

@@ -6,13 +6,14 @@
 __all__ = ['Search', 'Rules', 'choose', 'Mined', 'mine', 'complete_negatives']
 
 # %% ../../nbs/sparse/33_mining.ipynb #27a7043f
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..core.settings import portable
 from ..core.tables import pipe_table
 from ..experiment.params import ParameterError
+from .answers import answers_of
 from .bm25 import BM25
 from .data import Triple, bare
 from .splits import Splits
@@ -23,7 +24,7 @@ Search = Callable[[Sequence[str], int], Sequence[Mapping[str, float]]]  # querie
 # %% ../../nbs/sparse/33_mining.ipynb #701282ee
 def _is_near(
     text: str,  # `bare` form of a passage
-    others: Sequence[str],  # `bare` forms it is compared with
+    others: Collection[str],  # `bare` forms it is compared with
     likeness: float,  # From this likeness on two passages are the same, 0 to 1
 ) -> bool:  # Whether it is one of them, nearly
     "Whether a passage is a near-duplicate of any other."
@@ -53,7 +54,7 @@ _REASONS = ("taken", "is an answer", "nearly an answer", "ranked too high", "sco
 
 # %% ../../nbs/sparse/33_mining.ipynb #841d19ca
 def _judge(
-    text: str, rank: int, score: float, limit: float, right: Sequence[str], taken: Sequence[str], rules: Rules
+    text: str, rank: int, score: float, limit: float, right: Collection[str], taken: Sequence[str], rules: Rules
 ) -> str:  # one of REASONS
     "Say of one hit whether it becomes a negative, or why not."
     if text in right:
@@ -70,7 +71,7 @@ def _judge(
 def choose(
     hits: Mapping[str, float],  # Document id -> score, best first
     texts: Mapping[str, str],  # Document id -> `bare` text
-    right: Sequence[str],  # `bare` forms of all answers to the query
+    right: Collection[str],  # `bare` forms of all answers to the query
     taken: Sequence[str],  # `bare` forms of the negatives it has, and of the query
     rules: Rules,  # What a hit must fulfil
     counts: Counter,  # Gets one count for each hit looked at
@@ -100,25 +101,18 @@ class Mined:
         "How a notebook shows the account."
         return pipe_table(self.counts.items(), ("queries and hits", "count")).text
 
-# %% ../../nbs/sparse/33_mining.ipynb #1caf3438
-def _answers(triples: Sequence[Triple]) -> dict[str, list[str]]:
-    "Question -> all its answers, both `bare`."
-    right: dict[str, list[str]] = defaultdict(list)
-    for triple in triples:
-        right[bare(triple.query)].append(bare(triple.positive))
-    return right
-
 # %% ../../nbs/sparse/33_mining.ipynb #0696c91f
 def mine(
     triples: Sequence[Triple],  # Queries with their positives, and the negatives they have so far
     corpus: Mapping[str, str],  # Document id -> text, of all documents the search can return
     search: Search,  # Queries, k -> for each query document id -> score, best first
     rules: Rules = Rules(),  # What a hit must fulfil
+    answers: Mapping[str, Collection[str]] | None = None,  # Of every question, as from `answers_of`; None: what the triples say
 ) -> Mined:  # The same triples with up to `num_negatives` more each
     "Add hard negatives; every triple stays, also one for which nothing was found."
     if scored := next((triple for triple in triples if triple.scores), None):
         raise ValueError(f"query {scored.query!r} has teacher scores, new negatives have none: mine first, score then")
-    texts, right = {key: bare(text) for key, text in corpus.items()}, _answers(triples)
+    texts, right = {key: bare(text) for key, text in corpus.items()}, answers_of(triples) if answers is None else answers
     found, counts = [], Counter(dict.fromkeys(_REASONS, 0))
     for start in range(0, len(triples), 256):
         block = triples[start : start + 256]
@@ -172,8 +166,12 @@ def complete_negatives(
         raise ParameterError(f"negatives={wanted}: {scored} rows with teacher scores have fewer, and a mined one has no "
                              f"score: lower negatives, or leave the scores out and let a teacher score them")
     corpus = next(iter(splits.collections.values())).corpus
-    mined = mine(short, corpus, _search_by(corpus, miner), Rules(num_negatives=wanted))
+    splits.spared = splits.answers
+    mined = mine(short, corpus, _search_by(corpus, miner), Rules(num_negatives=wanted), splits.spared)
     found = iter(mined.triples)
     every = [t if len(t.negatives) >= wanted else next(found) for t in splits.triples]
     splits.triples = [t for t in every if len(t.negatives) >= wanted]
+    if not splits.triples:
+        raise ParameterError(f"negatives={wanted} leaves nothing to learn from: {portable(miner) if miner else 'BM25'} finds too few "
+                             f"for all {len(every)} triples; give the rows negatives of their own, or set negatives=0")
     splits.notes.append(_account(wanted, miner, len(short), len(every) - len(splits.triples), mined.counts))

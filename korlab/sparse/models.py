@@ -34,7 +34,7 @@ from transformers import (
 
 from ..core.settings import shown
 from ..experiment.checkpoints import damage, draft_of, publish
-from ..experiment.models import CheckpointError, Loaded, loading, origin_of
+from ..experiment.models import CheckpointError, Loaded, check_positions, loading, origin_of
 from ..experiment.studies import Model
 from .head import check_mlm_head, fuse, open_encoder
 
@@ -178,6 +178,7 @@ def assemble(
 ) -> SparseEncoder:  # fused
     "Put encoder, pooling and, for inference-free search, the query table together."
     transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=max_length)
+    check_positions(transformer.model, max_length=max_length)
     _fit_vocabulary(transformer)
     modules = [transformer, SpladePooling()]
     if query_weights is None:
@@ -237,9 +238,7 @@ def load(
     max_length: int | None = None,  # tokens read of a text; None keeps what was saved
 ) -> Loaded[SparseEncoder]:  # fused
     "Load a trained encoder."
-    model = fuse(open_encoder(folder, device="cpu"))
-    if max_length is not None:
-        model.max_seq_length = max_length
+    model = fuse(open_encoder(folder, max_length, device="cpu"))
     return Loaded(model, model.tokenizer, f"folder {shown(folder)}")
 
 # %% ../../nbs/sparse/21_models.ipynb #3700b5d3

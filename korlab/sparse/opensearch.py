@@ -6,8 +6,8 @@
 __all__ = ['SMALLEST', 'QUERY_LIMIT', 'QUERY_TOKENS', 'FEATURES', 'Mode', 'OpenSearchError', 'escape', 'unescape', 'token_keys',
            'id_keys', 'token_weights', 'checked', 'Layout', 'layout_keys', 'sparse_query', 'search_body',
            'two_phase_body', 'Connection', 'connection', 'Service', 'ask', 'connect', 'own', 'create', 'delete',
-           'publish', 'behind', 'Failure', 'Ingested', 'IngestError', 'store', 'stored', 'Hit', 'pipeline_name', 'hits',
-           'search', 'as_run', 'index_collection', 'search_collection', 'explain_hits']
+           'publish', 'behind', 'Failure', 'Ingested', 'IngestError', 'Bulk', 'store', 'stored', 'Hit', 'pipeline_name',
+           'hits', 'search', 'as_run', 'index_collection', 'search_collection', 'explain_hits']
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #e72051ac
 import hashlib
@@ -391,7 +391,7 @@ def connection(
     return Connection(**values)
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #67b7b509
-_LATER = (429, 502, 503, 504)
+_LATER, _TOO_LARGE = (429, 502, 503, 504), 413
 
 
 @dataclass(frozen=True)
@@ -585,29 +585,60 @@ def _failure(action: Mapping[str, Any]) -> Failure:
         why = f"{why.get('reason') or why.get('type')}" + (f" ({cause})" if cause else "")
     return Failure(item["_id"], status, str(why))
 
+# %% ../../nbs/sparse/51_opensearch.ipynb #ea469169
+@dataclass
+class Bulk:
+    "How much goes into one request."
+
+    documents: int = 500  # at most
+    bytes: int = 10 << 20  # at most, of JSON; one document goes alone, however large
+
+    def halve(self) -> None:
+        "Send half as much from now on."
+        self.documents, self.bytes = max(1, self.documents // 2), max(1, self.bytes // 2)
+
+# %% ../../nbs/sparse/51_opensearch.ipynb #448b7937
+def _sent(service: Service, name: str, documents: Mapping[str, Any], bulk: Bulk) -> list[Failure]:
+    "Send documents once; those that were not stored."
+    from opensearchpy.helpers import streaming_bulk
+
+    actions = [{"_op_type": "index", "_index": name, "_id": key, "_source": body} for key, body in documents.items()]
+    quiet = {"raise_on_error": False, "raise_on_exception": False, "yield_ok": False}
+    outcome = streaming_bulk(service.client, actions, chunk_size=bulk.documents, max_chunk_bytes=bulk.bytes, **quiet)
+    return [_failure(item) for _, item in outcome]
+
+
+def _too_large(failure: Failure, document: Mapping[str, Any]) -> Failure:
+    size = len(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    why = (f"alone, with {size:,} bytes, it is more than the cluster takes in one request: shorten it, prune its vector, or raise "
+           "http.max_content_length (or the limit of the proxy before it)")
+    return replace(failure, reason=why)
+
 # %% ../../nbs/sparse/51_opensearch.ipynb #683e8887
 def store(
     service: Service,  # the cluster
     name: str,  # the index
     documents: Mapping[str, Mapping[str, Any]],  # id -> {"text", "sparse"}
+    bulk: Bulk | None = None,  # how much goes into a request; halved where that was too much
 ) -> list[Failure]:  # those the cluster refused, or was too busy for to the end
-    "Store one batch; what the cluster had no time for is sent again, alone."
-    from opensearchpy.helpers import streaming_bulk
-
-    waiting, refused = dict(documents), []
-    attempt = -1
+    "Store one batch; what the cluster had no time for, or was too much at once, is sent again, alone."
+    waiting, refused, bulk, attempt = dict(documents), list[Failure](), bulk or Bulk(), 0
     while True:
-        attempt += 1
-        actions = [{"_op_type": "index", "_index": name, "_id": key, "_source": body} for key, body in waiting.items()]
-        quiet = {"raise_on_error": False, "raise_on_exception": False, "yield_ok": False}
-        outcome = streaming_bulk(service.client, actions, max_chunk_bytes=10 << 20, **quiet)
-        failures = [_failure(item) for _, item in outcome]
+        failures, alone = _sent(service, name, waiting, bulk), bulk.documents == 1
+        large = [f for f in failures if f.status == _TOO_LARGE]
         later = [f for f in failures if f.status is None or f.status in _LATER]
-        refused += [f for f in failures if f not in later]
-        if not later or attempt == service.retries:
+        refused += [f for f in failures if f not in later and f not in large]
+        if alone:
+            refused += [_too_large(f, waiting[f.id]) for f in large]
+            large = []
+        elif large:
+            bulk.halve()
+        if not large and (not later or attempt == service.retries):
             return refused + later
-        waiting = {f.id: waiting[f.id] for f in later}
-        time.sleep(service.backoff * 2**attempt)
+        waiting = {f.id: waiting[f.id] for f in (*large, *later)}
+        if not large:
+            time.sleep(service.backoff * 2**attempt)
+            attempt += 1
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #d58a2bcb
 def stored(
@@ -639,7 +670,7 @@ def _ingest(
     "Encode and store the documents that the index does not have yet, so an interrupted run goes on where it stopped."
     from tqdm.auto import tqdm
 
-    sent = present = empty = 0
+    sent, present, empty, bulk = 0, 0, 0, Bulk()
     failed: list[Failure] = []
     for ids in tqdm(list(_batches(list(corpus), batch)), desc=name, unit="batch", disable=not progress):
         there = stored(service, name, ids)
@@ -648,7 +679,7 @@ def _ingest(
         if not new:
             continue
         weights = token_weights(encode([corpus[key] for key in new]), keys, new, limit)
-        bad = store(service, name, {k: {"text": corpus[k], "sparse": w} for k, w in zip(new, weights)})
+        bad = store(service, name, {k: {"text": corpus[k], "sparse": w} for k, w in zip(new, weights)}, bulk)
         refused = {failure.id for failure in bad}
         sent, failed = sent + len(new) - len(bad), failed + bad
         empty += sum(not w for k, w in zip(new, weights) if k not in refused)
@@ -788,7 +819,8 @@ def index_collection(
     if not corpus:
         raise OpenSearchError("there is nothing to index: the collection has no documents")
     keys = _encoder_keys(encoder, layout)
-    made = {"source": encoder.name, "sha256": encoder.sha256, "keys": _keys_hash(keys), "documents": len(corpus)}
+    made = {"source": encoder.name, "sha256": encoder.sha256, "keys": _keys_hash(keys), "documents": len(corpus),
+            **({"pruning": encoder.pruning} if encoder.pruning else {})}
     name = _index_name(alias, {**made, "layout": asdict(layout)}, corpus)
     create(service, name, layout, made)
     report = _ingest(service, name, corpus, encoder.documents, keys, layout.limits[0], batch, progress)

@@ -36,7 +36,7 @@ def _data_rows(
 
 # %% ../../nbs/sparse/60_pages.ipynb #17e343b9
 def _lengths(run: Run) -> "Figure | None":
-    "How long the encoded texts are; None where nobody encoded them for training."
+    "How long the encoded texts are; None before anybody encoded them."
     file = run.path("lengths.json")
     if not file.exists():
         return None
@@ -46,6 +46,8 @@ def _lengths(run: Run) -> "Figure | None":
 def _data(run: Run) -> Iterator[Any]:
     yield pages.prose("sparse", "data.rows")
     yield pipe_table(_data_rows(run))
+    yield pages.prose("sparse", "data.lengths")
+    yield pages.readings(run)
     yield _lengths(run)
     yield pages.prose("sparse", "data.sources")
     yield from pages.sources(run)
@@ -76,9 +78,17 @@ def headline(
         f"문서 하나에 활성 차원 {dims:.0f}개."
     )
 
+# %% ../../nbs/sparse/60_pages.ipynb #833418ec
+def _own_documents(facts: Mapping[str, Mapping[str, Any]]) -> Markdown | None:
+    "How many questions of each split have a document of their own; None where none has."
+    lines = [f"{split}: 질문 {one['own']:,}개는 문서 모음에도 같은 번호로 들어 있다. 자기 자신을 찾은 것은 점수에 넣지 않았다(BEIR의 규칙)."
+             for split, one in facts.items() if one.get("own")]
+    return Markdown("\n\n".join(lines)) if lines else None
+
 # %% ../../nbs/sparse/60_pages.ipynb #5f9b8517
 def _scores(run: Run) -> Iterator[Any]:
     yield pages.scores(run)
+    yield _own_documents(results.read(run).facts)
     yield pages.distribution(run, "질문 하나하나의 점수")
 
 # %% ../../nbs/sparse/60_pages.ipynb #83872668
@@ -111,6 +121,7 @@ def limits(
     first = found.facts[found.splits[0]]
     flops = f"FLOPS(질문 하나를 문서 하나와 견줄 때 드는 곱셈의 기댓값): {first['flops']:.2f}"
     tables = {
+        "어떤 벡터가 나왔나": pages.outputs(run),
         "얼마나 희소한가": f"{sparsity_table(first['sparsity'])}\n\n{flops}",
         "공개된 목표": _goals(first["sparsity"], c.own.stop_tokens == "hard"),
         "가지치기의 비용": pipe_table([_pruning_row(row) for row in first["pruning"]]),

@@ -33,7 +33,9 @@ class Params:
         None, "encode queries, or look their tokens up in the IDF table"
     )
     negatives: int | None = setting(None, "explicit negatives a query, besides those of its batch", low=0)
-    miner: str | None = setting(None, "trained run that finds negatives rows lack; None takes BM25", needs=ON_OWN_DATA)
+    miner: str | None = setting(
+        None, "trained run that finds negatives rows lack; None takes BM25", needs=ON_OWN_DATA, path="one"
+    )
     kind_key: Literal["difficulty", "pair_type", "length_class"] | None = setting(
         None, "key of a row that says of which kind it is, for the curriculum's shares; None takes difficulty",
         needs=ON_OWN_DATA
@@ -48,7 +50,9 @@ class Params:
     regularizer_warmup: float | None = setting(None, "share of the updates over which both grow", low=0, high=1)
     regularizer_delay: float | None = setting(None, "share of the updates before they begin", low=0, high=1)
     active_dims: float | None = setting(None, "steer λ until passages have so many active dimensions", low=1)
-    idf_table: str | None = setting(None, "folder of `korlab sparse idf`; None counts the training texts")
+    idf_table: str | None = setting(
+        None, "folder of `korlab sparse idf`; None counts the training texts", path="one"
+    )
     idf_kind: Literal["bm25", "standard"] | None = setting(None, "formula of the inverse document frequency")
     idf_alpha: float | None = setting(None, "how steeply rare tokens are spared", above=0, needs=_ON_IDF)
     idf_beta: float | None = setting(None, "share of the squared term", low=0, needs=_ON_IDF)
@@ -61,7 +65,9 @@ class Params:
     stop_list: Literal["safe", "published"] | None = setting(
         None, "whole stop words only, or every piece of them", needs=_ON_STOP
     )
-    stop_table: str | None = setting(None, "folder of `korlab sparse stopwords`, in place of stop_list", needs=_ON_STOP)
+    stop_table: str | None = setting(
+        None, "folder of `korlab sparse stopwords`, in place of stop_list", needs=_ON_STOP, path="one"
+    )
     stop_factor: float | None = setting(None, "how much dearer a stop token is", low=1, needs=_ON_SOFT)
 
     infonce: float | None = setting(None, "weight of the contrastive term", low=0)
@@ -70,7 +76,7 @@ class Params:
     kd_temperature: float | None = setting(None, "softens the teacher's scores", above=0, needs=_ON_KD)
     teacher: str | None = setting(
         None, "folder or hub id of what scores the triples; several, separated by commas, are an ensemble",
-        needs=_ON_KD
+        needs=_ON_KD, path="several"
     )
     self_reconstruction: float | None = setting(None, "weight: a query holds its own tokens", low=0)
     positive_activation: float | None = setting(None, "weight: a query holds its passage's tokens", low=0)

@@ -27,6 +27,7 @@ from transformers.trainer_callback import ExportableState
 from ..core.errors import LabError
 from ..experiment.batches import smaller_batches
 from ..experiment.params import ParameterError
+from .answers import Rivals
 from .losses import TERMS, SparseLoss
 
 # %% ../../nbs/sparse/31_schedules.ipynb #be1f6034
@@ -197,19 +198,24 @@ def _apportion(
 # %% ../../nbs/sparse/31_schedules.ipynb #eba48215
 def distinct_batches(
     rows: Sequence[int],  # row numbers in the order to be cut
-    keys: Sequence[Any],  # of each row number: equal keys shall not meet
+    rivals: Rivals,  # what each brings, and what it bars
     size: int,  # rows a batch
 ) -> Iterator[list[int]]:  # every row once, all batches full but the last
-    "Cut rows into batches of different keys; rows that cannot be placed so fill the last batches."
+    "Cut rows into batches in which none brings what another bars; rows that cannot be placed so fill the last batches."
     queue = deque(rows)
     while queue:
         batch: list[int] = []
         later: list[int] = []
-        met: set[Any] = set()
+        brought: set[Any] = set()
+        barred: set[Any] = set()
         while queue and len(batch) < size:
             row = queue.popleft()
-            (later if keys[row] in met else batch).append(row)
-            met.add(keys[row])
+            if not (barred.isdisjoint(rivals.brings[row]) and brought.isdisjoint(rivals.bars[row])):
+                later.append(row)
+                continue
+            batch.append(row)
+            brought.update(rivals.brings[row])
+            barred.update(rivals.bars[row])
         room = size - len(batch)
         queue.extendleft(reversed(later[room:]))
         yield batch + later[:room]
@@ -235,13 +241,13 @@ class PhaseSampler(Sampler[list[int]]):
         phases: Sequence[Phase],  # in ascending last_epoch
         batch_size: int,  # rows a batch
         seed: int = 0,  # of the draws
-        keys: Sequence[Any] | None = None,  # of each row; rows with equal ones keep apart, None keeps only copies apart
+        rivals: Rivals | None = None,  # what each row brings and bars; None keeps only copies of a row apart
     ) -> None:
         self.rows: dict[str, list[int]] = {}
         for row, kind in enumerate(kinds):
             self.rows.setdefault(kind, []).append(row)
         self.phases, self.batch_size, self.seed, self.epoch = tuple(phases), batch_size, seed, 0
-        self.keys = range(len(kinds)) if keys is None else keys
+        self.rivals = rivals or Rivals(*[[[row] for row in range(len(kinds))]] * 2)
         _check_kinds(self.phases, self.rows)
 
     def set_epoch(self, epoch: int) -> None:
@@ -249,16 +255,16 @@ class PhaseSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self.keys) / self.batch_size)
+        return math.ceil(len(self.rivals) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         chance = random.Random(f"{self.seed}-{self.epoch}")
         shares = phase_at(self.phases, self.epoch + 1).kinds or {kind: len(rows) for kind, rows in self.rows.items()}
         places = []
-        for kind, count in _apportion(len(self.keys), shares).items():
+        for kind, count in _apportion(len(self.rivals), shares).items():
             rows = chance.sample(self.rows[kind], len(self.rows[kind])) if count else []
             places += [((k + chance.random()) / count, rows[k % len(rows)]) for k in range(count)]
-        yield from distinct_batches([row for _, row in sorted(places)], self.keys, self.batch_size)
+        yield from distinct_batches([row for _, row in sorted(places)], self.rivals, self.batch_size)
 
 # %% ../../nbs/sparse/31_schedules.ipynb #268b70e1
 _KEPT = ("target", "gain", "lead", "start_ratio", "bounds", "factor", "mean", "slow")  # by a checkpoint

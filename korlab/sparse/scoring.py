@@ -6,6 +6,7 @@
 __all__ = ['mode_of', 'scored', 'evaluate', 'evaluate_on']
 
 # %% ../../nbs/sparse/41_scoring.ipynb #8819ea2e
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,18 @@ from ..core.accounts import DataError
 from ..core.files import read_json, write_json, write_jsonl
 from ..core.settings import portable
 from ..experiment import results
+from ..experiment.evaluations import seen_before
 from ..experiment.params import ParameterError
+from ..experiment.remarks import Remark
 from ..experiment.results import Items, Results, Scored
 from ..experiment.runs import Run, is_run, record_data, reopen
 from ..metrics.stats import bootstrap_table
 from . import evaluation
-from .data import Collection, check_isolation, load_beir
-from .evaluation import BASELINES, OURS, Searched
+from .data import Collection, bare, check_isolation, load_beir
+from .evaluation import BASELINES, MEASURES, OURS, Searched
 from .parameters import Params
-from .splits import Splits, is_collection, load_splits, split_for
+from .splits import Splits, is_collection, load_splits, named_split
+from .stages import hashes, record_lengths
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
@@ -53,9 +57,10 @@ def scored(
 def _items_of(
     searched: Searched,  # a split
 ) -> Items:  # in the order of the collection
-    "What the encoder got for every query."
-    mode = mode_of(len(searched.collection.corpus))
-    return Items([*searched.collection.queries], {mode: evaluation.query_scores(searched)[OURS]})
+    "What the encoder got for every query, and what BM25 got in the first measure."
+    mode, every = mode_of(len(searched.collection.corpus)), evaluation.query_scores(searched)
+    floors = {label: every[label][MEASURES[0].name] for label in BASELINES}
+    return Items([*searched.collection.queries], {mode: every[OURS]}, floors)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #f18a7a51
 def _keep_rankings(run: Run[Params], name: str, searched: Searched, loaded: "Loaded") -> None:
@@ -74,6 +79,7 @@ def _score_splits(
     run: Run[Params],  # open
     splits: Splits,  # what is scored
     loaded: "Loaded",  # the encoder, where it computes
+    remarks: Sequence[Remark] = (),  # what else is to be said
 ) -> Results:  # of every split kept for the end
     "Search and score, and write all of it."
     rows: list[Scored] = []
@@ -83,7 +89,7 @@ def _score_splits(
         _keep_rankings(run, name, searched, loaded)
         rows += scored(searched, name, run.config.run.model or "")
         items[name], facts[name] = _items_of(searched), _facts(searched, loaded)
-    return results.write(run, rows, items, facts)
+    return results.write(run, rows, items, facts, remarks)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #e870df69
 def evaluate(
@@ -104,8 +110,9 @@ def _brought(run: Run[Params]) -> Splits:
     rows = run.config.rows
     if not is_collection(rows.data):
         raise ParameterError(f"data={portable(rows.data)!r} is no collection in BEIR's layout, which scoring needs")
-    found = load_beir(rows.data, split_for(rows.data, "test"), rows.data_policy or "report", rows.encoding)
-    return Splits([], {"test": found}, [{"split": "test"} | found.report.to_dict()] if found.report else [])
+    name, there = named_split(rows.data)
+    found = load_beir(rows.data, there, rows.data_policy or "report", rows.encoding)
+    return Splits([], {name: found}, [{"split": name} | found.report.to_dict()] if found.report else [])
 
 # %% ../../nbs/sparse/41_scoring.ipynb #0ce0c193
 def _isolation(home: Run[Params] | None, collection: Collection) -> str:
@@ -121,22 +128,24 @@ def _isolation(home: Run[Params] | None, collection: Collection) -> str:
     return f"Training held none of these questions; {known} of them have a passage that it asked for, too."
 
 # %% ../../nbs/sparse/41_scoring.ipynb #cec81885
-def _to_be_scored(run: Run[Params]) -> Splits:
+def _to_be_scored(run: Run[Params]) -> tuple[Splits, list[Remark]]:
     "The run's own splits, or a collection of somebody's, whose questions training must not have seen."
     rows, trained = run.config.rows, run.folder.parents[1]
     home = reopen(trained) if is_run(trained) else None
     if rows.data == "embedded" or home and home.config.rows.data == rows.data:
-        return load_splits(run.config)
+        return load_splits(run.config), []
     splits = _brought(run)
-    splits.notes.append(_isolation(home, splits.collections["test"]))
-    return splits
+    ((name, collection),) = splits.collections.items()
+    splits.notes.append(_isolation(home, collection))
+    return splits, seen_before(run, name, map(bare, collection.queries.values()), "questions", parts=("dev",))
 
 # %% ../../nbs/sparse/41_scoring.ipynb #843e0936
 def _record(run: Run[Params], splits: Splits) -> None:
-    "Write data.json; nothing was learnt from here, so nothing is hashed."
+    "Write data.json."
     counts = {name: len(one.queries) for name, one in splits.collections.items()}
     documents = {name: len(one.corpus) for name, one in splits.collections.items()}
-    record_data(run, counts, {}, splits.notes, splits.sources, documents=documents)
+    judged = {name: value for name, value in hashes(splits).items() if name in counts}
+    record_data(run, counts, judged, splits.notes, splits.sources, documents=documents)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #35c3c9e8
 def evaluate_on(
@@ -150,8 +159,9 @@ def evaluate_on(
     c = run.config
     with run.stage("evaluate"):
         place = computing(run.path("computing.json"), c.computing.device, c.computing.precision or "auto")
-        splits = _to_be_scored(run)
+        splits, seen = _to_be_scored(run)
         loaded = models.load(checkpoint, c.own.max_length)
         loaded.model.to(place["device"])
         _record(run, splits)
-        return _score_splits(run, splits, loaded)
+        record_lengths(run, loaded, splits)
+        return _score_splits(run, splits, loaded, seen)

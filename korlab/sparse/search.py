@@ -8,6 +8,7 @@ __all__ = ['read_passages', 'token_places', 'cut_at', 'Explained', 'explain', 'H
 
 # %% ../../nbs/sparse/50_search.ipynb #575e8411
 import html
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,30 +22,55 @@ from scipy.sparse import csr_matrix
 from ..core.accounts import DataError, DataReport, check_outcome
 from ..core.files import Fault, line_rows, utf8_lines
 from ..core.rows import judged_rows
-from ..core.settings import portable, shown
-from ..core.sources import Part
+from ..core.settings import expanded, looked_in, portable, shown
+from ..core.sources import SUFFIXES, Part
 from ..core.tables import escape, one_line
 from ..core.text import check_text
 from ..experiment import params
 from ..experiment.params import ParameterError, setting
-from .data import entries
-from .encoders import Encoder, load_encoder, open_index
+from .data import entries, keys_of
+from .encoders import Encoder, holds_index, load_encoder, open_index
 from .index import SparseIndex, contributions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# %% ../../nbs/sparse/50_search.ipynb #b015e332
+_TABLES = (".jsonl", ".json", *SUFFIXES)  # files whose rows are documents; any other is text, a passage a line
+
+
+def _array(
+    file: Path,  # JSON
+    name: str,  # what to call it in an error
+) -> list[Any]:  # its objects
+    "The objects of a JSON array, or of a file of JSON lines that is called .json."
+    try:
+        found = json.loads(text := file.read_text("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not text in UTF-8 (byte {error.start + 1:,}), as JSON is: save it as UTF-8") from None
+    except ValueError as error:
+        rows = [row for _, row in line_rows(line + "\n" for line in text.split("\n"))]
+        if not rows or isinstance(rows[0], Fault):
+            raise DataError(f"{name} is no JSON ({error}): it should be an array of objects with _id and text") from None
+        return rows
+    if not isinstance(found, list):
+        keys = f" with the keys {keys_of(found)}" if isinstance(found, dict) else ""
+        raise DataError(f"{name} is one {type(found).__name__}{keys} and not an array of documents: write [{{_id, text}}, …]")
+    return found
+
 # %% ../../nbs/sparse/50_search.ipynb #ab69fea7
 def _documents(
-    file: Path,  # JSONL, a document a row
+    file: Path,  # a document a row, in one of `_TABLES`
     note: Callable[[str], None],  # told what was found wrong
 ) -> dict[str, str]:  # id -> text
     "Read documents and account for every row; a file without any is a `DataError`."
     name = shown(file)
     report = DataReport(name)
-    found = dict(judged_rows(Part(name, "jsonl", file), entries("document"), report))
-    if not report.rows_read:
-        raise DataError(f"{name} is empty: a file of documents holds one JSON object with _id and text a line", report)
+    kind = file.suffix.lower()[1:]
+    part = Part(name, "memory", _array(file, name)) if kind == "json" else Part(name, kind, file)
+    found = dict(judged_rows(part, entries("document"), report))
+    if not report.rows_read and not report.faults:
+        raise DataError(f"{name} is empty: a file of documents holds one object with _id and text a line or row", report)
     check_outcome(report)
     if report.problems:
         kinds = (Counter(problem.kind for problem in report.problems) + Counter(report.unlisted)).most_common()
@@ -69,7 +95,7 @@ def _passages(
 
 # %% ../../nbs/sparse/50_search.ipynb #83ddb317
 def read_passages(
-    documents: str,  # 'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line
+    documents: str,  # 'embedded', a folder with a corpus.jsonl, a file of documents, or a text file, a passage a line
     note: Callable[[str], None] = print,  # told of rows that were left out
 ) -> dict[str, str]:  # id -> text
     "Read what shall be searched; nothing to search is a `ParameterError` or, where rows were read, a `DataError`."
@@ -77,14 +103,14 @@ def read_passages(
         from korlab.sparse.scenarios import embedded
 
         return embedded().test.corpus
-    given, place = f"documents={portable(documents)!r}", Path(documents).expanduser()
+    given, place = f"documents={portable(documents)!r}", Path(expanded(documents))
     if not place.exists():
-        raise ParameterError(f"{given}: there is no such file or folder")
+        raise ParameterError(f"{given}: there is no such file or folder{looked_in(place)}")
     if place.is_dir():
         place = place / "corpus.jsonl"
         if not place.is_file():
             raise ParameterError(f"{given}: there is no corpus.jsonl in that folder")
-    return _documents(place, note) if place.suffix.lower() == ".jsonl" else _passages(place, given)
+    return _documents(place, note) if place.suffix.lower() in _TABLES else _passages(place, given)
 
 # %% ../../nbs/sparse/50_search.ipynb #624d56c1
 def token_places(
@@ -270,9 +296,12 @@ class Searcher:
 class SearchParams:
     "Parameters of search.ipynb."
 
-    run: str = setting("latest", "a run's name or folder, the folder of a SparseEncoder, or 'latest'")
-    documents: str = setting("embedded", "'embedded', a folder with a corpus.jsonl, a .jsonl of documents, or a text file, a passage a line")
-    index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on")
+    run: str = setting("latest", "a run's name or folder, the folder of a SparseEncoder, or 'latest'", path="one")
+    documents: str | None = setting(
+        None, "'embedded', a folder with a corpus.jsonl, a file of documents, or a text file, a passage a line; None takes those "
+        "that index holds, or the embedded ones", path="one",
+    )
+    index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on", path="one")
     query: str = setting("개를 데리고 갈 수 있는 조용한 숙소", "what to look for")
     k: int = setting(10, "how many hits", low=1)
 
@@ -283,6 +312,7 @@ def start(
     "Load the encoder, open the index and keep the query."
     wanted: SearchParams = params.checked(SearchParams, given)
     notes: list[str] = []
-    passages = read_passages(wanted.documents, notes.append)
+    kept = wanted.documents is None and wanted.index is not None and holds_index(wanted.index)
+    passages = None if kept else read_passages(wanted.documents or "embedded", notes.append)
     encoder = load_encoder(wanted.run)
     return Searcher(encoder, open_index(encoder, passages, wanted.index), wanted.query, wanted.k, tuple(notes))

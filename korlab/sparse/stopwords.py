@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..core.accounts import DataError
+from ..core.settings import expanded
 from ..core.text import kiwi, kiwi_version, normalize
 from ..experiment.params import ParameterError
 from korlab.sparse.idf import (
@@ -329,7 +330,7 @@ def prepare_stopwords(
         raise ParameterError("mode='published' takes the lists as they are: leave the corpus out, or use mode='safe'")
     stops = stop_tokens(tokenizer, mode, vocab_size)
     if source is not None:
-        source = Path(source) if isinstance(source, str) else source
+        source = Path(expanded(source)) if isinstance(source, str) else source
         stops = with_corpus(stops, sample_texts(documents(source), sample, seed), tokenizer, share, min_count)
     _save_stopwords(stops, folder)
     return stops

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import read_json
-from ..experiment.models import loading
+from ..experiment.models import loading, positions_of
 from ..experiment.params import ParameterError
 from .data import Triple
 
@@ -120,7 +120,7 @@ def load_teacher(
     with loading(checkpoint, _LOCAL, "teacher"):
         kind = _kind_of(checkpoint, kind, classes)
         model = classes[kind](checkpoint, device=device)
-    model.max_seq_length = min(max_length, model.max_seq_length or max_length)
+    model.max_seq_length = min(max_length, model.max_seq_length or max_length, positions_of(model) or max_length)
     return (_cross_teacher if kind == "cross" else encoder_teacher)(model, batch_size)
 
 # %% ../../nbs/sparse/32_teacher.ipynb #1a29b703

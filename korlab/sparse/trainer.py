@@ -7,7 +7,7 @@ __all__ = ['search', 'sample', 'DevSearch', 'make_loss', 'rows', 'SparseLabTrain
 
 # %% ../../nbs/sparse/34_trainer.ipynb #1070883f
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from sentence_transformers.sparse_encoder import SparseEncoderTrainingArguments
 from transformers import TrainerCallback
 
 from ..core.text import text_hash
+from ..experiment.batches import EvenBatches
 from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
-from ..metrics.retrieval import evaluate
-from .data import Collection, Triple, bare
+from ..metrics.retrieval import evaluate, without_own
+from .answers import Rivals, rivals_of
+from .data import Collection, Triple
 from .index import as_run, build_index
 from .losses import IdfFlops, RankingTerms, SparseLoss
 from .models import encode
@@ -49,10 +51,10 @@ def search(
     documents: csr_matrix,  # (documents, V)
     collection: Collection,  # gives the ids of both, in this order
     k: int = 100,  # hits a query
-) -> dict[str, dict[str, float]]:  # query -> document -> score, the k best
-    "Find the best documents for every query, exactly."
-    hits = build_index(documents, list(collection.corpus)).search(queries, k)
-    return as_run(list(collection.queries), hits)
+) -> dict[str, Mapping[str, float]]:  # query -> document -> score, the k best
+    "Find the best documents for every query, exactly; a query that is a document does not find itself."
+    hits = build_index(documents, list(collection.corpus)).search(queries, k + 1)
+    return without_own(as_run(list(collection.queries), hits), collection.qrels, k)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #49f8141a
 def sample(
@@ -84,7 +86,7 @@ class DevSearch(BaseEvaluator):
         c = self.collection
         queries, documents = (encode(model, [*part.values()], side, self.batch_size)
                               for part, side in ((c.queries, "query"), (c.corpus, "document")))
-        found = evaluate(search(queries, documents, c, 10), c.qrels, ks=(10,), documents=len(c.corpus)).means
+        found = evaluate(search(queries, documents, c, 10), c.qrels, ks=(10,), documents=c.corpus).means
         dims = {"query_dims": queries, "document_dims": documents}
         return {name.replace("@", ""): value for name, value in found.items()} | {
             name: float(active_dims(vectors).mean()) for name, vectors in dims.items()}
@@ -133,12 +135,11 @@ def rows(
     triples: Sequence[Triple],  # training data
     negatives: int,  # explicit negatives a row; rows with fewer are left out by the caller
     scores: bool,  # whether the teacher's scores go along
-) -> Dataset:  # query, positive, negative_1, …, and label where there are scores
+) -> Dataset:  # query, positive, negative_1, …, and label: the number of the row, then the scores
     "Triples as the columns SparseEncoderTrainer reads."
     texts = [(t.query, t.positive, *t.negatives) for t in triples]
     columns: dict[str, list] = {name: [row[i] for row in texts] for i, name in enumerate(_columns(negatives))}
-    if scores:
-        columns["label"] = [list(t.scores[: negatives + 1]) for t in triples]
+    columns["label"] = [[float(row), *(t.scores[: negatives + 1] if scores else ())] for row, t in enumerate(triples)]
     return Dataset.from_dict(columns)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #8560c63e
@@ -152,9 +153,9 @@ class SparseLabTrainer(LabTrainer, SparseEncoderTrainer):
         ripe = self.state.global_step >= self.unripe * self.state.max_steps
         return ripe and super()._determine_best_metric(metrics, trial)
 
-    def get_batch_sampler(self, dataset: Dataset, batch_size: int, *_: Any, **__: Any) -> PhaseSampler:
+    def get_batch_sampler(self, dataset: Dataset, batch_size: int, *_: Any, **__: Any) -> EvenBatches:
         "The lab's batches; there is no other data set to sample, because dev is searched and not batched."
-        return self.batches(batch_size)
+        return EvenBatches(self.batches(batch_size), self.args.world_size)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #675236b7
 def _epochs(config: Config[Params], rows: int) -> int:
@@ -185,6 +186,7 @@ class _SparseTraining(Training):
     indivisible = "a batch's passages are each other's negatives, so a smaller one is another objective"
 
     triples: list[Triple]
+    rivals: Rivals
     phases: tuple[Phase, ...]
 
     def own_arguments(self) -> dict[str, Any]:
@@ -201,8 +203,7 @@ class _SparseTraining(Training):
         return trainer
 
     def _sampler(self, batch_size: int) -> PhaseSampler:
-        kinds, keys = [t.kind for t in self.triples], [bare(t.positive) for t in self.triples]
-        return PhaseSampler(kinds, self.phases, batch_size, self.config.computing.seed, keys)
+        return PhaseSampler([t.kind for t in self.triples], self.phases, batch_size, self.config.computing.seed, self.rivals)
 
     def write(self, draft: Path) -> None:
         "Write what `SparseEncoder(folder)` loads."
@@ -240,8 +241,10 @@ class SparseTrainer(_SparseTraining):
         stop: np.ndarray | None = None,  # (V,) bool, True = stop token, whether or not the run treats them as such
         note: Callable[[str], None] = print,  # told what a reader of the run should know
         callbacks: Sequence[Any] = (),  # called beside the lab's own
+        answers: Mapping[str, set[str]] | None = None,  # of every question, as `Splits.answers`; None: what the triples say
     ) -> None:
         self.train_dataset = self.triples = list(triples)
+        self.rivals = rivals_of(self.triples, config.own.negatives or 0, answers)
         self.collection, self.penalties, self.stop = dev, penalties, stop
         super().__init__(config, model, folder, note, callbacks, bool(dev))
 
@@ -249,6 +252,7 @@ class SparseTrainer(_SparseTraining):
         "Settle the curriculum and put the loss together."
         self.phases = _phases(self.config, self.triples, self.note)
         self.loss = make_loss(self.config, self.model, self.penalties, self.stop)
+        self.loss.rivals = self.rivals
 
     def schedules(self) -> list[TrainerCallback]:
         "What moves while it trains."

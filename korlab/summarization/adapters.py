@@ -23,7 +23,7 @@ from transformers import AutoModelForSeq2SeqLM, BitsAndBytesConfig, PreTrainedMo
 from ..core.files import read_json, write_json
 from ..core.settings import shown
 from ..experiment import studies
-from ..experiment.checkpoints import damage, write_manifest
+from ..experiment.checkpoints import damage, draft_of, publish, require_whole, write_manifest
 from ..experiment.computing import computing
 from ..experiment.config import Config
 from ..experiment.models import Loaded
@@ -300,6 +300,7 @@ def merge(
     "Put an adapter on its base and add it to the weights."
     from peft import PeftModel
 
+    require_whole(adapter, sealed=False)
     loaded = load_checkpoint(str(base), dtype=torch.float32)
     add_tokens(loaded.model, loaded.tokenizer, tokens)
     tied = loaded.model.config.tie_word_embeddings
@@ -317,13 +318,13 @@ def _save_adapter(
     base: str,  # what adapter_config.json shall name as the base
 ) -> Path:  # the folder: adapter_model.safetensors, adapter_config.json, the tokenizer
     "Save an adapter; embeddings are not copied into it."
-    shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-    file = folder / "adapter_config.json"
+    draft = draft_of(folder)
+    model.save_pretrained(draft, save_embedding_layers=False)
+    (draft / "README.md").unlink(missing_ok=True)
+    file = draft / "adapter_config.json"
     write_json(file, read_json(file) | {"base_model_name_or_path": base})
-    tokenizer.save_pretrained(folder)
-    return folder
+    tokenizer.save_pretrained(draft)
+    return publish(draft, folder)
 
 # %% ../../nbs/summarization/24_adapters.ipynb #e6275834
 def load_adapter(

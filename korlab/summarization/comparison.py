@@ -90,7 +90,7 @@ def targets(
     for entry in found.done:
         if target := _target(entry.run, chosen):
             low, high = target["range"]
-            rows.append({"run": entry.label, "ROUGE-1": target["score"], "target": f"{low:g}–{high:g}",
+            rows.append({"run": entry.label, "ROUGE-1": f"{target['score']:.1f}", "target": f"{low:g}–{high:g}",
                          "state": _STATES[target["state"]], "why": _why(entry.run.config)})
     return rows
 

@@ -9,7 +9,6 @@ __all__ = ['MARKERS', 'Splits', 'embedded', 'load_splits', 'Encoded', 'check_mar
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from ..core import splitting
@@ -19,6 +18,7 @@ from ..core.sources import SUFFIXES, is_hub_id, not_read, split_names, split_tab
 from ..core.text import text_hash
 from ..experiment.config import Config
 from ..experiment.params import ParameterError
+from ..experiment.readings import Reading, reading_of, unknown_id
 from .dialogues import Dialogue, check_overlap, load_dialogues
 from .parameters import Params
 
@@ -209,17 +209,6 @@ def load_splits(
     check_overlap(splits.rows)
     return splits
 
-# %% ../../nbs/summarization/13_data.ipynb #40f8570a
-def _length_stats(
-    lengths: Sequence[int],  # token counts
-) -> dict[str, float]:  # n, mean, p50, p95, max
-    "Describe a list of lengths."
-    if not lengths:
-        return {"n": 0}
-    order = sorted(lengths)
-    at = lambda share: order[min(int(share * len(order)), len(order) - 1)]
-    return {"n": len(order), "mean": round(mean(order), 1), "p50": at(0.5), "p95": at(0.95), "max": order[-1]}
-
 # %% ../../nbs/summarization/13_data.ipynb #e274059a
 @dataclass
 class Encoded:
@@ -228,14 +217,16 @@ class Encoded:
     rows: list[dict[str, list[int]]] = field(default_factory=list)  # input_ids, and labels where there is a summary
     source_lengths: list[int] = field(default_factory=list)  # tokens before cutting, with special tokens
     target_lengths: list[int] = field(default_factory=list)  # likewise, of rows that have a summary
-    cut_sources: int = 0  # inputs that were cut
-    cut_targets: int = 0  # summaries that were cut
+    unknown_sources: int = 0  # tokens of all inputs that the vocabulary does not know, those beyond the limit too
+    unknown_targets: int = 0  # likewise, of summaries
+    limits: tuple[int, int] = (512, 100)  # longest input and summary
 
-    def to_dict(self) -> dict[str, Any]:
-        "Length statistics in tokens, for data.json."
+    @property
+    def readings(self) -> dict[str, Reading]:
+        "How much of inputs and summaries is read, for data.json."
         return {
-            "source": _length_stats(self.source_lengths) | {"cut": self.cut_sources},
-            "target": _length_stats(self.target_lengths) | {"cut": self.cut_targets},
+            "source": reading_of(self.source_lengths, self.limits[0], self.unknown_sources),
+            "target": reading_of(self.target_lengths, self.limits[1], self.unknown_targets),
         }
 
 # %% ../../nbs/summarization/13_data.ipynb #bf7a8595
@@ -255,6 +246,23 @@ def check_markers(
             lacks = f"markers={name!r}: this tokenizer has no {' '.join(pair)}"
             raise ParameterError(f"{lacks}, so its model never learnt them: leave it out")
 
+# %% ../../nbs/summarization/13_data.ipynb #841b6548
+def _framed(
+    tokenizer: Any,  # a transformers tokenizer
+    prefix: str,  # text before every dialogue
+    markers: str | None,  # a key of MARKERS: prefix, opening, dialogue, closing
+) -> Callable[[str], tuple[list[int], list[int], list[int]]]:  # dialogue -> what never goes, what may be cut, what never goes
+    "A function from a dialogue to all of its ids."
+    check_markers(tokenizer, markers)
+    opening, closing = MARKERS[markers] if markers else ("", "")
+    head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    tail = tokenizer.convert_tokens_to_ids([closing] if closing else []) + [tokenizer.eos_token_id]
+    return lambda dialogue: (head, tokenizer(prefix + opening + dialogue, add_special_tokens=False).input_ids, tail)
+
+
+def _fit(head: list[int], body: list[int], tail: list[int], limit: int) -> list[int]:
+    return head + body[: limit - len(head) - len(tail)] + tail
+
 # %% ../../nbs/summarization/13_data.ipynb #cb5c775a
 def encoder(
     tokenizer: Any,  # a transformers tokenizer
@@ -263,15 +271,11 @@ def encoder(
     markers: str | None = None,  # a key of MARKERS: prefix, opening, dialogue, closing
 ) -> Callable[[str], tuple[list[int], int]]:  # dialogue -> (ids, length before cutting)
     "A function from a dialogue to the ids a model reads."
-    check_markers(tokenizer, markers)
-    opening, closing = MARKERS[markers] if markers else ("", "")
-    head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    tail = tokenizer.convert_tokens_to_ids([closing] if closing else []) + [tokenizer.eos_token_id]
+    framed = _framed(tokenizer, prefix, markers)
 
     def encode_one(dialogue: str) -> tuple[list[int], int]:
-        ids = tokenizer(prefix + opening + dialogue, add_special_tokens=False).input_ids
-        room = limit - len(head) - len(tail)
-        return head + ids[:room] + tail, len(ids) + len(head) + len(tail)
+        parts = framed(dialogue)
+        return _fit(*parts, limit), sum(map(len, parts))
 
     return encode_one
 
@@ -286,7 +290,7 @@ def _add_target(
     "Encode a reference as labels."
     ids = tokenizer(summary, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     counts.target_lengths.append(len(ids))
-    counts.cut_targets += len(ids) > limit
+    counts.unknown_targets += ids.count(unknown_id(tokenizer))
     pair["labels"] = ids[: limit - 1] + ids[-1:] if len(ids) > limit else ids
 
 # %% ../../nbs/summarization/13_data.ipynb #ad2f8649
@@ -299,13 +303,14 @@ def encode(
     markers: str | None = None,  # tokens around every dialogue, a key of MARKERS
 ) -> Encoded:  # one row for each reference of each dialogue
     "Turn rows into token ids; a dialogue with several references gives one training pair for each."
-    source, out = encoder(tokenizer, prefix, max_source_length, markers), Encoded()
+    framed, unknown = _framed(tokenizer, prefix, markers), unknown_id(tokenizer)
+    out = Encoded(limits=(max_source_length, max_target_length))
     for row in rows:
-        ids, length = source(row.dialogue)
-        out.source_lengths.append(length)
-        out.cut_sources += length > max_source_length
+        parts = framed(row.dialogue)
+        out.source_lengths.append(sum(map(len, parts)))
+        out.unknown_sources += parts[1].count(unknown)
         for summary in row.summaries or (None,):
-            out.rows.append(pair := {"input_ids": ids})
+            out.rows.append(pair := {"input_ids": _fit(*parts, max_source_length)})
             if summary is not None:
                 _add_target(pair, summary, tokenizer, max_target_length, out)
     return out

@@ -17,23 +17,26 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..experiment.batches import out_of_memory
 from ..experiment.config import Config
-from .beam import fastest_search
+from .beam import base_model, fastest_search
 from .data import MARKERS, encoder
 from .parameters import Params
 
 # %% ../../nbs/summarization/22_generation.ipynb #399efe2b
-def _special_ids(model: PreTrainedModel) -> dict[str, Any]:
-    "The ids that begin and end a sequence."
-    c = model.config
-    return dict(
-        decoder_start_token_id=c.decoder_start_token_id, bos_token_id=getattr(c, "bos_token_id", None),  # T5 has none
-        eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id,
-    )
+_TOKEN_RULES = (
+    "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id",
+    "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias",
+)
+
+
+def _token_rules(model: PreTrainedModel) -> dict[str, Any]:
+    "The tokens that a checkpoint begins and ends with, and those it never says."
+    given = model.generation_config
+    return {name: value for name in _TOKEN_RULES if (value := getattr(given, name, None)) is not None}
 
 # %% ../../nbs/summarization/22_generation.ipynb #4f5bf382
 def generation_config(
     config: Config[Params],  # num_beams, lengths and penalties
-    model: PreTrainedModel,  # gives the special token ids
+    model: PreTrainedModel,  # its own says with which tokens to begin and end
 ) -> GenerationConfig:  # to be set as `model.generation_config`
     "The search a run asks for, as transformers' GenerationConfig."
     own = config.own
@@ -45,22 +48,24 @@ def generation_config(
         options["min_new_tokens"] = own.min_target_length
     if own.length_penalty is not None:
         options["length_penalty"] = own.length_penalty
-    return GenerationConfig(**options, **_special_ids(model))
+    return GenerationConfig(**options, **_token_rules(model))
 
 # %% ../../nbs/summarization/22_generation.ipynb #dd3cfe53
-def _framing_ids(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+def _framing_ids(tokenizer: PreTrainedTokenizerBase, search: GenerationConfig | None) -> set[int | None]:
     "Ids of what frames a sequence and says nothing."
-    added = tokenizer.get_added_vocab()
+    added, special = tokenizer.get_added_vocab(), set(tokenizer.all_special_ids)
     markers = {added[token] for pair in MARKERS.values() for token in pair if token in added}
-    return {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, -100} | markers
+    forced = {search.decoder_start_token_id, search.forced_bos_token_id, search.forced_eos_token_id} if search else set()
+    return {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, -100} | markers | forced & special
 
 # %% ../../nbs/summarization/22_generation.ipynb #939fbb3a
 def decode(
     ids: Iterable[Sequence[int]],  # generated ids or labels, padded with pad or -100
     tokenizer: PreTrainedTokenizerBase,  # the model's
+    search: GenerationConfig | None = None,  # that made the ids; what it forces to the ends is no text if it is special
 ) -> list[str]:  # texts without framing tokens, ends stripped
     "Turn token ids into text, keeping every placeholder and no marker."
-    frame = _framing_ids(tokenizer)
+    frame = _framing_ids(tokenizer, search)
     kept = [[int(i) for i in row if int(i) not in frame] for row in ids]
     return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=False)]
 
@@ -74,16 +79,30 @@ def autocast(
     return torch.autocast(device, kinds[precision]) if precision in kinds else nullcontext()
 
 # %% ../../nbs/summarization/22_generation.ipynb #ef1c2ee5
+def _reaches(
+    row: Sequence[int],  # generated ids, the start token first, padded
+    end: int | None,  # id of the end token
+    limit: int | None,  # most new tokens; None where there is no limit
+) -> bool:  # whether the limit ended it, and not the model
+    "Whether a summary is as long as it may be."
+    said = list(row)[1:]
+    return limit is not None and (said.index(end) + 1 if end in said else len(said)) >= limit
+
+# %% ../../nbs/summarization/22_generation.ipynb #c1005ba1
 def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], can_shrink: bool
-) -> list[str] | None:  # None when memory does not suffice and a smaller batch is possible
+) -> tuple[list[str], list[bool]] | None:  # None when memory does not suffice and a smaller batch is possible
+    "The texts of one batch, and which of them are as long as they may be."
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
     try:
-        return decode(model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), tokenizer)
+        found = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).tolist()
     except Exception as error:  # what is no full memory is raised again
         if not (can_shrink and out_of_memory(error)):
             raise
-    return None
+        return None
+    search = base_model(model).generation_config
+    reached = [_reaches(row, tokenizer.eos_token_id, search.max_new_tokens) for row in found]
+    return decode(found, tokenizer, search), reached
 
 # %% ../../nbs/summarization/22_generation.ipynb #808d6240
 def _summarize_ids(
@@ -93,19 +112,19 @@ def _summarize_ids(
     batch_size: int,  # dialogues generated at once
     bar: tqdm,  # moved on by every batch
     note: Callable[[str], None],  # told when memory was short
-) -> list[str]:  # one summary a dialogue, in the given order
+) -> list[tuple[str, bool]]:  # a dialogue's summary and whether it is as long as it may be, in the given order
     "Generate batch by batch, the long ones first; where memory is short, in smaller batches."
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-    found: dict[int, str] = {}
+    found: dict[int, tuple[str, bool]] = {}
     while len(found) < len(ids):
         rows = order[len(found) : len(found) + batch_size]
-        texts = _generate(model, tokenizer, [ids[i] for i in rows], can_shrink=batch_size > 1)
-        if texts is None:
+        made = _generate(model, tokenizer, [ids[i] for i in rows], can_shrink=batch_size > 1)
+        if made is None:
             batch_size //= 2
             clear_device_cache(garbage_collection=True)
             note(f"Out of memory while generating: going on with {batch_size} dialogues at once.")
             continue
-        found |= dict(zip(rows, texts))
+        found |= dict(zip(rows, zip(*made)))
         bar.update(len(rows))
     return [found[i] for i in range(len(ids))]
 
@@ -121,6 +140,7 @@ def summarize(
     markers: str | None = None,  # tokens around every dialogue, a key of `data.MARKERS`
     desc: str = "summarize",  # label of the progress bar
     note: Callable[[str], None] | None = None,  # told which search is used, and why
+    endless: Callable[[int], Any] | None = None,  # told the place of each summary that the length limit ended
 ) -> list[str]:  # one summary a dialogue, in the given order
     "Generate summaries."
     encode_one = encoder(tokenizer, prefix, max_source_length, markers)
@@ -128,4 +148,8 @@ def summarize(
     model.eval()
     precise, search = autocast(model.device.type, precision), fastest_search(model, note)
     with torch.inference_mode(), precise, search, tqdm(total=len(ids), desc=desc) as bar:
-        return _summarize_ids(model, tokenizer, ids, batch_size, bar, note or print)
+        found = _summarize_ids(model, tokenizer, ids, batch_size, bar, note or print)
+    for place, (_, reached) in enumerate(found):
+        if endless and reached:
+            endless(place)
+    return [text for text, _ in found]

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.accounts import DataReport
-from ..core.settings import portable, shown
+from ..core.settings import expanded, portable, shown
 from ..experiment import evaluations
 from ..experiment.params import ParameterError
+from ..experiment.readings import remarkable
+from ..experiment.remarks import of_outputs
 from .dialogues import load_dialogues
+from .evaluation import summary_outputs
 from .summarizer import Summarizer, load_summarizer, ready, write_predictions
 
 if TYPE_CHECKING:
@@ -75,6 +78,13 @@ def _let_go() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
+# %% ../../nbs/summarization/50_inference.ipynb #d1622241
+def _doubts(system: Summarizer, dialogues: Sequence[str], summaries: Sequence[str], at_limit: int) -> list[str]:
+    "What speaks against the summaries of one system, in English."
+    read = remarkable("dialogues", system.reading(dialogues))[0]
+    said = of_outputs("all", summary_outputs(summaries, at_limit))
+    return [text for text in (read, *(one.english for one in said)) if text]
+
 # %% ../../nbs/summarization/50_inference.ipynb #c9ac5153
 def each_summary(
     names: Sequence[str],  # runs, checkpoints or adapters, as for `load_summarizer`
@@ -86,7 +96,12 @@ def each_summary(
     found = []
     for name in names:
         tell = (lambda text, who=name: note(f"{who}: {text}")) if note else None
-        found.append(load_summarizer(name, **given)(dialogues, desc=f"summarize {Path(name).name}", note=tell))
+        system, endless = load_summarizer(name, **given), list[int]()
+        found.append(system(dialogues, desc=f"summarize {Path(name).name}", note=tell, endless=endless.append))
+        if tell:
+            for text in _doubts(system, dialogues, found[-1], len(endless)):
+                tell(text)
+        del system
         _let_go()
     return found
 
@@ -110,7 +125,7 @@ def _check_request(names: Sequence[str], source: str, to: Path, given: Mapping[s
     for name in (*_WITHOUT_EFFECT, *(["rouge_mode"] if len(names) == 1 else [])):
         if name in given:
             raise ParameterError(f"{name}={given[name]!r} would have no effect on the summaries: leave it out")
-    if to.resolve() == Path(source).resolve():
+    if to.resolve() == Path(expanded(source)).resolve():
         raise ParameterError(f"{shown(to)} is the input itself: name another file")
 
 # %% ../../nbs/summarization/50_inference.ipynb #508a9e2c
@@ -138,10 +153,10 @@ def summarize_file(
 def _answer(system: Summarizer, text: str) -> dict[str, Any]:
     "What one system read and wrote."
     raw, config = system.generate([text]), system.config
-    length, limit = system.length(text), config.own.max_source_length
+    read = system.reading([text])
     return {
         "model": f"{config.run.model} · {config.run.size}", "beams": config.own.num_beams,
-        "dialogue": text, "tokens": min(length, limit), "cut": max(0, length - limit),
+        "dialogue": text, "tokens": read.tokens - read.lost, "cut": read.lost, "unknown": read.unknown,
         "raw": raw[0], "summary": system.finish(raw, [text])[0],
     }
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRIVATE', 'PLACEHOLDERS', 'FRAMES', 'BUILDERS', 'train_tokenizer', 'mini_bart', 'mini_t5', 'mini_mt5',
-           'check_precision', 'load_tokenizer', 'load_checkpoint', 'add_tokens', 'check_length', 'build']
+           'check_precision', 'load_tokenizer', 'load_checkpoint', 'add_tokens', 'build']
 
 # %% ../../nbs/summarization/20_models.ipynb #1b8056a6
 import json
@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..core.text import PLACEHOLDER
-from ..experiment.models import Loaded, loading, origin_of
+from ..experiment.models import CheckpointError, Loaded, check_positions, loading, origin_of
 from ..experiment.params import ParameterError
 from ..experiment.studies import Model
 from .data import MARKERS
@@ -209,6 +209,19 @@ def _without_tie_warning() -> Iterator[None]:
     finally:
         log.removeFilter(silent)
 
+# %% ../../nbs/summarization/20_models.ipynb #1400a486
+def _settle_start(
+    model: PreTrainedModel,  # its configuration is completed
+    source: str,  # where it comes from
+) -> None:
+    "Give the configuration the ids of the start, the end and the padding that only the generation settings hold."
+    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(model.config, name, None) is None:
+            setattr(model.config, name, getattr(model.generation_config, name, None))
+    if model.config.decoder_start_token_id is None:
+        raise CheckpointError(f"the checkpoint {source!r} says in neither config.json nor generation_config.json with which "
+                              "token its decoder starts: add decoder_start_token_id (for a T5 the pad token's id)")
+
 # %% ../../nbs/summarization/20_models.ipynb #ce56d74d
 _LOCAL = "pass checkpoint=FOLDER with a local copy that holds config.json, model.safetensors and the tokenizer files"
 
@@ -222,6 +235,7 @@ def load_checkpoint(
         tokenizer = load_tokenizer(source)
         with _without_tie_warning():
             model = AutoModelForSeq2SeqLM.from_pretrained(source, use_safetensors=True, **how)
+    _settle_start(model, source)
     _keep_head_apart(model)
     return Loaded(model, tokenizer, origin_of(source))
 
@@ -263,19 +277,6 @@ def _keep_spaces(
     backend.pre_tokenizer = pre_tokenizers.Sequence([*kept, pre_tokenizers.Metaspace(prepend_scheme="first")])
     return True
 
-# %% ../../nbs/summarization/20_models.ipynb #eba6c994
-def check_length(
-    model: PreTrainedModel,  # any seq2seq model
-    max_source_length: int,  # longest input in tokens
-) -> None:
-    "Refuse inputs longer than the model's position table; models with relative positions have no such limit."
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max_source_length > positions:
-        raise ParameterError(
-            f"max_source_length={max_source_length}: this {model.config.model_type} has {positions} positions; "
-            f"set max_source_length to {positions} or less"
-        )
-
 # %% ../../nbs/summarization/20_models.ipynb #0ee410e5
 def _mini(entry: Model, texts: Iterable[str], vocab_size: int | None, markers: str | None) -> Loaded[PreTrainedModel]:
     tokenizer = train_tokenizer(texts, vocab_size, entry.family, markers)
@@ -299,11 +300,12 @@ def build(
     checkpoint: str | None = None,  # in place of the registered one, for full
     max_source_length: int = 512,  # longest input the run will feed
     markers: str | None = None,  # tokens around every dialogue, a key of MARKERS
+    max_target_length: int = 100,  # longest summary the run will write
 ) -> Loaded[PreTrainedModel]:  # model, tokenizer, origin
     "Build the mini model or load the full one, ready for dialogues."
     if size == "mini":
         loaded = _mini(entry, texts, vocab_size, markers)
     else:
         loaded = _published(checkpoint or entry.hub_id, markers)
-    check_length(loaded.model, max_source_length)
+    check_positions(loaded.model, max_source_length=max_source_length, max_target_length=max_target_length)
     return loaded

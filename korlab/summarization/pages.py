@@ -11,35 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import charts
 from ..core.files import read_jsonl
-from ..core.tables import facts, pipe_table
+from ..core.tables import Markdown, bullets, facts, pipe_table
 from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import Page
-from ..metrics.measures import written
+from ..metrics.measures import single, written
 from ..report import pages
 from .cards import Examples, side_by_side
 from .parameters import Params
+from .summarizer import read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/summarization/60_pages.ipynb #045dd14c
-def _length_columns(lengths: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
-    "Mean, maximum and cuts of inputs and summaries."
-    return {
-        f"{side} {what}": lengths.get(side, {}).get(what)
-        for side in ("source", "target") for what in ("mean", "max", "cut")
-    }
-
 # %% ../../nbs/summarization/60_pages.ipynb #019c230e
 def _split_rows(run: Run[Params]) -> list[dict[str, Any]]:
-    "Rows, lengths in tokens and cuts of every split."
+    "Rows and hash of every split."
     found = run.read("data")
-    lengths = found.get("lengths", {})
-    return [
-        {"split": name, "rows": n} | _length_columns(lengths.get(name, {})) | {"sha256": found["sha256"][name][:8]}
-        for name, n in found["rows"].items()
-    ]
+    return [{"split": name, "rows": n, "sha256": found["sha256"][name][:8]} for name, n in found["rows"].items()]
 
 # %% ../../nbs/summarization/60_pages.ipynb #8942d3a5
 _DRAWN = ("train", "test", "natural")  # the splits of the length figure, where there are any of them
@@ -58,6 +47,8 @@ def _data(run: Run[Params]) -> Iterator[Any]:
     "Splits, lengths, decisions, files, problems."
     yield pages.prose("summarization", "data.splits")
     yield pipe_table(_split_rows(run))
+    yield pages.prose("summarization", "data.lengths")
+    yield pages.readings(run)
     yield _lengths(run)
     yield pages.prose("summarization", "data.sources")
     yield from pages.sources(run)
@@ -92,15 +83,24 @@ def mistakes(
     return [{"split": name} | found.facts[name]["errors"][run.entry.name] for name in found.splits]
 
 # %% ../../nbs/summarization/60_pages.ipynb #b6a550fa
+def _written(run: Run[Params]) -> Markdown:
+    "Where the summaries are, in the folder that the page names in its first lines."
+    files = [f"predictions/{name}.csv" for name in results.read(run).facts]
+    return bullets(f"요약을 모두 적은 파일: `{file}` (이 실행의 폴더 안)" for file in files if run.path(file).is_file())
+
+
 def _scores(run: Run[Params]) -> Iterator[Any]:
-    "The score table, and how the scores of single summaries are spread."
+    "The score table, where the summaries are, and how the scores of single ones are spread."
     yield pages.scores(run)
+    yield _written(run)
     yield pages.distribution(run, "요약 하나하나의 점수")
 
 
 def _limits(run: Run[Params]) -> Iterator[Any]:
-    "What the scores do not tell: which kinds of mistakes there are."
+    "What the scores do not tell: which kinds of mistakes there are, and what the summaries are like."
     yield pipe_table(mistakes(run), empty="정답이 없어 셀 수 없다.")
+    yield pages.prose("summarization", "limits.outputs")
+    yield pages.outputs(run)
 
 # %% ../../nbs/summarization/60_pages.ipynb #e6a05412
 def _shares(
@@ -148,6 +148,25 @@ def gallery(
         n = 3
     return side_by_side(cards)
 
+# %% ../../nbs/summarization/60_pages.ipynb #1c02ee84
+def _unscored(run: Run[Params], n: int = 10) -> list[dict[str, str]]:
+    "The first summaries of splits that nobody could score."
+    found, rows = results.read(run), list[dict[str, str]]()
+    for split in found.facts:
+        file = run.path("predictions", f"{split}.csv")
+        if split not in found.splits and file.is_file():
+            rows += [{"split": split, "summary": text} for text in read_predictions(file)[:n]]
+    return rows
+
+
+def _gallery(run: Run[Params]) -> Iterator[Any]:
+    "Summaries beside their references, and some that have none."
+    if results.read(run).splits:
+        yield gallery(run)
+    if rows := _unscored(run):
+        yield pages.prose("summarization", "gallery.unscored")
+        yield pipe_table(rows, literal=True)
+
 # %% ../../nbs/summarization/60_pages.ipynb #a88be223
 def headline(
     run: Run[Params],  # trained and evaluated
@@ -160,7 +179,7 @@ def headline(
     floor = others.get("other-summary", ours).measures[measure.name].mean
     return (
         f"{split} n={ours.n}에서 {measure.label}({ours.mode}) {written(measure, ours.measures[measure.name])}. "
-        f"다른 대화의 요약을 그대로 내면 {measure.scale * floor:.1f}이다. "
+        f"다른 대화의 요약을 그대로 내면 {single(measure, floor)}이다. "
         f"훈련에 {found.about['training']['train_metrics']['cpu_seconds']:.0f} CPU초가 걸렸다."
     )
 
@@ -170,6 +189,6 @@ PAGES: dict[str, tuple[Page, ...]] = {
     "model": (Page("model", _model),),
     "train": (Page("train", _training),),
     "evaluate": (
-        Page("scores", _scores), Page("limits", _limits), Page("gallery", lambda run: [gallery(run)]),
+        Page("scores", _scores), Page("limits", _limits), Page("gallery", _gallery),
     ),
 }

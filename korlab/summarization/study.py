@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.files import read_json, write_json
-from ..core.text import text_hash
+from ..core.files import write_json
+from ..core.sources import files_not_read, find_parts, split_names
 from ..experiment import results
+from ..experiment.evaluations import seen_before
+from ..experiment.readings import record_readings
+from ..experiment.remarks import Remark
 from ..experiment.results import Results
-from ..experiment.runs import Run, record_data, replace_parameters
+from ..experiment.runs import Run, keep_hashes, record_data, replace_parameters
 from ..experiment.studies import Earlier, Study
 from ..metrics.measures import Measure
 from . import earlier
@@ -39,7 +42,7 @@ def data(
 
     with run.stage("data"):
         splits = load_splits(run.config)
-        write_json(run.path("train_hashes.json"), sorted(text_hash(row.dialogue) for row in splits.rows["train"]))
+        keep_hashes(run, {name: (row.dialogue for row in splits.rows[name]) for name in ("train", "dev")})
         record_data(run, **splits.to_dict())
     return splits
 
@@ -55,7 +58,7 @@ def _fresh(run: Run[Params], splits: "Splits") -> "Loaded":
     set_seed(run.config.computing.seed)
     texts = (text for row in splits.rows["train"] for text in (row.dialogue, *row.summaries))
     sizes = asked.vocab_size, asked.checkpoint, own.max_source_length
-    return models.build(run.entry, asked.size, texts, *sizes, own.markers)
+    return models.build(run.entry, asked.size, texts, *sizes, own.markers, own.max_target_length)
 
 # %% ../../nbs/summarization/63_study.ipynb #b568d5ad
 _UNTRAINED_ROWS = 64  # test dialogues the untrained model is scored on
@@ -77,8 +80,8 @@ def _encode(run: Run[Params], loaded: "Loaded", splits: "Splits") -> None:
     limits = own.prefix, own.max_source_length, own.max_target_length, own.markers
     for name, rows in splits.rows.items():
         splits.encoded[name] = encode(rows, loaded.tokenizer, *limits)
-    lengths = {name: encoded.to_dict() for name, encoded in splits.encoded.items()}
-    record_data(run, **splits.to_dict(), lengths=lengths)
+    record_data(run, **splits.to_dict())
+    record_readings(run, {name: encoded.readings for name, encoded in splits.encoded.items()})
     write_json(run.path("lengths.json"), {name: encoded.source_lengths for name, encoded in splits.encoded.items()})
 
 # %% ../../nbs/summarization/63_study.ipynb #3f6a26b0
@@ -156,42 +159,58 @@ def evaluate(
         return results.read(run)
     make_ready(run, loaded)
     with run.stage("evaluate"):
-        every = {name: score_split(run, name, splits.rows[name], loaded) for name in splits.scored}
-        found = {name: scores for name, scores in every.items() if scores}
+        found = {name: score_split(run, name, splits.rows[name], loaded) for name in splits.scored}
         untrained = read_predictions(run.path("predictions", "untrained.csv"))
         first = splits.rows["test"][: len(untrained)]
         found["test"] = found["test"].beside("untrained", untrained, first, run.config.own)
-        return write_scores(run, found, splits.scored)
+        return write_scores(run, found)
 
-# %% ../../nbs/summarization/63_study.ipynb #50fbe407
-def _note_seen_rows(run: Run[Params], rows: Sequence[Dialogue]) -> None:
-    "Say how many rows the run was trained on; a checkpoint without a run cannot tell."
-    seen = run.folder.parent.parent / "train_hashes.json"
-    if not seen.is_file():
-        run.note("This checkpoint does not record its training rows, so nobody can tell whether it has seen these.")
-        return
-    known = set(read_json(seen))
-    count = sum(text_hash(row.dialogue) in known for row in rows)
-    if count:
-        run.note(f"{count} of {len(rows)} dialogues were training rows of this model: its scores on them mean nothing.")
+# %% ../../nbs/summarization/63_study.ipynb #ce5689c3
+def _named_sources(source: str) -> dict[str, list[str]]:
+    "What is to be scored: the name of a split, and its files."
+    whole = Path(source)
+    if not whole.is_dir():
+        return {whole.stem: [source]}
+    found: dict[str, list[str]] = {}
+    for part in find_parts(source):
+        name = "-".join(split_names(Path(part.where))) or whole.resolve().name
+        found.setdefault(name, []).append(str(part.where))
+    return found
 
 # %% ../../nbs/summarization/63_study.ipynb #a5171273
 def _rows_to_score(run: Run[Params]) -> "Splits":
-    "The rows of a file, or without one the run's own scored splits."
+    "The rows of a source, or without one the run's own scored splits."
     from korlab.summarization.data import Splits, load_splits
 
     asked = run.config.rows
-    if "data" not in run.given:
+    if "data" not in run.given or asked.data == "embedded":
         splits = load_splits(run.config)
         splits.rows = {name: splits.rows[name] for name in splits.scored}
         return splits
-    rows, report = load_dialogues(asked.data, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False,
-                                  encoding=asked.encoding)
-    if report.rows_left_out:
-        run.note(f"{report.rows_left_out} problem rows have no prediction; the table below tells which kinds there are.")
-    _note_seen_rows(run, rows)
-    name = Path(asked.data).stem
-    return Splits({name: rows}, [{"split": name} | report.to_dict()])
+    splits = Splits({}, notes=files_not_read(asked.data))
+    for name, files in _named_sources(asked.data).items():
+        splits.rows[name], report = load_dialogues(
+            files, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False, encoding=asked.encoding
+        )
+        splits.sources.append({"split": name} | report.to_dict())
+        if report.rows_left_out:
+            run.note(f"{report.rows_left_out} problem rows of {name} have no prediction; they are listed below.")
+    return splits
+
+# %% ../../nbs/summarization/63_study.ipynb #f0583560
+def _note_bare(run: Run[Params], name: str, rows: Sequence[Dialogue]) -> None:
+    "Say which rows cannot be scored, and where their summaries are."
+    if bare := sum(not row.summaries for row in rows):
+        where = f"predictions/{name}.csv"
+        run.note(f"{bare} of {len(rows)} rows of {name} have no summary: they are summarised in {where} but not scored.",
+                 f"{name}: {len(rows)}개 가운데 {bare}개는 정답이 없어 요약만 하고 채점하지 않았다. 요약은 이 실행의 폴더에서 `{where}`에 있다.")
+
+
+def _seen(run: Run[Params], splits: "Splits") -> list[Remark]:
+    "How many rows the model knows; nothing is said of the run's own splits, which were kept apart."
+    if "data" not in run.given:
+        return []
+    return [one for name, rows in splits.rows.items() for one in seen_before(run, name, (r.dialogue for r in rows), "dialogues")]
 
 # %% ../../nbs/summarization/63_study.ipynb #054a8ff7
 def evaluate_on(
@@ -203,15 +222,13 @@ def evaluate_on(
         splits = _rows_to_score(run)
         record_data(run, **splits.to_dict())
     with run.stage("evaluate"):
-        loaded, found = make_ready(run, load_model(checkpoint)), {}
+        loaded, seen = make_ready(run, load_model(checkpoint)), _seen(run, splits)
         _encode(run, loaded, splits)
         _record_model(run, loaded)
         for name, rows in splits.rows.items():
-            if bare := sum(not row.summaries for row in rows):
-                run.note(f"{bare} of {len(rows)} rows of {name} have no summary: they are summarised but not scored.")
-            if scores := score_split(run, name, rows, loaded):
-                found[name] = scores
-        return write_scores(run, found, list(splits.rows))
+            _note_bare(run, name, rows)
+        found = {name: score_split(run, name, rows, loaded) for name, rows in splits.rows.items()}
+        return write_scores(run, found, seen)
 
 # %% ../../nbs/summarization/63_study.ipynb #117aba72
 _MEASURES = (Measure("rouge1", "ROUGE-1"), Measure("rouge2", "ROUGE-2"), Measure("rougeL", "ROUGE-L"))

@@ -17,6 +17,7 @@ from ..core.settings import shown
 from ..core.text import tidy
 from ..experiment import evaluations
 from ..experiment.config import Config
+from ..experiment.models import check_positions
 from ..experiment.params import ParameterError
 from .dialogues import Dialogue
 from .parameters import Params
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from korlab.experiment.models import Loaded
+    from korlab.experiment.readings import Reading
 
 # %% ../../nbs/summarization/25_summarizer.ipynb #b09e00cc
 def ready(
@@ -53,28 +55,29 @@ class Summarizer:
         return self.finish(self.generate(texts, **how), texts)
 
     def generate(
-        self, dialogues: Sequence[str], desc: str = "summarize", note: Callable[[str], None] | None = None
+        self, dialogues: Sequence[str], desc: str = "summarize", note: Callable[[str], None] | None = None,
+        endless: Callable[[int], Any] | None = None,
     ) -> list[str]:
-        "What the model writes, one summary a dialogue, in their order."
+        "What the model writes, one summary a dialogue, in their order; `endless` hears of each that the length limit ended."
         from korlab.summarization.generation import summarize
 
         own = self.config.own
         return summarize(
             self.model, self.tokenizer, dialogues, prefix=own.prefix, markers=own.markers, desc=desc, note=note,
             max_source_length=own.max_source_length, batch_size=self.config.training.eval_batch_size,
-            precision=self.precision,
+            precision=self.precision, endless=endless,
         )
 
     def finish(self, raw: Sequence[str], dialogues: Sequence[str]) -> list[str]:
         "Generated summaries after the run's post-processing."
         return [postprocess(text, dialogue, self.config.own) for text, dialogue in zip(raw, dialogues, strict=True)]
 
-    def length(self, dialogue: str) -> int:
-        "Tokens of a dialogue as the model would read it if nothing were cut."
-        from korlab.summarization.data import encoder
+    def reading(self, dialogues: Sequence[str]) -> "Reading":
+        "How much of some dialogues the model reads."
+        from korlab.summarization.data import encode
 
-        own = self.config.own
-        return encoder(self.tokenizer, own.prefix, own.max_source_length, own.markers)(dialogue)[1]
+        own, rows = self.config.own, [Dialogue("", text) for text in dialogues]
+        return encode(rows, self.tokenizer, own.prefix, own.max_source_length, markers=own.markers).readings["source"]
 
 # %% ../../nbs/summarization/25_summarizer.ipynb #d350aa5d
 def load_model(
@@ -95,10 +98,10 @@ def _check_fit(
 ) -> None:
     "Raise a `ParameterError` where the model cannot take what it is given."
     from korlab.summarization.data import check_markers
-    from korlab.summarization.models import check_length, check_precision
+    from korlab.summarization.models import check_precision
 
     check_precision(loaded.model, precision)
-    check_length(loaded.model, config.own.max_source_length)
+    check_positions(loaded.model, max_source_length=config.own.max_source_length, max_target_length=config.own.max_target_length)
     check_markers(loaded.tokenizer, config.own.markers)
 
 # %% ../../nbs/summarization/25_summarizer.ipynb #68df0951

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import (
     DataCollatorForSeq2Seq,
     EvalPrediction,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -52,10 +53,12 @@ class Seq2SeqLabTrainer(LabTrainer, Seq2SeqTrainer):
             return super().prediction_step(*args, **options)
 
 # %% ../../nbs/summarization/30_trainer.ipynb #b32d6faa
-def _scores(prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase, mode: str) -> dict[str, float]:
+def _scores(
+    prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase, mode: str, search: GenerationConfig | None = None
+) -> dict[str, float]:
     "ROUGE means and their sum as fractions, and the mean length of predictions in tokens."
     ids = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    scores = rouge(decode(ids, tokenizer), decode(prediction.label_ids, tokenizer), mode=mode)
+    scores = rouge(decode(ids, tokenizer, search), decode(prediction.label_ids, tokenizer), mode=mode)
     pad = (-100, tokenizer.pad_token_id)
     length = float(np.mean(np.sum(~np.isin(ids, pad), axis=1)))
     return scores.means | {"rouge_sum": scores.rouge_sum, "gen_len": length}
@@ -138,7 +141,7 @@ class ModelTrainer(_Seq2SeqTraining):
 
     def compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         "ROUGE-1/2/L/Lsum F1 and their sum (fractions), and the mean length of predictions in tokens."
-        return _scores(prediction, self.tokenizer, self.config.own.rouge_mode)
+        return _scores(prediction, self.tokenizer, self.config.own.rouge_mode, base_model(self.model).generation_config)
 
 # %% ../../nbs/summarization/30_trainer.ipynb #2ba83aee
 def create_trainer(

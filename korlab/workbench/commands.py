@@ -7,12 +7,14 @@ __all__ = ['run', 'status', 'logs', 'monitor', 'stop', 'report', 'evaluate', 'tu
 
 # %% ../../nbs/workbench/09_commands.ipynb #e6109993
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.settings import expanded
 from ..experiment.runs import RunError
 from .terminal import complain, grid, live, print_table, values_of, where
 
@@ -122,6 +124,8 @@ def _print_scores(run: "Run") -> None:
     from korlab.experiment import results
 
     print_table(results.score_rows(results.read(run), run.study.measures), title=run.title)
+    for text in dict.fromkeys(note["text"] for note in run.status.get("notes", [])):
+        typer.secho(f"note: {text}", fg="yellow")
     if run.has("train") and "cpu_seconds" in (spent := run.read("train")["train_metrics"]):
         typer.echo(f"training: {spent['cpu_seconds']:.0f} CPU seconds")
 
@@ -216,7 +220,7 @@ def report(run: _REPORTED = "latest", to: _REPORT_TO = None, code: _CODE = False
     from korlab.report.render import render, render_run
 
     if run.endswith(".ipynb"):
-        rendered = render(run, to or Path(run).parent, code=code)
+        rendered = render(run, to or Path(expanded(run)).parent, code=code)
     else:
         rendered = render_run(found := find_run(run), to)
         if found.has("metrics"):
@@ -241,7 +245,7 @@ def evaluate(
 ) -> None:
     "Score a trained model, or any checkpoint, on any data."
     from korlab.experiment.evaluations import open_evaluation
-    from korlab.report.render import render
+    from korlab.report.render import lead_of, render
     from korlab.workbench.driving import execute_notebook
 
     given = _given(**{"run": run, "data": data, "name": name} | values_of(param))
@@ -251,7 +255,8 @@ def evaluate(
     execute_notebook("evaluate", out := opened.path("evaluate.ipynb"), given, stderr_file=sys.stderr)
     if opened.has("metrics"):
         _print_scores(opened)
-    rendered = render(out, to or opened.folder, opened.folder.name if to else "report", title=opened.title)
+    label = opened.folder.name if to else "report"
+    rendered = render(out, to or opened.folder, label, title=opened.title, lead=lead_of(opened))
     typer.secho(f"report: {where(rendered.html)}", bold=True)
 
 # %% ../../nbs/workbench/09_commands.ipynb #ba5ca8ab
@@ -352,11 +357,34 @@ def doctor() -> None:
 _COMMANDS = (run, status, logs, monitor, stop, report, evaluate, tune, compare, models, doctor)
 
 
+def _check_given(study: str, given: Mapping[str, Any]) -> None:
+    "Refuse experiments and runs of another study among the arguments of a command."
+    from korlab.experiment import evaluations, runs, studies
+    from korlab.workbench.plans import plan
+
+    for experiment in given.get("experiments", []):
+        one = plan(experiment, overlays=given["overlay"], given=values_of(given["param"]))
+        if one.folder:  # what is wrong with the others, the command says
+            studies.check_owner(one.folder.parent.name, study, experiment)
+    for name in given.get("runs", []):
+        studies.check_owner(runs.find_run(name).study.name, study, name)
+    if "run" in given:
+        evaluations.find_model({"run": given["run"]} | values_of(given["param"]), study)
+
+# %% ../../nbs/workbench/09_commands.ipynb #9b4c282b
 def register(
     app: typer.Typer,  # a command line
     names: Mapping[str, str] | None = None,  # name of a command -> what it is called there; all, as they are, when None
+    study: str | None = None,  # whose experiments and runs they take; None takes any
 ) -> None:
     "Give a command line the general commands."
+    def owned(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def checked(**given: Any) -> None:
+            _check_given(study or "", given)
+            command(**given)
+        return checked
+
     named = {command.__name__: command for command in _COMMANDS}
     for name, label in (names or {name: name for name in named}).items():
-        app.command(label)(named[name])
+        app.command(label)(owned(named[name]) if study else named[name])

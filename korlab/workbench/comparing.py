@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import opening, read_json
+from ..core.errors import LabError
+from ..core.files import opening, read_record
 from ..core.settings import portable, settings, shown
 from ..core.tables import Markdown, escape, pipe_table
+from ..experiment import results
 from ..experiment.params import ParameterError, checked, setting, unknown_name
 from ..experiment.runs import Run, RunError, find_run
 from ..experiment.studies import Study, check_name
@@ -27,8 +29,10 @@ from .suite import suites
 class CompareParams:
     "Parameters of compare.ipynb."
 
-    runs: str = setting("latest", "runs, separated by commas; or one suite; 'latest' is the newest suite")
-    baseline: str | None = setting(None, "the run the others are measured against; None takes the first finished one")
+    runs: str = setting("latest", "runs, separated by commas; or one suite; 'latest' is the newest suite", path="several")
+    baseline: str | None = setting(
+        None, "the run the others are measured against; None takes the first finished one", path="one"
+    )
     split: str = setting("test", "the scored split")
     mode: str | None = setting(None, "the way of counting; None takes the baseline's")
     measure: str | None = setting(None, "the score that is tested; None takes the study's first")
@@ -54,9 +58,12 @@ class Entry:
 def _entry_of(
     run: Run,  # any run
 ) -> Entry:  # done only when its scores are written
-    "Look how far a run got."
+    "Look how far a run got; a record that cannot be read is a `FileError`."
     status = run.status
     if run.has("metrics") and run.done("evaluate"):
+        results.read(run)
+        if run.has("data"):
+            read_record(run.path("data.json"), "sha256")
         return Entry(run.folder.name, "done", None, run)
     stage = status.get("stage")
     error = status["error"] or (f"it has no scores yet; its last stage is {stage!r}" if stage else "it never started")
@@ -67,15 +74,19 @@ def _of_suite(
     folder: Path,  # a suite's folder
 ) -> list[Entry]:  # in the order of the suite
     "The runs of a suite, those that failed included."
-    return [_of_experiment(one) for one in read_json(folder / "summary.json")["experiments"]]
+    return [_of_experiment(one) for one in read_record(folder / "summary.json", "experiments")["experiments"]]
 
 
 def _of_experiment(one: dict[str, Any]) -> Entry:
     name = Path(one.get("run") or one["experiment"]).name.removesuffix(".yaml")
+    known, runs = one.get("run") or name, settings().runs
+    if not any(list(runs.glob(f"{place}/config.json")) for place in (known, f"*/{known}")):
+        state = "gone" if one["state"] == "done" else one["state"]
+        return Entry(name, state, one.get("error") or "it left no run folder", None)
     try:
-        entry = _entry_of(find_run(one.get("run") or name))
-    except RunError:
-        return Entry(name, one["state"], one.get("error") or "it left no run folder", None)
+        entry = _entry_of(find_run(known))
+    except LabError as error:
+        return Entry(name, "unreadable", str(error), None)
     if one["state"] == "done":
         return entry
     return Entry(name, one["state"], one.get("error") or entry.error, entry.run)
@@ -97,8 +108,9 @@ def choose_entries(
     if len(set(folders)) < len(folders):
         raise ParameterError(f"runs={words!r}: {max(folders, key=folders.count).name} is named twice")
     if len(chosen) < 2:
-        there = ", ".join(known) or "there is none yet"
-        raise ParameterError(f"runs={words!r}: give at least two runs, or a suite ({there})")
+        what = f"the suite {suite.name} holds a single run: name another beside it" if suite else "give at least two runs"
+        others = ", ".join(name for name in known if suite is None or name != suite.name) or "there is none yet"
+        raise ParameterError(f"runs={words!r}: {what}, or a suite ({others})")
     return chosen
 
 # %% ../../nbs/workbench/01_comparing.ipynb #e02fc858
@@ -244,4 +256,12 @@ def cautions(
         if len(groups) > 1:
             told = "; ".join(f"{value} ({_some(labels)})" for value, labels in groups.items())
             said.append(f"{what} 서로 다르다: {told}")
-    return said
+    return said + _distrusted(found)
+
+
+def _distrusted(found: Comparison) -> list[str]:
+    "What the runs themselves remark on the split in question, or on their training."
+    return [
+        f"**{entry.label}**: {one['korean']}" for entry in found.done
+        for one in results.read(entry.run).about.get("remarks", ()) if one["split"] in ("", found.asked.split)
+    ]

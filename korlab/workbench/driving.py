@@ -69,7 +69,7 @@ def _end_with_the_driver() -> None:
 def _connected(command: Sequence[str], said: Any, log: TextIO) -> subprocess.Popen:
     "Start a command, tell it one line of JSON, and keep its standard input open."
     process = subprocess.Popen(
-        command, cwd=root(), text=True, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        command, text=True, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
     process.stdin.write(json.dumps(said) + "\n")
     process.stdin.flush()
@@ -85,7 +85,7 @@ def _close(processes: Iterable[subprocess.Popen]) -> None:
 
 # %% ../../nbs/workbench/00b_driving.ipynb #fe8e078e
 def _start(one: Plan, log: TextIO) -> subprocess.Popen:
-    words = [sys.executable, "-c", "from korlab.workbench.driving import execute; execute()"]
+    words = [sys.executable, "-P", "-c", "from korlab.workbench.driving import execute; execute()"]
     return _connected(words, {"values": one.values, "folder": str(one.folder)}, log)
 
 # %% ../../nbs/workbench/00b_driving.ipynb #36100d3a
@@ -110,7 +110,8 @@ def _ready(one: Plan, fresh: bool) -> bool:
         print(f"The earlier run is kept as {shown(runs.set_aside(one.folder))}.")
     run = _opened(one.values)
     run.close()
-    return run.status["state"] != "done" or not (one.folder / "report.html").exists()
+    whole = all(map(run.has, ("data", "metrics"))) and (one.folder / "report.html").exists()
+    return run.status["state"] != "done" or not whole
 
 # %% ../../nbs/workbench/00b_driving.ipynb #f3a3a1af
 def last_words(
@@ -125,7 +126,10 @@ def last_words(
 # %% ../../nbs/workbench/00b_driving.ipynb #e77d8bc6
 def _cause(one: Plan, log: Path, code: int) -> str:
     "Why an experiment failed."
-    status = peek(one.folder / "status.json")
+    try:
+        status = peek(one.folder / "status.json")
+    except LabError as error:
+        return f"{last_words(log, code)}; {error}"
     return " ".join(status["error"].split())[:500] if status.get("state") == "failed" else last_words(log, code)
 
 # %% ../../nbs/workbench/00b_driving.ipynb #b5c84525
@@ -134,8 +138,18 @@ def _end(suite: Suite, i: int, code: int) -> None:
     one = suite.plans[i]
     if code:
         suite.record(i, state="failed", error=_cause(one, suite.log(i), code), ended=runs.now())
-    else:
+        return
+    try:
         suite.record(i, state="done", error=None, ended=runs.now(), **overview(runs.find_run(str(one.folder))))
+    except LabError as error:
+        _refuse(suite, i, str(error))
+
+
+def _refuse(suite: Suite, i: int, error: str) -> None:
+    "Write down why an experiment cannot go on, at the end of its log as well: that is where somebody looks."
+    suite.record(i, state="failed", error=error, ended=runs.now())
+    with open(suite.log(i), "a", encoding="utf-8") as log:
+        log.write(f"korlab: {error}\n")
 
 # %% ../../nbs/workbench/00b_driving.ipynb #848bde98
 def _begin(suite: Suite, i: int, fresh: bool) -> subprocess.Popen | None:
@@ -147,7 +161,7 @@ def _begin(suite: Suite, i: int, fresh: bool) -> subprocess.Popen | None:
                 return _start(suite.plans[i], log)
         _end(suite, i, 0)
     except LabError as error:
-        suite.record(i, state="failed", error=str(error), ended=runs.now())
+        _refuse(suite, i, str(error))
     return None
 
 # %% ../../nbs/workbench/00b_driving.ipynb #78566206
@@ -159,6 +173,9 @@ def _drive(
     jobs: int,  # experiments at a time
 ) -> None:
     "Start and end every experiment that can run."
+    for i, one in enumerate(suite.plans):
+        if one.error:
+            _refuse(suite, i, one.error)
     waiting = [i for i, one in enumerate(suite.plans) if not one.error]
     while waiting or running:
         while waiting and len(running) < jobs:

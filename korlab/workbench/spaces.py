@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from ..core.errors import LabError
-from ..core.settings import settings
 from ..core.yamls import read_yaml
 from ..experiment import studies
 from ..experiment.config import Config
@@ -35,9 +34,13 @@ if TYPE_CHECKING:
 class TuneParams:
     "Parameters of tune.ipynb."
 
-    experiment: str | None = setting(None, "the experiment file every trial starts from; it must be named")
-    space: str | None = setting(None, "the file of what is searched, lists of choices and ranges; it must be named")
-    overlay: str | None = setting(None, "YAML files laid over the experiment, separated by commas")
+    experiment: str | None = setting(
+        None, "the experiment file every trial starts from; it must be named", path="one"
+    )
+    space: str | None = setting(
+        None, "the file of what is searched, lists of choices and ranges; it must be named", path="one"
+    )
+    overlay: str | None = setting(None, "YAML files laid over the experiment, separated by commas", path="several")
     values: str = setting("", "'name=value name=value' laid over the files")
     name: str | None = setting(None, "name of the search; None makes one from the files' names")
     trials: int = setting(3, "trials that gave a result, earlier calls included", low=1)
@@ -62,12 +65,11 @@ def words(
 def found_file(
     path: str | None,  # as it was asked for
     what: str,  # the parameter that names it
-) -> Path:  # from here or from the lab's root
-    "Find a file of a search."
+) -> Path:  # the same, as a path
+    "The file that a search was asked to read."
     if path is None:
         raise ParameterError(f"{what} is not set: name a YAML file, e.g. one below params/")
-    rooted = settings().root / path.strip()
-    return rooted if rooted.is_file() and not Path(path).is_file() else Path(path.strip())
+    return Path(path.strip())
 
 # %% ../../nbs/workbench/03_spaces.ipynb #5c5e1397
 def base_values(

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import psutil
 
-from ..core.files import FileError, atomic, opening, read_json, write_json
+from ..core.files import atomic, opening, read_record, write_json
 from ..core.settings import settings, shown
 from ..core.tables import pipe_table
 from ..experiment import results, runs, studies
@@ -35,10 +35,7 @@ class Suite:
 
     def read(self) -> dict[str, Any]:
         "What summary.json says: name, state, pid, experiments."
-        found = read_json(file := self.folder / "summary.json")
-        if not isinstance(found, dict) or not {"name", "state", "pid", "experiments"} <= set(found):
-            raise FileError(f"{shown(file)} is damaged (it is no suite's record); delete it and run the same command again")
-        return found
+        return read_record(self.folder / "summary.json", "name", "state", "pid", "experiments")
 
     def write(self, **facts: Any) -> None:
         "Change what summary.json says of the suite."
@@ -65,7 +62,7 @@ def peek(
     file: Path,  # a JSON file of a run or a suite
 ) -> dict[str, Any]:  # {} before it is written
     "What a record says so far."
-    return read_json(file) if file.exists() else {}
+    return read_record(file) if file.exists() else {}
 
 # %% ../../nbs/workbench/00a_suite.ipynb #031c421f
 def _suite_name(
@@ -89,7 +86,8 @@ def suite_folder(
 # %% ../../nbs/workbench/00a_suite.ipynb #3ce21bca
 def _locked(folder: Path) -> TextIO:
     "Take a suite's folder for this process; a RunError names the process that has it."
-    lock = open(folder / ".lock", "a", encoding="utf-8")
+    with opening(file := folder / ".lock"):
+        lock = open(file, "a", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

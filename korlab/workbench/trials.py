@@ -32,7 +32,7 @@ def table(
     return [
         {
             "trial": row["trial"], "state": "best" if row["trial"] == best else row["state"],
-            search.measure.dev: None if row["value"] is None else round(row["value"], 4),
+            search.measure.dev: None if row["value"] is None else f"{row['value']:.4f}",  # as the headline writes it
             **{name: _short(row[name]) for name in search.space}, "seconds": row["seconds"],
         }
         for row in trial_rows(search)

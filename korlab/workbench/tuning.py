@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import yaml
-
-from ..core.files import FileError, atomic, opening, read_json, write, write_json
+from ..core.files import FileError, atomic, opening, read_record, write, write_json
 from ..core.settings import portable, settings, shown
+from ..core.yamls import write_yaml
 from ..experiment import results, studies
 from ..experiment.config import Config
 from ..experiment.params import ParameterError, checked, unknown_name
@@ -172,6 +171,10 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record["experiment"], **record["space"], **asked}
 
 
+def _recorded(file: Path) -> dict[str, Any]:
+    return read_record(file, "objective", "seed", "space", "experiment")
+
+
 def _record(folder: Path, measure: Measure, config: Config, space: Mapping[str, Any], seed: int) -> None:
     "Write search.json, or compare with it."
     from optuna.distributions import distribution_to_json
@@ -179,7 +182,7 @@ def _record(folder: Path, measure: Measure, config: Config, space: Mapping[str, 
     asked = {name: json.loads(distribution_to_json(d)) for name, d in space.items()}
     record = {"objective": measure.dev, "seed": seed, "space": asked, "experiment": config.flat()}
     if (folder / "search.json").exists():
-        if changed := differences(_flat(read_json(folder / "search.json")), _flat(record)):
+        if changed := differences(_flat(_recorded(folder / "search.json")), _flat(record)):
             raise RunError(f"{shown(folder)} searched with other parameters ({'; '.join(changed)}): "
                            f"choose another name or delete that folder and its trials")
     write_json(folder / "search.json", record)
@@ -406,7 +409,7 @@ def _write_results(
         values = search.values(best) | {"name": f"{search.folder.name}-best"}
         head = (f"# Trial {best.number} of the search {search.folder.name}, the best of {finished(search)}: "
                 f"{search.measure.dev} = {best.value:.4f} on dev.\n")
-        write(search.folder / "best.yaml", head + yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
+        write_yaml(search.folder / "best.yaml", values, head)
 
 # %% ../../nbs/workbench/04_tuning.ipynb #b9e2dd01
 def score_best(

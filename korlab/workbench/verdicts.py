@@ -19,7 +19,7 @@ from ..experiment import results
 from ..experiment.params import ParameterError
 from ..experiment.results import Scored
 from ..experiment.runs import Run
-from ..metrics.measures import Interval, Measure, gain, ranked, written
+from ..metrics.measures import Interval, Measure, gain, ranked, single, written
 from ..metrics.stats import Paired, compare_scores, holm
 from .comparing import Comparison, Entry, data_hash
 
@@ -144,6 +144,10 @@ class Versus:
 def _scores(run: Run, chosen: Setting) -> dict[str, float]:
     return results.item_scores(run, chosen.split, chosen.mode, chosen.measure.name)
 
+
+def _mean(run: Run, chosen: Setting) -> float:  # never averaged again: older records keep rounded items
+    return results.read(run).own(chosen.split, chosen.mode).measures[chosen.measure.name].mean
+
 # %% ../../nbs/workbench/02_verdicts.ipynb #75a21d10
 def against_baseline(
     found: Comparison,  # any
@@ -159,7 +163,8 @@ def against_baseline(
     for entry in others:
         if refused[entry.name] is None:
             ours = _scores(entry.run, chosen)
-            pairs[entry.name] = compare_scores([ours[item] for item in theirs], list(theirs.values()))
+            pair = compare_scores([ours[item] for item in theirs], list(theirs.values()))
+            pairs[entry.name] = replace(pair, a=_mean(entry.run, chosen), b=_mean(base, chosen))
     corrected = dict(zip(pairs, holm([pair.p_value for pair in pairs.values()])))
     return [Versus(e, pairs.get(e.name), corrected.get(e.name), refused[e.name]) for e in others]
 
@@ -189,7 +194,7 @@ def significance(
         gap = one.pair and one.pair.difference
         rows.append({
             "run": one.entry.label, "n": gap and gap.n,
-            "baseline": gap and m.scale * one.pair.b, "score": gap and m.scale * one.pair.a,
+            "baseline": gap and single(m, one.pair.b), "score": gap and single(m, one.pair.a),
             "difference": gap and written(m, gap, sign=True),
             "p": gap and f"{one.pair.p_value:.4f}", "p (Holm)": gap and f"{one.corrected:.4f}",
             "verdict": verdict(one, m),
@@ -312,9 +317,9 @@ def headline(
     best = tests[ranked(m, [one.pair.a for one in tests])[0]]
     words = {True: f"기준 실행보다 {verdict(best, m)}", False: "어느 쪽이 높은지 가릴 수 없다"}
     return (
-        f"{chosen}, n={best.pair.difference.n}: 기준 실행 {found.baseline.label}의 점수는 {m.scale * best.pair.b:.{m.digits}f}이고, "
+        f"{chosen}, n={best.pair.difference.n}: 기준 실행 {found.baseline.label}의 점수는 {single(m, best.pair.b)}이고, "
         f"나머지 가운데 가장 {'낮은' if m.lower else '높은'} {best.entry.label}의 점수는 "
-        f"{m.scale * best.pair.a:.{m.digits}f}이다. 차이 {written(m, best.pair.difference, sign=True)}, "
+        f"{single(m, best.pair.a)}이다. 차이 {written(m, best.pair.difference, sign=True)}, "
         f"Holm p = {best.corrected:.4f}: {words[best.corrected < 0.05]}."
     )
 

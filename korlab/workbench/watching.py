@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from ..core.errors import LabError
 from ..core.files import opening
 from ..core.settings import settings, shown
 from ..experiment import runs
@@ -64,7 +65,10 @@ def _row(entry: Mapping[str, Any], alive: bool) -> dict[str, Any]:
            "result": entry.get("score") or entry["error"], "ETA": None, "memory": None}
     if entry["state"] != "running":
         return row | {"memory": _mib(entry.get("peak_memory_mib"))}
-    return row | (_standing(settings().runs / entry["run"]) if alive else {"stage": "interrupted"})
+    try:
+        return row | (_standing(settings().runs / entry["run"]) if alive else {"stage": "interrupted"})
+    except LabError as error:
+        return row | {"result": str(error)}
 
 # %% ../../nbs/workbench/00c_watching.ipynb #45bcef68
 def progress(
