@@ -6,7 +6,7 @@
 __all__ = ['TILE', 'TILED', 'ABOVE', 'KEEP', 'Kind', 'FUSED', 'AttentionError', 'Distances', 'AttentionChoice', 'use_attention',
            'disagreement']
 
-# %% ../../nbs/coref/20_attention.ipynb #07064eaf
+# %% ../../nbs/coref/20_attention.ipynb #3e8e750b
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from transformers.models.deberta_v2 import modeling_deberta_v2 as deberta
 
 from ..core.errors import LabError
 
-# %% ../../nbs/coref/20_attention.ipynb #3e8570f9
+# %% ../../nbs/coref/20_attention.ipynb #c12fd162
 class AttentionError(LabError):
     "An attention that a model, a device or a derivative does not go with."
 
-# %% ../../nbs/coref/20_attention.ipynb #b9366295
+# %% ../../nbs/coref/20_attention.ipynb #1cc29d18
 class Distances(NamedTuple):
     "How a model tells distances apart."
 
@@ -45,7 +45,7 @@ def _rows(
         steps = deberta.make_log_bucket_position(steps, distances.buckets, distances.longest).long()
     return (steps + distances.span).clamp(0, 2 * distances.span - 1)
 
-# %% ../../nbs/coref/20_attention.ipynb #ea96da2a
+# %% ../../nbs/coref/20_attention.ipynb #ffb7cf2d
 def _ends(
     rows: torch.Tensor,  # the table's row for each distance
 ) -> tuple[int, int]:  # every distance up to the first has the first row, every one from the second on the last
@@ -54,7 +54,7 @@ def _ends(
     changes = rows.diff().nonzero()
     return int(changes[0]) - middle, int(changes[-1]) + 1 - middle
 
-# %% ../../nbs/coref/20_attention.ipynb #70b8d381
+# %% ../../nbs/coref/20_attention.ipynb #cb23d6b9
 class _Strip:
     "Where the products of some rows with the table lie: a column for each distance to a range on the other side."
 
@@ -77,7 +77,7 @@ class _Strip:
         rows = self.end - self.start
         return buffer.as_strided((rows, self.high - self.low), (self.width - 1, 1), self.lead + rows - 1)
 
-# %% ../../nbs/coref/20_attention.ipynb #a541d0aa
+# %% ../../nbs/coref/20_attention.ipynb #28b7c1c6
 def _products(
     strip: _Strip,
     x: torch.Tensor,  # length × width of a head
@@ -91,7 +91,7 @@ def _products(
     buffer[:, strip.core.stop : strip.stop] = core[:, -1:]
     return buffer
 
-# %% ../../nbs/coref/20_attention.ipynb #362e4720
+# %% ../../nbs/coref/20_attention.ipynb #0d58a2d3
 def _product_gradients(
     strip: _Strip,
     buffer: torch.Tensor,  # gradients, zero where nothing was read
@@ -107,7 +107,7 @@ def _product_gradients(
     to_x[strip.start : strip.end].addmm_(core, table[strip.table])
     to_table[:, strip.table].addmm_(x[strip.start : strip.end].t(), core)
 
-# %% ../../nbs/coref/20_attention.ipynb #2241578a
+# %% ../../nbs/coref/20_attention.ipynb #fb5c5194
 class _Plan:
     "How a sequence is cut, and which strips its tiles need."
 
@@ -131,7 +131,7 @@ def _plan(length: int, tile: int, distances: Distances, device: torch.device | s
     with torch.inference_mode(False):
         return _Plan(length, tile, distances, device)
 
-# %% ../../nbs/coref/20_attention.ipynb #aad3d196
+# %% ../../nbs/coref/20_attention.ipynb #8b16764b
 class _Term:
     "One of the two distance terms of a head: products of queries or of keys with the distances' table."
 
@@ -163,7 +163,7 @@ class _Head:
     dropout: float = 0.0  # share of probabilities that are dropped
     seed: int = 0  # of what is dropped
 
-# %% ../../nbs/coref/20_attention.ipynb #ce99eba5
+# %% ../../nbs/coref/20_attention.ipynb #6ad360e2
 def _key_bias(head: _Head, low: int, high: int) -> torch.Tensor:
     "What is added to a key's column: its padding, and its part of far pairs."
     if head.p2c is None:
@@ -193,7 +193,7 @@ def _scores(
             scores[:, strip.start : strip.end] += askew.t()
     return scores
 
-# %% ../../nbs/coref/20_attention.ipynb #6c148116
+# %% ../../nbs/coref/20_attention.ipynb #d396d657
 def _dropped(
     shape: tuple[int, int],  # tile × length
     rate: float,  # share that is dropped
@@ -212,7 +212,7 @@ def _growth(rate: float) -> float:
     kept = 1 - round(rate * 65536) / 65536
     return 1 / kept if kept else 0.0
 
-# %% ../../nbs/coref/20_attention.ipynb #eccd51da
+# %% ../../nbs/coref/20_attention.ipynb #f858d82a
 def _probabilities(head: _Head, number: int) -> torch.Tensor:
     "Of a tile of queries over all keys, before dropout."
     return torch.softmax(_scores(head, number), 1)
@@ -241,7 +241,7 @@ def _head_forward(
         out *= _growth(head.dropout)
     return kept
 
-# %% ../../nbs/coref/20_attention.ipynb #3515d45b
+# %% ../../nbs/coref/20_attention.ipynb #3ff9a7a2
 class _TermGradients:
     "What comes back to one distance term of a head."
 
@@ -270,7 +270,7 @@ def _take_queries(gradients: _TermGradients, number: int, scores: torch.Tensor) 
     strip.askew(buffer).copy_(scores[:, strip.low : strip.high])
     gradients.take(number, buffer)
 
-# %% ../../nbs/coref/20_attention.ipynb #13044522
+# %% ../../nbs/coref/20_attention.ipynb #ae97483d
 def _take_keys(
     gradients: _TermGradients,
     buffers: list[torch.Tensor],  # of the strips of all tiles of keys
@@ -285,7 +285,7 @@ def _take_keys(
             askew = strip.askew(buffer)[:, own.start - strip.low : own.end - strip.low]
             askew.t().copy_(scores[:, strip.start : strip.end])
 
-# %% ../../nbs/coref/20_attention.ipynb #c4c82771
+# %% ../../nbs/coref/20_attention.ipynb #db15d080
 @dataclass
 class _HeadGradients:
     "What comes back to one head."
@@ -313,7 +313,7 @@ def _score_gradients(
         torch.addmm(delta, upstream, head.values.t(), beta=-1, out=out)
     return out.mul_(probabilities)
 
-# %% ../../nbs/coref/20_attention.ipynb #653337e7
+# %% ../../nbs/coref/20_attention.ipynb #eda31303
 def _head_backward(
     head: _Head,
     out: torch.Tensor,  # length × width: what the forward pass gave
@@ -345,7 +345,7 @@ def _head_backward(
     keys = to_keys.t() if p2c is None else to_keys.t() + p2c.to_x
     return _HeadGradients(to_queries, keys, to_values.t(), *tables)
 
-# %% ../../nbs/coref/20_attention.ipynb #afa78e89
+# %% ../../nbs/coref/20_attention.ipynb #cabdf4a3
 @dataclass(frozen=True)
 class _Call:
     "What all heads of a call have in common."
@@ -374,7 +374,7 @@ class _Call:
         "One head of a table."
         return table.unflatten(-1, (self.heads, -1))[:, head]
 
-# %% ../../nbs/coref/20_attention.ipynb #00f15c7d
+# %% ../../nbs/coref/20_attention.ipynb #a9c988b6
 def _head(
     call: _Call,
     text: int,
@@ -396,7 +396,7 @@ def _head(
         call.dropout, call.seed + (text * call.heads + head) * len(plan.tiles) if call.dropout else 0,
     )
 
-# %% ../../nbs/coref/20_attention.ipynb #12230fd4
+# %% ../../nbs/coref/20_attention.ipynb #00a8dbf1
 def _backward(
     call: _Call,
     upstream: torch.Tensor,  # texts × length × width
@@ -422,7 +422,7 @@ def _backward(
             call.rows(sums[1], number).index_add_(0, head.plan.rows, gradients.p2c / call.scale)
     return *found, *(None if one is None else one.to(table.dtype) for one, table in zip(sums, tables))
 
-# %% ../../nbs/coref/20_attention.ipynb #3a592ada
+# %% ../../nbs/coref/20_attention.ipynb #124dacfb
 class _Tiled(torch.autograd.Function):
     "Disentangled attention, differentiable once in queries, keys, values and both tables."
 
@@ -448,7 +448,7 @@ class _Tiled(torch.autograd.Function):
             content = queries, keys, values, bias
             return *_backward(ctx.call, upstream, content, tuple(tables), out, list(saved[7:])), None, None
 
-# %% ../../nbs/coref/20_attention.ipynb #c6b11a84
+# %% ../../nbs/coref/20_attention.ipynb #5c117ff8
 TILE = 256  # queries scored at a time: from 128 to 512 the times differ by 3 %
 
 
@@ -473,7 +473,7 @@ def _tables(
     keys, queries = ("key_proj", "query_proj") if layer.share_att_key else ("pos_key_proj", "pos_query_proj")
     return getattr(layer, keys)(rows) if "c2p" in kinds else None, getattr(layer, queries)(rows) if "p2c" in kinds else None
 
-# %% ../../nbs/coref/20_attention.ipynb #3a84217d
+# %% ../../nbs/coref/20_attention.ipynb #af50a50d
 def _attend(
     layer: nn.Module,  # DisentangledSelfAttention
     hidden: torch.Tensor,  # texts × length × hidden size
@@ -497,7 +497,7 @@ def _attend(
         out = _Tiled.apply(queries, keys, values, *tables, bias, call)
     return out if seen.all() else torch.where(seen[..., None], out, values.mean(1, keepdim=True))
 
-# %% ../../nbs/coref/20_attention.ipynb #a6e8fd31
+# %% ../../nbs/coref/20_attention.ipynb #da1cdbc1
 TILED = "tiled_disentangled"  # what model.set_attn_implementation and attn_implementation= take
 ABOVE = 1024  # tokens above which tiling pays
 KEEP = 0.4  # share of heads whose probabilities wait for the backward pass
@@ -513,7 +513,7 @@ def _taught(method: Any) -> Any:
     "A method of transformers as it was."
     return inspect.unwrap(method)
 
-# %% ../../nbs/coref/20_attention.ipynb #bc54be11
+# %% ../../nbs/coref/20_attention.ipynb #6ededb43
 _stock_mask, _stock_distances, _stock_attention = map(_taught, (
     deberta.DebertaV2Encoder.get_attention_mask, deberta.DebertaV2Encoder.get_rel_pos, deberta.DebertaV2Attention.forward,
 ))
@@ -535,14 +535,14 @@ def _distances(self, hidden_states, query_states=None, relative_pos=None):
 
 @wraps(_stock_attention)
 def _attention(self, hidden_states, attention_mask, output_attentions=False, query_states=None, relative_pos=None, rel_embeddings=None):
-    if attention_mask.dim() == 5 and not output_attentions:
+    if attention_mask.dim() == 5 and not output_attentions and query_states is None:
         seen, keep = attention_mask[:, 0, 0, 0], getattr(self, "tiled_keep", KEEP)
         return self.output(_attend(self.self, hidden_states, seen, rel_embeddings, keep), hidden_states), None
     if attention_mask.dim() == 5:
         attention_mask = attention_mask[:, 0] & attention_mask[:, 0].transpose(-1, -2)
     return _stock_attention(self, hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
 
-# %% ../../nbs/coref/20_attention.ipynb #c2fe36c6
+# %% ../../nbs/coref/20_attention.ipynb #781d756f
 def _not_ours(module: nn.Module, *inputs: Any, **more: Any) -> None:
     "What other models get that are set to it."
     raise AttentionError(f'attn_implementation="{TILED}" is for DeBERTa-v2, not for {type(module).__name__}: choose "sdpa" there.')
@@ -560,7 +560,7 @@ def _teach() -> None:
 
 _teach()
 
-# %% ../../nbs/coref/20_attention.ipynb #871bd42b
+# %% ../../nbs/coref/20_attention.ipynb #4d6adbf8
 Kind = Literal["auto", "stock", "tiled", "disentangled-flash", "flashdeberta"]
 
 
@@ -588,7 +588,7 @@ def _unfit(model: PreTrainedModel) -> str:
         return "its configuration has relative_attention=False"
     return "its configuration has output_attentions=True" if model.config.output_attentions else ""
 
-# %% ../../nbs/coref/20_attention.ipynb #9f39a3b2
+# %% ../../nbs/coref/20_attention.ipynb #3ad11034
 FUSED = {"disentangled-flash": "disentangled_flash", "flashdeberta": "flashdeberta"}  # kernel: its module, the better one first
 
 
@@ -623,7 +623,7 @@ def _choice(model: PreTrainedModel, kind: str, above: int) -> AttentionChoice:
         return AttentionChoice(installed[0], "installed")
     return AttentionChoice("stock", f"on {model.device.type} without " + " and ".join(FUSED))
 
-# %% ../../nbs/coref/20_attention.ipynb #953b2d34
+# %% ../../nbs/coref/20_attention.ipynb #e0ff2c27
 def _check(model: PreTrainedModel, kind: str) -> None:
     "Refuse what a model or a device cannot do."
     if kind in FUSED and model.device.type != "cuda":
@@ -655,7 +655,7 @@ def use_attention(
         model.set_attn_implementation(TILED if choice.kind == "tiled" else "eager")
     return choice
 
-# %% ../../nbs/coref/20_attention.ipynb #fdb8f7cf
+# %% ../../nbs/coref/20_attention.ipynb #66b95a6a
 def disagreement(
     model: PreTrainedModel,  # DeBERTa-v2 without dropout
     ids: torch.Tensor,  # texts × length
