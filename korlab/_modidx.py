@@ -404,6 +404,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'korlab.coref.attention._score_gradients': ( 'coref/attention.html#_score_gradients',
                                                                                      'korlab/coref/attention.py'),
                                         'korlab.coref.attention._scores': ('coref/attention.html#_scores', 'korlab/coref/attention.py'),
+                                        'korlab.coref.attention._sixteenth': ( 'coref/attention.html#_sixteenth',
+                                                                               'korlab/coref/attention.py'),
                                         'korlab.coref.attention._spans': ('coref/attention.html#_spans', 'korlab/coref/attention.py'),
                                         'korlab.coref.attention._tables': ('coref/attention.html#_tables', 'korlab/coref/attention.py'),
                                         'korlab.coref.attention._take_keys': ( 'coref/attention.html#_take_keys',

@@ -7,7 +7,15 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertModel, DebertaV2Config, DebertaV2ForMaskedLM, DebertaV2Model
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    DebertaV2Model,
+)
 
 from korlab.coref import attention
 from korlab.coref.attention import TILED, AttentionError, disagreement, use_attention
@@ -75,7 +83,7 @@ def test_what_it_cannot_do_goes_the_old_way():
 
 
 def test_queries_from_elsewhere_go_the_old_way():
-    one, (ids, mask) = model(), batch(80)
+    one, mask = model(), batch(80)[1]
     hidden, queries = torch.randn(2, 2, 80, 32)
     stock = one.encoder(hidden, mask, query_states=queries).last_hidden_state
     use_attention(one, "tiled", above=0)
@@ -106,6 +114,14 @@ def test_dropout_has_the_right_mean_and_is_drawn_from_the_seed():
     assert (many.mean(0) - exact).abs().max() < 6 * (many.std(0) / 600**0.5).max()
     stock = torch.stack([layer(hidden, torch.ones(1, 1, 64, 64), rel_embeddings=one.encoder.get_rel_embedding())[0] for _ in range(600)])
     assert torch.allclose(many.std(0), stock.std(0).detach(), rtol=0.25)
+
+
+def test_training_after_inference_mode():
+    one, (ids, _) = model(), batch(77)
+    use_attention(one, "tiled", above=0)
+    with torch.inference_mode():
+        one(ids)
+    one(ids).last_hidden_state.sum().backward()
 
 
 def test_a_second_derivative_is_refused_in_a_sentence():

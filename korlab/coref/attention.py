@@ -6,7 +6,7 @@
 __all__ = ['TILE', 'TILED', 'ABOVE', 'KEEP', 'Kind', 'FUSED', 'AttentionError', 'Distances', 'AttentionChoice', 'use_attention',
            'disagreement']
 
-# %% ../../nbs/coref/20_attention.ipynb #3e8e750b
+# %% ../../nbs/coref/20_attention.ipynb #3c8f81d1
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from transformers.models.deberta_v2 import modeling_deberta_v2 as deberta
 
 from ..core.errors import LabError
 
-# %% ../../nbs/coref/20_attention.ipynb #c12fd162
+# %% ../../nbs/coref/20_attention.ipynb #6868bc9d
 class AttentionError(LabError):
     "An attention that a model, a device or a derivative does not go with."
 
-# %% ../../nbs/coref/20_attention.ipynb #1cc29d18
+# %% ../../nbs/coref/20_attention.ipynb #028a0ff1
 class Distances(NamedTuple):
     "How a model tells distances apart."
 
@@ -33,7 +33,7 @@ class Distances(NamedTuple):
     buckets: int  # position_buckets; below 1: a row for every distance
     longest: int  # max_relative_positions as the model was built: farther is all the same
 
-
+# %% ../../nbs/coref/20_attention.ipynb #b99ba2d7
 def _rows(
     length: int,  # tokens
     distances: Distances,
@@ -45,7 +45,7 @@ def _rows(
         steps = deberta.make_log_bucket_position(steps, distances.buckets, distances.longest).long()
     return (steps + distances.span).clamp(0, 2 * distances.span - 1)
 
-# %% ../../nbs/coref/20_attention.ipynb #ffb7cf2d
+# %% ../../nbs/coref/20_attention.ipynb #47ba26cc
 def _ends(
     rows: torch.Tensor,  # the table's row for each distance
 ) -> tuple[int, int]:  # every distance up to the first has the first row, every one from the second on the last
@@ -54,7 +54,7 @@ def _ends(
     changes = rows.diff().nonzero()
     return int(changes[0]) - middle, int(changes[-1]) + 1 - middle
 
-# %% ../../nbs/coref/20_attention.ipynb #cb23d6b9
+# %% ../../nbs/coref/20_attention.ipynb #bda1ace5
 class _Strip:
     "Where the products of some rows with the table lie: a column for each distance to a range on the other side."
 
@@ -77,7 +77,7 @@ class _Strip:
         rows = self.end - self.start
         return buffer.as_strided((rows, self.high - self.low), (self.width - 1, 1), self.lead + rows - 1)
 
-# %% ../../nbs/coref/20_attention.ipynb #28b7c1c6
+# %% ../../nbs/coref/20_attention.ipynb #18d4506c
 def _products(
     strip: _Strip,
     x: torch.Tensor,  # length × width of a head
@@ -91,7 +91,7 @@ def _products(
     buffer[:, strip.core.stop : strip.stop] = core[:, -1:]
     return buffer
 
-# %% ../../nbs/coref/20_attention.ipynb #0d58a2d3
+# %% ../../nbs/coref/20_attention.ipynb #5ec5b006
 def _product_gradients(
     strip: _Strip,
     buffer: torch.Tensor,  # gradients, zero where nothing was read
@@ -107,7 +107,7 @@ def _product_gradients(
     to_x[strip.start : strip.end].addmm_(core, table[strip.table])
     to_table[:, strip.table].addmm_(x[strip.start : strip.end].t(), core)
 
-# %% ../../nbs/coref/20_attention.ipynb #fb5c5194
+# %% ../../nbs/coref/20_attention.ipynb #81f33599
 class _Plan:
     "How a sequence is cut, and which strips its tiles need."
 
@@ -124,14 +124,14 @@ class _Plan:
         low, high = max(0, tile[0] + first + 1), min(self.length, tile[1] - 1 + last)
         return low // self.tile * self.tile, min(self.length, -(-high // self.tile) * self.tile)
 
-
+# %% ../../nbs/coref/20_attention.ipynb #8c933b52
 @lru_cache(64)
 def _plan(length: int, tile: int, distances: Distances, device: torch.device | str) -> _Plan:
     "A plan, made once."
     with torch.inference_mode(False):
         return _Plan(length, tile, distances, device)
 
-# %% ../../nbs/coref/20_attention.ipynb #8b16764b
+# %% ../../nbs/coref/20_attention.ipynb #fa1779e0
 class _Term:
     "One of the two distance terms of a head: products of queries or of keys with the distances' table."
 
@@ -148,7 +148,7 @@ class _Term:
         "Of every tile."
         return [self.products(number) for number in range(len(self.strips))]
 
-
+# %% ../../nbs/coref/20_attention.ipynb #18f6e586
 @dataclass
 class _Head:
     "What one head of one text attends with."
@@ -163,7 +163,7 @@ class _Head:
     dropout: float = 0.0  # share of probabilities that are dropped
     seed: int = 0  # of what is dropped
 
-# %% ../../nbs/coref/20_attention.ipynb #6ad360e2
+# %% ../../nbs/coref/20_attention.ipynb #14656178
 def _key_bias(head: _Head, low: int, high: int) -> torch.Tensor:
     "What is added to a key's column: its padding, and its part of far pairs."
     if head.p2c is None:
@@ -173,7 +173,7 @@ def _key_bias(head: _Head, low: int, high: int) -> torch.Tensor:
     bias[high:] += far[high:, 0]
     return bias
 
-
+# %% ../../nbs/coref/20_attention.ipynb #ed5417aa
 def _scores(
     head: _Head,
     number: int,  # of the tile of queries
@@ -193,7 +193,12 @@ def _scores(
             scores[:, strip.start : strip.end] += askew.t()
     return scores
 
-# %% ../../nbs/coref/20_attention.ipynb #d396d657
+# %% ../../nbs/coref/20_attention.ipynb #de6301a9
+def _sixteenth(rate: float) -> int:
+    "A rate above 0 as one of the 65,536 that sixteen bits can tell apart."
+    return max(1, round(rate * 65536))
+
+
 def _dropped(
     shape: tuple[int, int],  # tile × length
     rate: float,  # share that is dropped
@@ -204,27 +209,27 @@ def _dropped(
     generator = torch.Generator(device).manual_seed(seed)
     words = torch.empty(shape[0] * shape[1] // 4 + 1, dtype=torch.int64, device=device)
     bits = words.random_(torch.iinfo(torch.int64).min, None, generator=generator).view(torch.int16)
-    return bits[: shape[0] * shape[1]].view(shape) < round(rate * 65536) - 32768
+    return bits[: shape[0] * shape[1]].view(shape) <= _sixteenth(rate) - 32769
 
-
+# %% ../../nbs/coref/20_attention.ipynb #907b54fd
 def _growth(rate: float) -> float:
     "What the kept ones are multiplied with."
-    kept = 1 - round(rate * 65536) / 65536
+    kept = 1 - _sixteenth(rate) / 65536 if rate else 1.0
     return 1 / kept if kept else 0.0
 
-# %% ../../nbs/coref/20_attention.ipynb #f858d82a
+# %% ../../nbs/coref/20_attention.ipynb #0ec2a339
 def _probabilities(head: _Head, number: int) -> torch.Tensor:
     "Of a tile of queries over all keys, before dropout."
     return torch.softmax(_scores(head, number), 1)
 
-
+# %% ../../nbs/coref/20_attention.ipynb #837e27bf
 def _thinned(head: _Head, number: int, numbers: torch.Tensor) -> torch.Tensor:
     "The same numbers, without what is dropped."
     if not head.dropout:
         return numbers
     return numbers.masked_fill(_dropped(numbers.shape, head.dropout, head.seed + number, numbers.device), 0)
 
-
+# %% ../../nbs/coref/20_attention.ipynb #c5ce3155
 def _head_forward(
     head: _Head,
     out: torch.Tensor,  # length × width, filled
@@ -241,7 +246,7 @@ def _head_forward(
         out *= _growth(head.dropout)
     return kept
 
-# %% ../../nbs/coref/20_attention.ipynb #3ff9a7a2
+# %% ../../nbs/coref/20_attention.ipynb #cb2098e2
 class _TermGradients:
     "What comes back to one distance term of a head."
 
@@ -260,7 +265,7 @@ class _TermGradients:
         self.table[:, [0, -1]] += self.term.x.t() @ self.far
         return self.table.t()
 
-
+# %% ../../nbs/coref/20_attention.ipynb #3af90cfe
 def _take_queries(gradients: _TermGradients, number: int, scores: torch.Tensor) -> None:
     "Content to position: from the gradients of a tile's scores."
     strip = gradients.term.strips[number]
@@ -270,7 +275,7 @@ def _take_queries(gradients: _TermGradients, number: int, scores: torch.Tensor) 
     strip.askew(buffer).copy_(scores[:, strip.low : strip.high])
     gradients.take(number, buffer)
 
-# %% ../../nbs/coref/20_attention.ipynb #ae97483d
+# %% ../../nbs/coref/20_attention.ipynb #7ceb3733
 def _take_keys(
     gradients: _TermGradients,
     buffers: list[torch.Tensor],  # of the strips of all tiles of keys
@@ -285,7 +290,7 @@ def _take_keys(
             askew = strip.askew(buffer)[:, own.start - strip.low : own.end - strip.low]
             askew.t().copy_(scores[:, strip.start : strip.end])
 
-# %% ../../nbs/coref/20_attention.ipynb #db15d080
+# %% ../../nbs/coref/20_attention.ipynb #56c42b62
 @dataclass
 class _HeadGradients:
     "What comes back to one head."
@@ -296,7 +301,7 @@ class _HeadGradients:
     c2p: torch.Tensor | None  # distances × width
     p2c: torch.Tensor | None  # distances × width
 
-
+# %% ../../nbs/coref/20_attention.ipynb #c1cdcf92
 def _score_gradients(
     head: _Head,
     number: int,  # of the tile of queries
@@ -313,7 +318,7 @@ def _score_gradients(
         torch.addmm(delta, upstream, head.values.t(), beta=-1, out=out)
     return out.mul_(probabilities)
 
-# %% ../../nbs/coref/20_attention.ipynb #eda31303
+# %% ../../nbs/coref/20_attention.ipynb #7d93134d
 def _head_backward(
     head: _Head,
     out: torch.Tensor,  # length × width: what the forward pass gave
@@ -345,7 +350,7 @@ def _head_backward(
     keys = to_keys.t() if p2c is None else to_keys.t() + p2c.to_x
     return _HeadGradients(to_queries, keys, to_values.t(), *tables)
 
-# %% ../../nbs/coref/20_attention.ipynb #cabdf4a3
+# %% ../../nbs/coref/20_attention.ipynb #bcbfebbd
 @dataclass(frozen=True)
 class _Call:
     "What all heads of a call have in common."
@@ -374,7 +379,7 @@ class _Call:
         "One head of a table."
         return table.unflatten(-1, (self.heads, -1))[:, head]
 
-# %% ../../nbs/coref/20_attention.ipynb #a9c988b6
+# %% ../../nbs/coref/20_attention.ipynb #406aedd1
 def _head(
     call: _Call,
     text: int,
@@ -396,7 +401,7 @@ def _head(
         call.dropout, call.seed + (text * call.heads + head) * len(plan.tiles) if call.dropout else 0,
     )
 
-# %% ../../nbs/coref/20_attention.ipynb #00a8dbf1
+# %% ../../nbs/coref/20_attention.ipynb #7d8beaa4
 def _backward(
     call: _Call,
     upstream: torch.Tensor,  # texts × length × width
@@ -422,7 +427,7 @@ def _backward(
             call.rows(sums[1], number).index_add_(0, head.plan.rows, gradients.p2c / call.scale)
     return *found, *(None if one is None else one.to(table.dtype) for one, table in zip(sums, tables))
 
-# %% ../../nbs/coref/20_attention.ipynb #124dacfb
+# %% ../../nbs/coref/20_attention.ipynb #ecba5037
 class _Tiled(torch.autograd.Function):
     "Disentangled attention, differentiable once in queries, keys, values and both tables."
 
@@ -448,8 +453,8 @@ class _Tiled(torch.autograd.Function):
             content = queries, keys, values, bias
             return *_backward(ctx.call, upstream, content, tuple(tables), out, list(saved[7:])), None, None
 
-# %% ../../nbs/coref/20_attention.ipynb #5c117ff8
-TILE = 256  # queries scored at a time: from 128 to 512 the times differ by 3 %
+# %% ../../nbs/coref/20_attention.ipynb #c302940a
+TILE = 256  # queries scored at a time: with 128 or 384 it takes 8 to 10 % longer
 
 
 def _spans(
@@ -463,7 +468,7 @@ def _spans(
         found.append((start, max(places[-1] + 1, start + 2)))
     return found
 
-
+# %% ../../nbs/coref/20_attention.ipynb #3f7e080e
 def _tables(
     layer: nn.Module,  # DisentangledSelfAttention
     embeddings: torch.Tensor,  # of distances
@@ -473,7 +478,7 @@ def _tables(
     keys, queries = ("key_proj", "query_proj") if layer.share_att_key else ("pos_key_proj", "pos_query_proj")
     return getattr(layer, keys)(rows) if "c2p" in kinds else None, getattr(layer, queries)(rows) if "p2c" in kinds else None
 
-# %% ../../nbs/coref/20_attention.ipynb #af50a50d
+# %% ../../nbs/coref/20_attention.ipynb #dc07f5b8
 def _attend(
     layer: nn.Module,  # DisentangledSelfAttention
     hidden: torch.Tensor,  # texts × length × hidden size
@@ -497,7 +502,7 @@ def _attend(
         out = _Tiled.apply(queries, keys, values, *tables, bias, call)
     return out if seen.all() else torch.where(seen[..., None], out, values.mean(1, keepdim=True))
 
-# %% ../../nbs/coref/20_attention.ipynb #da1cdbc1
+# %% ../../nbs/coref/20_attention.ipynb #716a9879
 TILED = "tiled_disentangled"  # what model.set_attn_implementation and attn_implementation= take
 ABOVE = 1024  # tokens above which tiling pays
 KEEP = 0.4  # share of heads whose probabilities wait for the backward pass
@@ -508,12 +513,12 @@ def _tiles(encoder: nn.Module, length: int) -> bool:
     chosen = encoder.relative_attention and encoder.layer[0].attention.config._attn_implementation == TILED
     return chosen and length > max(1, getattr(encoder, "tiled_above", ABOVE))
 
-
+# %% ../../nbs/coref/20_attention.ipynb #dd5221fc
 def _taught(method: Any) -> Any:
     "A method of transformers as it was."
     return inspect.unwrap(method)
 
-# %% ../../nbs/coref/20_attention.ipynb #6ededb43
+# %% ../../nbs/coref/20_attention.ipynb #c022ef7a
 _stock_mask, _stock_distances, _stock_attention = map(_taught, (
     deberta.DebertaV2Encoder.get_attention_mask, deberta.DebertaV2Encoder.get_rel_pos, deberta.DebertaV2Attention.forward,
 ))
@@ -525,14 +530,14 @@ def _mask(self, attention_mask):
         return attention_mask.bool()[:, None, None, None]  # five dimensions: a layer knows it by them
     return _stock_mask(self, attention_mask)
 
-
+# %% ../../nbs/coref/20_attention.ipynb #9b785044
 @wraps(_stock_distances)
 def _distances(self, hidden_states, query_states=None, relative_pos=None):
     if query_states is None and relative_pos is None and _tiles(self, hidden_states.shape[-2]):
         return None  # a layer that needs them makes them
     return _stock_distances(self, hidden_states, query_states, relative_pos)
 
-
+# %% ../../nbs/coref/20_attention.ipynb #d269805b
 @wraps(_stock_attention)
 def _attention(self, hidden_states, attention_mask, output_attentions=False, query_states=None, relative_pos=None, rel_embeddings=None):
     if attention_mask.dim() == 5 and not output_attentions and query_states is None:
@@ -542,12 +547,12 @@ def _attention(self, hidden_states, attention_mask, output_attentions=False, que
         attention_mask = attention_mask[:, 0] & attention_mask[:, 0].transpose(-1, -2)
     return _stock_attention(self, hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
 
-# %% ../../nbs/coref/20_attention.ipynb #781d756f
+# %% ../../nbs/coref/20_attention.ipynb #886e4dfa
 def _not_ours(module: nn.Module, *inputs: Any, **more: Any) -> None:
     "What other models get that are set to it."
     raise AttentionError(f'attn_implementation="{TILED}" is for DeBERTa-v2, not for {type(module).__name__}: choose "sdpa" there.')
 
-
+# %% ../../nbs/coref/20_attention.ipynb #3169615d
 def _teach() -> None:
     "Let transformers' DeBERTa-v2 ask which attention was chosen."
     AttentionInterface.register(TILED, _not_ours)
@@ -560,7 +565,7 @@ def _teach() -> None:
 
 _teach()
 
-# %% ../../nbs/coref/20_attention.ipynb #4d6adbf8
+# %% ../../nbs/coref/20_attention.ipynb #7f07d995
 Kind = Literal["auto", "stock", "tiled", "disentangled-flash", "flashdeberta"]
 
 
@@ -571,7 +576,7 @@ class AttentionChoice(NamedTuple):
     why: str  # in a few words
     above: int | None = None  # tokens above which it is used; None where length does not matter
 
-
+# %% ../../nbs/coref/20_attention.ipynb #c4503182
 def _backbone(model: PreTrainedModel) -> PreTrainedModel:
     "The part with embeddings and encoder."
     return getattr(model, model.base_model_prefix, model)
@@ -588,7 +593,7 @@ def _unfit(model: PreTrainedModel) -> str:
         return "its configuration has relative_attention=False"
     return "its configuration has output_attentions=True" if model.config.output_attentions else ""
 
-# %% ../../nbs/coref/20_attention.ipynb #3ad11034
+# %% ../../nbs/coref/20_attention.ipynb #559cbe0a
 FUSED = {"disentangled-flash": "disentangled_flash", "flashdeberta": "flashdeberta"}  # kernel: its module, the better one first
 
 
@@ -611,7 +616,7 @@ def _fuse(
         raise AttentionError("disentangled-flash left the model as it was: it wants Triton and heads of 32, 64 or 128 numbers, "
                              'choose attention="stock" or "tiled".')
 
-
+# %% ../../nbs/coref/20_attention.ipynb #84c57ca7
 def _choice(model: PreTrainedModel, kind: str, above: int) -> AttentionChoice:
     "What `auto` comes to."
     if reason := _unfit(model):
@@ -623,7 +628,7 @@ def _choice(model: PreTrainedModel, kind: str, above: int) -> AttentionChoice:
         return AttentionChoice(installed[0], "installed")
     return AttentionChoice("stock", f"on {model.device.type} without " + " and ".join(FUSED))
 
-# %% ../../nbs/coref/20_attention.ipynb #e0ff2c27
+# %% ../../nbs/coref/20_attention.ipynb #1e0187be
 def _check(model: PreTrainedModel, kind: str) -> None:
     "Refuse what a model or a device cannot do."
     if kind in FUSED and model.device.type != "cuda":
@@ -635,7 +640,7 @@ def _check(model: PreTrainedModel, kind: str) -> None:
     if kind != "auto" and (reason := _unfit(model)) and (kind != "stock" or "replaced" in reason):
         raise AttentionError(f'attention="{kind}" cannot be had: {reason}; choose "auto".')
 
-
+# %% ../../nbs/coref/20_attention.ipynb #7988141f
 def use_attention(
     model: PreTrainedModel,  # DeBERTa-v2; any other keeps what it has
     kind: Kind = "auto",
@@ -655,7 +660,7 @@ def use_attention(
         model.set_attn_implementation(TILED if choice.kind == "tiled" else "eager")
     return choice
 
-# %% ../../nbs/coref/20_attention.ipynb #66b95a6a
+# %% ../../nbs/coref/20_attention.ipynb #e2ff989f
 def disagreement(
     model: PreTrainedModel,  # DeBERTa-v2 without dropout
     ids: torch.Tensor,  # texts × length
