@@ -558,6 +558,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'korlab.coref.training._reading': ('coref/training.html#_reading', 'korlab/coref/training.py'),
                                        'korlab.coref.training._shares': ('coref/training.html#_shares', 'korlab/coref/training.py'),
                                        'korlab.coref.training.label_loss': ('coref/training.html#label_loss', 'korlab/coref/training.py'),
+                                       'korlab.coref.training.misfit': ('coref/training.html#misfit', 'korlab/coref/training.py'),
                                        'korlab.coref.training.recalled': ('coref/training.html#recalled', 'korlab/coref/training.py'),
                                        'korlab.coref.training.rows': ('coref/training.html#rows', 'korlab/coref/training.py'),
                                        'korlab.coref.training.scores': ('coref/training.html#scores', 'korlab/coref/training.py')},

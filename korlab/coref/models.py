@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Head', 'train_tokenizer', 'mini', 'load', 'build']
 
-# %% ../../nbs/coref/22_models.ipynb #ed2f530a
+# %% ../../nbs/coref/22_models.ipynb #457a9df6
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,9 +28,9 @@ from ..experiment.checkpoints import damage, draft_of, publish
 from ..experiment.models import CheckpointError, Loaded, loading, origin_of
 from ..experiment.studies import Model
 
-# %% ../../nbs/coref/22_models.ipynb #1cca6008
+# %% ../../nbs/coref/22_models.ipynb #f2959001
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-_COMMON = 1 / 300  # of the texts have a word, at least, that is a piece by itself
+_COMMON = 5, 1 / 300  # a word that is a piece by itself is in so many texts, and such a share of them, at least
 
 
 def _pieces(words: Iterable[set[str]], vocab_size: int) -> list[str]:
@@ -38,12 +38,13 @@ def _pieces(words: Iterable[set[str]], vocab_size: int) -> list[str]:
     texts = [*words]
     counts = Counter(word for text in texts for word in text)
     letters = sorted({letter for word in counts for letter in word})
-    common = [word for word, n in counts.items() if len(word) > 1 and n >= _COMMON * len(texts)]
+    least = max(_COMMON[0], _COMMON[1] * len(texts))
+    common = [word for word, n in counts.items() if len(word) > 1 and n >= least]
     common.sort(key=lambda word: (-counts[word], word))
     made = [*_SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters)]
     return made + common[: max(0, vocab_size - len(made))]
 
-# %% ../../nbs/coref/22_models.ipynb #1bf28415
+# %% ../../nbs/coref/22_models.ipynb #6bc68efd
 def train_tokenizer(
     texts: Iterable[str],  # to learn from
     vocab_size: int = 1000,  # pieces at most; letters are kept even where they are more
@@ -56,7 +57,7 @@ def train_tokenizer(
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return PreTrainedTokenizerFast(tokenizer_object=made, **_SPECIAL)
 
-# %% ../../nbs/coref/22_models.ipynb #c0fd643d
+# %% ../../nbs/coref/22_models.ipynb #2cb3efd8
 _WIDE = {"initializer_range": 0.1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
 _SHAPES: dict[str, tuple[type, dict[str, Any]]] = {  # family -> its configuration, and what is its own in a mini
     "deberta-v2": (DebertaV2Config, dict(
@@ -68,7 +69,7 @@ _SHAPES: dict[str, tuple[type, dict[str, Any]]] = {  # family -> its configurati
         num_hidden_layers=3, layer_types=["sliding_attention", "sliding_attention", "full_attention"], local_attention=12)),
 }
 
-# %% ../../nbs/coref/22_models.ipynb #ded9c1e7
+# %% ../../nbs/coref/22_models.ipynb #19e25109
 def _positions(family: str, tokenizer: Any, max_length: int) -> dict[str, int]:
     "How far a mini reads, as its family writes it down."
     if family == "roberta":
@@ -90,7 +91,7 @@ def mini(
     config = kind(vocab_size=len(tokenizer), **_WIDE | own | ids | _positions(family, tokenizer, max_length))
     return AutoModelForMaskedLM.from_config(config)
 
-# %% ../../nbs/coref/22_models.ipynb #992f0fd0
+# %% ../../nbs/coref/22_models.ipynb #b0eca7ef
 Head = Literal["keep", "train"]
 
 
@@ -102,7 +103,7 @@ def _check_head(source: str, missing: Iterable[str], head: Head) -> str:
                               "random numbers. Choose a checkpoint trained with masked language modelling, or set head=train")
     return ", with a new head that this run trains" if absent else ""
 
-# %% ../../nbs/coref/22_models.ipynb #e901e3e2
+# %% ../../nbs/coref/22_models.ipynb #5ed4c398
 def load(
     source: str,  # folder or hub id
     head: Head = "keep",  # "train" takes one that starts at random, too
@@ -117,7 +118,7 @@ def load(
                               "do not belong together")
     return Loaded(model, tokenizer, origin_of(source) + _check_head(source, found["missing_keys"], head))
 
-# %% ../../nbs/coref/22_models.ipynb #5a2f5adb
+# %% ../../nbs/coref/22_models.ipynb #72c462b6
 def _start_mini(
     family: str,  # of the registry's entry
     texts: Iterable[str],  # training text
