@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HELD', 'Sentence', 'Topic', 'topics', 'Article', 'articles', 'embedded']
 
-# %% ../../nbs/coref/14_articles.ipynb #9650b161
+# %% ../../nbs/coref/14_articles.ipynb #70dbf03a
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .corpora import Splits
 from .mentions import Mention
 from .samples import Limits, Sample, samples_among
 
-# %% ../../nbs/coref/14_articles.ipynb #79ed15e7
+# %% ../../nbs/coref/14_articles.ipynb #339eeaa5
 @dataclass(frozen=True, slots=True)
 class Topic:
     "What articles of one kind are made of."
@@ -30,25 +30,24 @@ class Topic:
     laters: tuple[str, ...]  # sentences that come back to it, with {name} and {recalled}
     fillers: tuple[str, ...]  # sentences about nobody
 
-# %% ../../nbs/coref/14_articles.ipynb #db98d83a
+# %% ../../nbs/coref/14_articles.ipynb #bd42e346
 def _topic(kind: str, name: list[str], traits: list[str], firsts: list[str], laters: list[str], fillers: list[str]) -> Topic:
     "Proof-read a line of the file."
     told = tuple((said, recalled) for said, _, recalled in (trait.partition(" | ") for trait in traits))
     made = Topic(kind, tuple(tuple(part.split()) for part in name), told, tuple(firsts), tuple(laters), tuple(fillers))
-    name, said, recalled = ({key: value} for key, value in (("name", "가"), ("said", "쓴다"), ("recalled", "쓰는")))
-    wrong = faults(firsts, name | said) + faults(laters, name | recalled) + faults(fillers, {"": ""})
+    wrong = faults(firsts, {"name": "가", "said": "쓴다"}) + faults(laters, {"name": "가", "recalled": "쓰는"}) + faults(fillers, {"": ""})
     wrong += [f"trait {trait!r} is not told twice: write 쓴다 | 쓰는" for trait in traits if " | " not in trait]
     if wrong:
         raise TemplateError(wrong[0])
     return made
 
-
+# %% ../../nbs/coref/14_articles.ipynb #683698cd
 @cache
 def topics() -> tuple[Topic, ...]:
     "The kinds of articles, in the order of the file."
     return embedded_each("korlab.coref", "articles.jsonl", _topic)
 
-# %% ../../nbs/coref/14_articles.ipynb #3e0065a8
+# %% ../../nbs/coref/14_articles.ipynb #69290964
 HELD = 5  # one name in so many is never trained
 
 
@@ -61,7 +60,7 @@ def _likeness(name: str) -> tuple[int, str]:
     final = coda(name)
     return len(name), final if final in ("", "ㄹ") else "closed"
 
-
+# %% ../../nbs/coref/14_articles.ipynb #6a809e60
 @cache
 def _alike(topic: Topic, trained: bool) -> tuple[tuple[str, ...], ...]:
     "The names of a topic that are trained, or the others; those that look alike together."
@@ -71,7 +70,7 @@ def _alike(topic: Topic, trained: bool) -> tuple[tuple[str, ...], ...]:
             groups.setdefault(_likeness(name), []).append(name)
     return tuple(map(tuple, groups.values()))
 
-# %% ../../nbs/coref/14_articles.ipynb #3bc8aaf2
+# %% ../../nbs/coref/14_articles.ipynb #e828551c
 @dataclass(frozen=True, slots=True)
 class Article:
     "A text, and where it names whom."
@@ -84,7 +83,7 @@ class Article:
         "Every later mention as a question."
         return samples_among(self.text, self.mentions, "articles", Limits(nearest=1, per_name=len(self.mentions)))
 
-# %% ../../nbs/coref/14_articles.ipynb #b71a9154
+# %% ../../nbs/coref/14_articles.ipynb #01b70fd6
 Sentence = tuple[str, dict[str, str]]  # a template and its values
 
 
@@ -100,7 +99,7 @@ def _plan(topic: Topic, names: Sequence[str], chance: random.Random) -> Iterator
         name, (_, recalled) = chance.choice([*zip(names, traits, strict=True)])
         yield chance.choice(topic.laters), {"name": name, "recalled": recalled}
 
-
+# %% ../../nbs/coref/14_articles.ipynb #9ca84028
 def _written(sentences: Iterator[Sentence]) -> Article:
     "Write sentences one after another."
     text, mentions = "", list[Mention]()
@@ -113,7 +112,7 @@ def _written(sentences: Iterator[Sentence]) -> Article:
         text = f"{text} {sentence}".lstrip()
     return Article(text, tuple(mentions))
 
-# %% ../../nbs/coref/14_articles.ipynb #2ab610e6
+# %% ../../nbs/coref/14_articles.ipynb #c1af02d8
 def articles(
     number: int,  # how many
     entities: int = 1,  # names in each
@@ -134,7 +133,7 @@ def articles(
             bar.update(len(made) - bar.n)
     return [*made.values()]
 
-# %% ../../nbs/coref/14_articles.ipynb #090afe6c
+# %% ../../nbs/coref/14_articles.ipynb #31d77759
 def _asked(several: list[Article], most: int) -> list[Sample]:
     return [sample for one in several for sample in one.samples][:most]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Row', 'rows', 'misfit', 'Together', 'scores', 'label_loss', 'RecallTrainer', 'recalled', 'RecallTraining']
 
-# %% ../../nbs/coref/32_training.ipynb #12a654ec
+# %% ../../nbs/coref/32_training.ipynb #a1e5926d
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,14 +17,21 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .collator import Collator
 from .windows import Window
 from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
 
-# %% ../../nbs/coref/32_training.ipynb #b5a81c56
+# %% ../../nbs/coref/32_training.ipynb #b0ac01f7
 Row = tuple[Window, ...]  # windows of a document, the one that reaches farthest last
 
 
@@ -52,7 +59,7 @@ def rows(
             left = [one for one in others if one not in fits]
     return made
 
-# %% ../../nbs/coref/32_training.ipynb #cd87c7b3
+# %% ../../nbs/coref/32_training.ipynb #b15911f1
 def misfit(
     one: Window,  # a question
     tokenizer: Any,  # its mask and unknown token
@@ -64,7 +71,7 @@ def misfit(
     ids = one.ids[: one.place] + [tokenizer.mask_token_id] * other + one.ids[one.place + number :]
     return replace(one, ids=ids, target=[tokenizer.unk_token_id] * other)
 
-# %% ../../nbs/coref/32_training.ipynb #198bae74
+# %% ../../nbs/coref/32_training.ipynb #82dfc817
 @dataclass
 class Together:
     "Batches of rows: the collator's for the last window of each, with the other names of a row hidden as well."
@@ -84,7 +91,7 @@ class Together:
                 batch["weights"][i, place] = 1.0
         return batch
 
-# %% ../../nbs/coref/32_training.ipynb #d1b962a2
+# %% ../../nbs/coref/32_training.ipynb #e5d7f3b2
 _HEADS = ("cls", "lm_predictions", "lm_head", "head")  # what families call it
 
 
@@ -107,7 +114,7 @@ def scores(
     with _reading(model, batch["labels"] != -100):
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
-# %% ../../nbs/coref/32_training.ipynb #ecb80659
+# %% ../../nbs/coref/32_training.ipynb #eec455ef
 def label_loss(
     scores: torch.Tensor,  # (labels, pieces)
     batch: Mapping[str, torch.Tensor],  # labels; weights where they differ
@@ -120,10 +127,11 @@ def label_loss(
         losses = losses * batch["weights"][chosen]
     return losses.sum() / (chosen.sum() if number is None else number)
 
-# %% ../../nbs/coref/32_training.ipynb #5546238e
+# %% ../../nbs/coref/32_training.ipynb #dec01cde
 class RecallTrainer(LabTrainer):
     "A Trainer that scores labelled places only, and asks dev for names alone."
 
+    data_collator: Any
     plain: Any  # the collator of dev
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -151,13 +159,13 @@ class RecallTrainer(LabTrainer):
         best[best != -100] = found.argmax(-1)
         return loss.detach(), best, inputs["labels"]
 
-# %% ../../nbs/coref/32_training.ipynb #eb96a64e
+# %% ../../nbs/coref/32_training.ipynb #1a7a39cc
 def recalled(prediction: EvalPrediction) -> dict[str, float]:
     "The share of names whose pieces are all right, as many masks given as they have."
     right = prediction.predictions == prediction.label_ids
     return {"real1": float(right.all(axis=1).mean())}
 
-# %% ../../nbs/coref/32_training.ipynb #32211c69
+# %% ../../nbs/coref/32_training.ipynb #38226204
 class _Counting(TrainerCallback):
     "Let a collator count on where a training stands."
 
@@ -168,7 +176,7 @@ class _Counting(TrainerCallback):
         "Set the number of the next batch."
         self.collator.step = state.global_step * args.gradient_accumulation_steps
 
-# %% ../../nbs/coref/32_training.ipynb #9e306fbd
+# %% ../../nbs/coref/32_training.ipynb #cb8e8cd9
 class _RecallTraining(Training):
     "How a masked language model is trained on windows."
 
@@ -206,7 +214,7 @@ class _RecallTraining(Training):
         "What to change when one row does not fit."
         return f"out of memory even with batches of one row ({reason}): lower max_length or set gradient_checkpointing=true"
 
-# %% ../../nbs/coref/32_training.ipynb #695ca70e
+# %% ../../nbs/coref/32_training.ipynb #4968b622
 class RecallTraining(_RecallTraining):
     "Train a masked language model to recall names, and keep the checkpoint that recalls most of dev."
 
