@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HELD', 'Sentence', 'Topic', 'topics', 'Article', 'articles', 'embedded']
 
-# %% ../../nbs/coref/14_articles.ipynb #70dbf03a
+# %% ../../nbs/coref/14_articles.ipynb #7fb82bb4
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .corpora import Splits
 from .mentions import Mention
 from .samples import Limits, Sample, samples_among
 
-# %% ../../nbs/coref/14_articles.ipynb #339eeaa5
+# %% ../../nbs/coref/14_articles.ipynb #7b7b810a
 @dataclass(frozen=True, slots=True)
 class Topic:
     "What articles of one kind are made of."
@@ -30,7 +30,7 @@ class Topic:
     laters: tuple[str, ...]  # sentences that come back to it, with {name} and {recalled}
     fillers: tuple[str, ...]  # sentences about nobody
 
-# %% ../../nbs/coref/14_articles.ipynb #bd42e346
+# %% ../../nbs/coref/14_articles.ipynb #32d60ca4
 def _topic(kind: str, name: list[str], traits: list[str], firsts: list[str], laters: list[str], fillers: list[str]) -> Topic:
     "Proof-read a line of the file."
     told = tuple((said, recalled) for said, _, recalled in (trait.partition(" | ") for trait in traits))
@@ -41,13 +41,13 @@ def _topic(kind: str, name: list[str], traits: list[str], firsts: list[str], lat
         raise TemplateError(wrong[0])
     return made
 
-# %% ../../nbs/coref/14_articles.ipynb #683698cd
+# %% ../../nbs/coref/14_articles.ipynb #83bd8d57
 @cache
 def topics() -> tuple[Topic, ...]:
     "The kinds of articles, in the order of the file."
     return embedded_each("korlab.coref", "articles.jsonl", _topic)
 
-# %% ../../nbs/coref/14_articles.ipynb #69290964
+# %% ../../nbs/coref/14_articles.ipynb #eda44fe3
 HELD = 5  # one name in so many is never trained
 
 
@@ -60,7 +60,7 @@ def _likeness(name: str) -> tuple[int, str]:
     final = coda(name)
     return len(name), final if final in ("", "ㄹ") else "closed"
 
-# %% ../../nbs/coref/14_articles.ipynb #6a809e60
+# %% ../../nbs/coref/14_articles.ipynb #cb53a0f6
 @cache
 def _alike(topic: Topic, trained: bool) -> tuple[tuple[str, ...], ...]:
     "The names of a topic that are trained, or the others; those that look alike together."
@@ -70,7 +70,7 @@ def _alike(topic: Topic, trained: bool) -> tuple[tuple[str, ...], ...]:
             groups.setdefault(_likeness(name), []).append(name)
     return tuple(map(tuple, groups.values()))
 
-# %% ../../nbs/coref/14_articles.ipynb #e828551c
+# %% ../../nbs/coref/14_articles.ipynb #39e40cd4
 @dataclass(frozen=True, slots=True)
 class Article:
     "A text, and where it names whom."
@@ -83,7 +83,7 @@ class Article:
         "Every later mention as a question."
         return samples_among(self.text, self.mentions, "articles", Limits(nearest=1, per_name=len(self.mentions)))
 
-# %% ../../nbs/coref/14_articles.ipynb #01b70fd6
+# %% ../../nbs/coref/14_articles.ipynb #067af4d6
 Sentence = tuple[str, dict[str, str]]  # a template and its values
 
 
@@ -99,7 +99,7 @@ def _plan(topic: Topic, names: Sequence[str], chance: random.Random) -> Iterator
         name, (_, recalled) = chance.choice([*zip(names, traits, strict=True)])
         yield chance.choice(topic.laters), {"name": name, "recalled": recalled}
 
-# %% ../../nbs/coref/14_articles.ipynb #9ca84028
+# %% ../../nbs/coref/14_articles.ipynb #82663e21
 def _written(sentences: Iterator[Sentence]) -> Article:
     "Write sentences one after another."
     text, mentions = "", list[Mention]()
@@ -112,7 +112,7 @@ def _written(sentences: Iterator[Sentence]) -> Article:
         text = f"{text} {sentence}".lstrip()
     return Article(text, tuple(mentions))
 
-# %% ../../nbs/coref/14_articles.ipynb #c1af02d8
+# %% ../../nbs/coref/14_articles.ipynb #3b5a0c39
 def articles(
     number: int,  # how many
     entities: int = 1,  # names in each
@@ -133,7 +133,7 @@ def articles(
             bar.update(len(made) - bar.n)
     return [*made.values()]
 
-# %% ../../nbs/coref/14_articles.ipynb #31d77759
+# %% ../../nbs/coref/14_articles.ipynb #22e8796b
 def _asked(several: list[Article], most: int) -> list[Sample]:
     return [sample for one in several for sample in one.samples][:most]
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Head', 'train_tokenizer', 'mini', 'load', 'build']
 
-# %% ../../nbs/coref/22_models.ipynb #de05874d
+# %% ../../nbs/coref/22_models.ipynb #1c979058
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..experiment.checkpoints import damage, draft_of, publish
 from ..experiment.models import CheckpointError, Loaded, loading, origin_of
 from ..experiment.studies import Model
 
-# %% ../../nbs/coref/22_models.ipynb #82ef0e57
+# %% ../../nbs/coref/22_models.ipynb #1d4a1d3a
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _COMMON = 5, 1 / 300  # a word that is a piece by itself is in so many texts, and such a share of them, at least
 
@@ -44,7 +44,7 @@ def _pieces(words: Iterable[set[str]], vocab_size: int) -> list[str]:
     made = [*_SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters)]
     return made + common[: max(0, vocab_size - len(made))]
 
-# %% ../../nbs/coref/22_models.ipynb #b691fbe8
+# %% ../../nbs/coref/22_models.ipynb #5f058b7c
 def train_tokenizer(
     texts: Iterable[str],  # to learn from
     vocab_size: int = 1000,  # pieces at most; letters are kept even where they are more
@@ -57,7 +57,7 @@ def train_tokenizer(
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return PreTrainedTokenizerFast(tokenizer_object=made, **_SPECIAL)
 
-# %% ../../nbs/coref/22_models.ipynb #54519662
+# %% ../../nbs/coref/22_models.ipynb #31bfa167
 _WIDE = {"initializer_range": 0.1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
 _SHAPES: dict[str, tuple[type, dict[str, Any]]] = {  # family -> its configuration, and what is its own in a mini
     "deberta-v2": (DebertaV2Config, dict(
@@ -69,7 +69,7 @@ _SHAPES: dict[str, tuple[type, dict[str, Any]]] = {  # family -> its configurati
         num_hidden_layers=3, layer_types=["sliding_attention", "sliding_attention", "full_attention"], local_attention=12)),
 }
 
-# %% ../../nbs/coref/22_models.ipynb #c66e6895
+# %% ../../nbs/coref/22_models.ipynb #751851a1
 def _positions(family: str, tokenizer: Any, max_length: int) -> dict[str, int]:
     "How far a mini reads, as its family writes it down."
     if family == "roberta":
@@ -77,7 +77,7 @@ def _positions(family: str, tokenizer: Any, max_length: int) -> dict[str, int]:
     reach = {"max_relative_positions": max_length} if family == "deberta-v2" else {}
     return {"max_position_embeddings": max_length} | reach
 
-# %% ../../nbs/coref/22_models.ipynb #2728bd58
+# %% ../../nbs/coref/22_models.ipynb #3f0f32d7
 def mini(
     tokenizer: PreTrainedTokenizerFast,  # gives vocabulary and special ids
     family: str = "deberta-v2",  # or "roberta", "modernbert"
@@ -91,7 +91,7 @@ def mini(
     config = kind(vocab_size=len(tokenizer), **_WIDE | own | ids | _positions(family, tokenizer, max_length))
     return AutoModelForMaskedLM.from_config(config)
 
-# %% ../../nbs/coref/22_models.ipynb #4be13c67
+# %% ../../nbs/coref/22_models.ipynb #87ee1195
 Head = Literal["keep", "train"]
 
 
@@ -103,7 +103,7 @@ def _check_head(source: str, missing: Iterable[str], head: Head) -> str:
                               "random numbers. Choose a checkpoint trained with masked language modelling, or set head=train")
     return ", with a new head that this run trains" if absent else ""
 
-# %% ../../nbs/coref/22_models.ipynb #1a7cc3e4
+# %% ../../nbs/coref/22_models.ipynb #f6c38a66
 def load(
     source: str,  # folder or hub id
     head: Head = "keep",  # "train" takes one that starts at random, too
@@ -118,7 +118,7 @@ def load(
                               "do not belong together")
     return Loaded(model, tokenizer, origin_of(source) + _check_head(source, found["missing_keys"], head))
 
-# %% ../../nbs/coref/22_models.ipynb #9c80e365
+# %% ../../nbs/coref/22_models.ipynb #d46c9ebd
 def _start_mini(
     family: str,  # of the registry's entry
     texts: Iterable[str],  # training text
@@ -134,7 +134,7 @@ def _start_mini(
         publish(draft, folder)
     return folder
 
-# %% ../../nbs/coref/22_models.ipynb #a422e5ac
+# %% ../../nbs/coref/22_models.ipynb #4ff1c85c
 def build(
     entry: Model,  # the registry's
     size: str,  # "mini" or "full"
