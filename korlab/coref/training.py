@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Row', 'rows', 'misfit', 'Together', 'scores', 'label_loss', 'RecallTrainer', 'recalled', 'RecallTraining']
 
-# %% ../../nbs/coref/32_training.ipynb #a1e5926d
+# %% ../../nbs/coref/32_training.ipynb #c08fbe02
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from .windows import Window
 from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
 
-# %% ../../nbs/coref/32_training.ipynb #b0ac01f7
+# %% ../../nbs/coref/32_training.ipynb #5c03cae5
 Row = tuple[Window, ...]  # windows of a document, the one that reaches farthest last
 
 
@@ -41,7 +41,7 @@ def _shares(one: Window, last: Window) -> bool:
     whole = one.ids[: one.place] + one.target
     return end <= last.place and last.ids[:end] == whole
 
-
+# %% ../../nbs/coref/32_training.ipynb #1eee65ab
 def rows(
     windows: Sequence[Window],  # those of a document one after another
     together: bool = True,  # whether a row asks for every later mention that its text holds
@@ -59,7 +59,7 @@ def rows(
             left = [one for one in others if one not in fits]
     return made
 
-# %% ../../nbs/coref/32_training.ipynb #b15911f1
+# %% ../../nbs/coref/32_training.ipynb #8bfe1f52
 def misfit(
     one: Window,  # a question
     tokenizer: Any,  # its mask and unknown token
@@ -71,7 +71,7 @@ def misfit(
     ids = one.ids[: one.place] + [tokenizer.mask_token_id] * other + one.ids[one.place + number :]
     return replace(one, ids=ids, target=[tokenizer.unk_token_id] * other)
 
-# %% ../../nbs/coref/32_training.ipynb #82dfc817
+# %% ../../nbs/coref/32_training.ipynb #c78a4803
 @dataclass
 class Together:
     "Batches of rows: the collator's for the last window of each, with the other names of a row hidden as well."
@@ -91,7 +91,7 @@ class Together:
                 batch["weights"][i, place] = 1.0
         return batch
 
-# %% ../../nbs/coref/32_training.ipynb #e5d7f3b2
+# %% ../../nbs/coref/32_training.ipynb #712330f3
 _HEADS = ("cls", "lm_predictions", "lm_head", "head")  # what families call it
 
 
@@ -105,7 +105,7 @@ def _reading(model: PreTrainedModel, places: torch.Tensor) -> Iterator[None]:
     finally:
         hook.remove()
 
-
+# %% ../../nbs/coref/32_training.ipynb #9ca89d5f
 def scores(
     model: PreTrainedModel,  # a masked language model
     batch: Mapping[str, torch.Tensor],  # input_ids, attention_mask, labels
@@ -114,7 +114,7 @@ def scores(
     with _reading(model, batch["labels"] != -100):
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
-# %% ../../nbs/coref/32_training.ipynb #eec455ef
+# %% ../../nbs/coref/32_training.ipynb #ddafdff3
 def label_loss(
     scores: torch.Tensor,  # (labels, pieces)
     batch: Mapping[str, torch.Tensor],  # labels; weights where they differ
@@ -127,7 +127,7 @@ def label_loss(
         losses = losses * batch["weights"][chosen]
     return losses.sum() / (chosen.sum() if number is None else number)
 
-# %% ../../nbs/coref/32_training.ipynb #dec01cde
+# %% ../../nbs/coref/32_training.ipynb #9e6715be
 class RecallTrainer(LabTrainer):
     "A Trainer that scores labelled places only, and asks dev for names alone."
 
@@ -159,13 +159,13 @@ class RecallTrainer(LabTrainer):
         best[best != -100] = found.argmax(-1)
         return loss.detach(), best, inputs["labels"]
 
-# %% ../../nbs/coref/32_training.ipynb #1a7a39cc
+# %% ../../nbs/coref/32_training.ipynb #972d739b
 def recalled(prediction: EvalPrediction) -> dict[str, float]:
     "The share of names whose pieces are all right, as many masks given as they have."
     right = prediction.predictions == prediction.label_ids
     return {"real1": float(right.all(axis=1).mean())}
 
-# %% ../../nbs/coref/32_training.ipynb #38226204
+# %% ../../nbs/coref/32_training.ipynb #1e42ea23
 class _Counting(TrainerCallback):
     "Let a collator count on where a training stands."
 
@@ -176,7 +176,7 @@ class _Counting(TrainerCallback):
         "Set the number of the next batch."
         self.collator.step = state.global_step * args.gradient_accumulation_steps
 
-# %% ../../nbs/coref/32_training.ipynb #cb8e8cd9
+# %% ../../nbs/coref/32_training.ipynb #77fcbe60
 class _RecallTraining(Training):
     "How a masked language model is trained on windows."
 
@@ -214,7 +214,7 @@ class _RecallTraining(Training):
         "What to change when one row does not fit."
         return f"out of memory even with batches of one row ({reason}): lower max_length or set gradient_checkpointing=true"
 
-# %% ../../nbs/coref/32_training.ipynb #4968b622
+# %% ../../nbs/coref/32_training.ipynb #8b7c89b2
 class RecallTraining(_RecallTraining):
     "Train a masked language model to recall names, and keep the checkpoint that recalls most of dev."
 
