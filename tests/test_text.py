@@ -134,7 +134,9 @@ def test_what_only_looks_like_markup_stays(text):
 @pytest.mark.parametrize(("raw", "clean", "kinds"), [
     ('<DIV class="x" id=y hidden><p>가요?</p>네<BR />그래<br></div>', "가요?네\n그래", {"<div>": 2, "<p>": 2, "<br>": 2}),
     ("<a href='https://x.kr/?a=1&b=2'>여기</a> <!-- 메모 -->끝", "여기 끝", {"<a>": 2, "<!-- -->": 1}),
-    ("<<b>br>네 <i <b>class=x>", "네", {"<b>": 2, "<br>": 1, "<i>": 1}),
+    ("<<b></b>br>네 <i <b></b>class=x>끝</i>", "네 끝", {"<b>": 4, "<br>": 1, "<i>": 2}),
+    ("<A>안과 <B>안 중에 골라, if a<b>c, <s>와 <Del> 키", "<A>안과 <B>안 중에 골라, if a<b>c, <s>와 <Del> 키", {}),
+    (r"C:\data\n1팀\보고서, 개행(\n)은 \n입니다", r"C:\data\n1팀\보고서, 개행(\n)은 \n입니다", {}),
     (r"#Person1#: 가요?\n#Person2#: 네.\r\nTom: 또 봐.\nuser: 응", "#Person1#: 가요?\n#Person2#: 네.\nTom: 또 봐.\nuser: 응", {r"\n": 3}),
     ("\ufeff가요?\u2028네.\x0b응\x0c글쎄\x85또\u2029봐\u2060", "가요?\n네.\n응\n글쎄\n또\n봐",
      {"U+FEFF": 1, "U+2028": 1, "U+000B": 1, "U+000C": 1, "U+0085": 1, "U+2029": 1, "U+2060": 1}),

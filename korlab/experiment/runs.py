@@ -39,11 +39,15 @@ class RunBusyError(RunError):
     "A run that another process is working on."
 
 # %% ../../nbs/experiment/06_runs.ipynb #364bf483
+_LATER = ("encoding",)  # parameters that came later: while nobody sets them, runs keep the names they had
+
+
 def run_name(
     config: Config,  # effective parameters
 ) -> str:  # a folder name that these parameters, and no others, lead to
     "The name a run gets when nobody gives it one."
-    text = json.dumps(config.flat(), sort_keys=True, ensure_ascii=False)
+    values = {name: value for name, value in config.flat().items() if name not in _LATER or value is not None}
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return f"{config.run.model}-{config.run.size}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
