@@ -39,7 +39,7 @@ def _row_texts(
     where: str,  # what to call the row in an error
 ) -> list[str]:  # its texts in NFC; an absent, null or blank field is no text
     "Texts of one row, from the fields in `_FIELDS`; `FileError` when it has none of them, or one that is no text."
-    row = dict(row) if isinstance(row, Mapping) else {name: getattr(row, name, None) for name in _FIELDS}
+    row = dict(row) if isinstance(row, Mapping) else {name: getattr(row, name, None) for name in (*_FIELDS, "negatives")}
     values = [*(row[name] for name in _FIELDS if row.get(name) is not None), *negatives_of(row)]
     if not values:
         raise FileError(f"{where} has no text: it needs one of the fields {', '.join(_FIELDS)}, and has {keys_of(row)}")
