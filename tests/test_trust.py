@@ -18,7 +18,7 @@ from korlab.report import pages
 from korlab.report.render import lead_of, render_run
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.scenarios import embedded as questions
-from korlab.summarization import inference, study, summarizer
+from korlab.summarization import cli, inference, study, summarizer
 from korlab.summarization.data import embedded, load_splits
 from korlab.summarization.dialogues import Dialogue, save_dialogues
 from korlab.workbench import comparing, verdicts
@@ -83,7 +83,12 @@ def test_a_folder_is_scored_by_the_names_of_its_files(lab):
     run, checkpoint = open_evaluation({"run": "plain", "data": str(lab / "files"), "name": "all"})
     found = study.evaluate_on(run, checkpoint)
     run.close()
-    assert {one.split: one.n for one in found.scored} == {"dev": 3, "test": 3, "train": 54}
+    assert {one.split: one.n for one in found.scored} == {"test": 3} and not run.path("predictions", "train.csv").exists()
+    assert "Scored: test; left aside in the same folder: dev, train." in said(run) and "채점하지 않은 것: dev, train" in said_in_korean(run)
+    shutil.copytree(lab / "files", lab / "known", ignore=shutil.ignore_patterns("test.csv"))
+    run, checkpoint = open_evaluation({"run": "plain", "data": str(lab / "known"), "name": "known"})
+    assert {one.split: one.n for one in study.evaluate_on(run, checkpoint).scored} == {"dev": 3, "train": 54}
+    run.close()
     assert [pair for pair in remarks(run) if pair[0] in ("train", "dev")] == [("dev", "dev"), ("train", "train")]
     (lab / "only").mkdir(exist_ok=True)
     shutil.copy(lab / "files" / "dev.csv", lab / "only" / "dev.csv")
@@ -112,6 +117,23 @@ def test_rows_without_summaries_are_said_to_be_unscored(lab, tmp_path):
     assert "점수가 없다" in text.splitlines()[2] and "predictions/dev.csv" in text
     gallery = text.split("## 직접 보기")[1].split("\n## ")[0]
     assert gallery.count("| dev | ") == 4, "an empty example section"
+
+
+def test_commands_tell_doubts_and_removals(lab, tmp_path, capsys):
+    one, two = "#Person1#: <b>토요일</b>에 만날까?", "#Person1#: 세 시에 보자."
+    lines = [f"d1,{one},만난다.", f"d2,{two},본다.", f"d3,{two},본다.", "d4,,없다."]
+    (tmp_path / "mixed.csv").write_text("fname,dialogue,summary\n" + "\n".join(lines) + "\n", "utf-8")
+    cli.summarize(["plain"], str(tmp_path / "mixed.csv"), tmp_path / "out.csv")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 rows or files were left out" in told and "1 doubts about rows that are summarised" in told and "duplicate dialogue" in told
+    assert "<b>: 2 times in 1 row, first in" in told
+    printed = korlab("evaluate", "plain", "--data", tmp_path / "mixed.csv", "--name", "mixed", runs=lab / "runs")
+    run = reopen(lab / "runs" / "summarization" / "plain" / "evaluations" / "mixed")
+    assert "data: mixed: 3 of 4 rows kept; problems: " in printed and "duplicate dialogue 1" in printed and "<b> 2" in printed
+    assert "1 problem row of mixed has no prediction" in said(run) and "문제가 있는 행 1개는" in said_in_korean(run)
+    assert "problem row" not in run.path("report.md").read_text("utf-8")
+    (answer,) = inference.ask({"run": "plain", "dialogue": one})
+    assert "<b> ×2" in answer["removed"] and inference.ask({"run": "plain", "dialogue": two})[0]["removed"] == ""
 
 
 # ---- useless models --------------------------------------------------------------------------------------------------
@@ -273,7 +295,7 @@ def test_a_collapsed_encoder_is_called_one(sparse, monkeypatch):
     assert {("floor", "test"), ("empty", "test"), ("distinct", "test")} <= set(remarks(again))
     assert f"test: {n} of {n} query vectors (100 %) are empty." in said(again)
     assert f"test: only 1 distinct document vector among {documents}." in said(again)
-    assert "which need no training" in said(again) and remarks(again).count(("floor", "test")) == 1 and lead_of(again).startswith(f"주의! test: 질의 벡터 {n}개 가운데 {n}개(100 %)가 비어 있다.")
+    assert "which need no training" in said(again) and remarks(again).count(("floor", "test")) == 1 and lead_of(again).startswith(f"주의! test: 질문 벡터 {n}개 가운데 {n}개(100 %)가 비어 있다.")
 
 
 # ---- one score has one value -----------------------------------------------------------------------------------------
