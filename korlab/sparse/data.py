@@ -356,7 +356,7 @@ def entries(
 
     def own(row: Row) -> Verdict[tuple[str, str]]:
         alone = numbered and not _has(row.values, _ID)
-        key, text, found = _entry_of(row.values | {"_id": row.row} if alone else row.values, name)
+        key, text, found = _entry_of({**row.values, "_id": row.row} if alone else row.values, name)
         if key in known:
             found.append(Fault("duplicate id", f"id {key} stands in this file already"))
         elif not found and (first := seen.setdefault(text_hash(text), key)) != key:
