@@ -846,3 +846,13 @@ def test_real_dialogues(tmp_path):
     for codec in ("utf-16", "cp949"):
         text = (DATA / "xpersona_train.csv").read_text("utf-8").encode(codec, "ignore")
         assert len(load_dialogues(put(tmp_path, "x.csv", text), policy="strict").rows) == 499
+
+
+def test_splits_that_share_a_dialogue_are_named_as_they_were_given(tmp_path):
+    """Whether the dev taken out of train gets the dialogue or not, the person has train and test."""
+    rows = [Dialogue(f"d_{i}", f"#Person1#: {i}번 대화입니다.", ("요약.",)) for i in range(30)]
+    save_dialogues(rows, tmp_path / "train.csv")
+    for i in range(30):
+        save_dialogues([Dialogue("t", rows[i].dialogue, ("요약.",)), Dialogue("u", "새 대화", ("요약.",))], tmp_path / "test.csv")
+        with pytest.raises(DataError, match="^train and test share 1 dialogue "):
+            load_splits(configure({"data": str(tmp_path)}))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['counted', 'short', 'and_more', 'Problem', 'FileFault', 'DataError', 'SourceFile', 'label', 'spread', 'Removed',
-           'DataReport', 'few_problems', 'account', 'account_removed', 'check_policy', 'check_outcome']
+           'DataReport', 'few_problems', 'account', 'account_removed', 'removals', 'accounted', 'check_policy',
+           'check_outcome']
 
 # %% ../../nbs/core/10_accounts.ipynb #351f7be2
 import math
@@ -332,6 +333,26 @@ def account_removed(
         near = next(one.near for one in removed if one.kind == kind)
         entry = report.removed.setdefault(kind, Removed(place, near))
         entry.rows, entry.times = entry.rows + 1, entry.times + times
+
+# %% ../../nbs/core/10_accounts.ipynb #8d013b5e
+def removals(
+    report: DataReport,  # what loading found
+) -> list[str]:  # one line a kind
+    "Say what cleaning took out: how often, out of how many rows, and where it was first met."
+    return [f"{kind}: {counted(one.times, 'time')} in {counted(one.rows, 'row')}, first in {one.first}: {one.near!r}"
+            for kind, one in report.removed.items()]
+
+
+def accounted(
+    source: Mapping[str, Any],  # as `data.json` holds it
+) -> str:  # empty where every row was kept as it was
+    "Count what a source lost, what is doubted, and what cleaning took out."
+    kinds = Counter(problem["kind"] for problem in source["problems"]) + Counter(source.get("unlisted", {}))
+    parts = {"problems": ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common()),
+             "removed by cleaning": ", ".join(f"{kind} {one['times']:,}" for kind, one in source.get("removed", {}).items())}
+    told = "; ".join(f"{name}: {found}" for name, found in parts.items() if found)
+    rows = source["rows"]
+    return f"{rows['kept']:,} of {counted(rows['read'], 'row')} kept; {told}" if told else ""
 
 # %% ../../nbs/core/10_accounts.ipynb #0feab2ed
 _POLICIES = ("report", "strict")

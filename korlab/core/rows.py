@@ -144,6 +144,16 @@ def _under(columns: Columns, item: Any) -> Any:
     "The values of a mapping under all columns; a fault stays what it is."
     return item if isinstance(item, Fault) else columns.sort([item.get(name) for name in columns.names])
 
+# %% ../../nbs/core/15_rows.ipynb #03bb9857
+def _told(rows: Found, file: SourceFile, schema: Schema) -> Found:
+    "Pass rows of their own keys on; at last the report names the keys that are no field's."
+    seen: dict[object, None] = {}
+    for line, item in rows:
+        seen |= dict.fromkeys(item) if isinstance(item, Mapping) else {}
+        yield line, item
+    ignored = [short(key, 40) for key in seen if not known_columns([key], schema)]
+    file.notes += [f"ignored keys: {and_more(ignored[:12], len(ignored), ', ')}"] if ignored and schema.fields else []
+
 # %% ../../nbs/core/15_rows.ipynb #93cbf183
 def _form(head: str) -> str | None:
     "What the beginning of a JSONL file is, if it is another form of JSON, and what to do about it."
@@ -179,7 +189,7 @@ def _jsonl(part: Part, file: SourceFile, schema: Schema) -> Found:
     _require_lines(part, schema)
     lines = _line_source(part, file, schema)
     if schema.each_row:
-        yield from line_rows(_counted_lines(lines(), file), schema.line)
+        yield from _told(line_rows(_counted_lines(lines(), file), schema.line), file, schema)
         return
     columns = match_columns(_keys(item for _, item in line_rows(_counted_lines(lines(), file))), schema)
     file.notes += columns.notes
@@ -233,7 +243,7 @@ def _hub(part: Part, file: SourceFile, schema: Schema, **where: str | None) -> F
     "Rows of one split of a hub dataset."
     data = hub_dataset(part.where, **where)
     if schema.each_row:
-        yield from ((0, row) for row in data)
+        yield from _told(((0, row) for row in data), file, schema)
         return
     columns = match_columns(data.column_names, schema)
     file.notes = [*_hub_notes(data), *columns.notes]
@@ -257,7 +267,7 @@ def _fingerprinted(rows: Iterable[Any], file: SourceFile) -> Iterator[Any]:
 # %% ../../nbs/core/15_rows.ipynb #48e99384
 def _named(item: object, schema: Schema) -> Mapping[Any, Any] | Fault:
     "A row in memory as named values."
-    if isinstance(item, Mapping):
+    if isinstance(item, (Mapping, Fault)):
         return item
     if schema.made is not object and isinstance(item, schema.made):
         return schema.columns(item)
@@ -269,7 +279,7 @@ def _memory(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Rows in memory."
     items = [_named(item, schema) for item in part.where]
     if schema.each_row:
-        yield from ((0, item) for item in items)
+        yield from _told(((0, item) for item in items), file, schema)
         return
     columns = match_columns(_keys(items), schema)
     file.notes = list(columns.notes)
@@ -322,6 +332,8 @@ def read_rows(
         values, doubts = (found.values, (found.doubt,)) if isinstance(found, _Doubtful) else (found, ())
         fault = values if isinstance(values, Fault) else half_character(values) or _wrong_encoding(values, schema)
         yield Row(part.name, number, line, {} if fault else values, fault, doubts)
+    if not number and part.format == "memory":
+        raise FileFault("no rows", "holds no rows: add rows or name another file")
     if not number:
         raise FileFault("header only", "has a header but no rows: add rows or name another file")
 

@@ -128,7 +128,8 @@ def seen_before(
         english, korean = _SEEN[part]
         file = run.folder.parents[1] / f"{part}_hashes.json"
         if not file.is_file():
-            run.note(f"This checkpoint does not record its {part} rows, so nobody can tell whether they are among these.", once=True)
+            run.note(f"This checkpoint does not record its {part} rows, so nobody can tell whether they are among these.",
+                     f"이 체크포인트에는 {part} 행의 기록이 없어, 그 행이 여기에 섞여 있는지 알 수 없다.", once=True)
             continue
         known = set(read_json(file))
         if count := sum(one in known for one in hashes):

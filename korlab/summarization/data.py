@@ -163,6 +163,7 @@ def _complete(splits: Splits) -> None:
     "Make sure that dev and a scored test exist, and say where they came from."
     rows = splits.rows
     _without_bare_test(splits)
+    check_overlap({name: rows[name] for name in ("train", "dev", "test") if name in rows})  # as they were given
     if lacking := [name for name in ("dev", "test") if name not in rows]:
         alike = _take_out(rows, lacking, _losses(splits))
         if "dev" in lacking:
