@@ -324,13 +324,13 @@ def account(
 # %% ../../nbs/core/10_accounts.ipynb #6d49efe9
 def account_removed(
     report: DataReport,  # counts it
-    place: str,  # of the row, for people
+    place: object,  # of the row; for people as `str` writes it
     removed: Sequence[Removal],  # what cleaning took out of it
 ) -> None:
     "Count what cleaning took out of one row."
     for kind, times in Counter(one.kind for one in removed).items():
         near = next(one.near for one in removed if one.kind == kind)
-        entry = report.removed.setdefault(kind, Removed(place, near))
+        entry = report.removed.get(kind) or report.removed.setdefault(kind, Removed(str(place), near))
         entry.rows, entry.times = entry.rows + 1, entry.times + times
 
 # %% ../../nbs/core/10_accounts.ipynb #0feab2ed
