@@ -149,8 +149,8 @@ def read_header(
     text = next(_texts(window, start))
     if MARK in text or "\0" in text:
         kind = "NUL bytes" if "\0" in text else "undecodable bytes"
-        raise FileFault(kind, f"has {kind} in its header (damaged, or UTF-16 without a mark): save it as UTF-8, or say "
-                              "encoding='utf-16-le' if it is that")
+        raise FileFault(kind, f"has {kind} in its header: it is damaged, or its header and its rows are in different "
+                              "encodings; save all of it as UTF-8")
     if found := misread(text):
         raise FileFault("wrong encoding", f"has a header in {found.written} that was read as {found.read}: save all of it as UTF-8")
     heads = [head for delimiter in delimiters if (head := _header_at(window, start, delimiter))]
