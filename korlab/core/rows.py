@@ -175,8 +175,9 @@ def _require_lines(part: Part, schema: Schema) -> None:
     "`FileFault` for a JSONL file in another form, or not in UTF-8 where it must be."
     if (schema.utf8 or schema.line) and not part.encoding and _other_encoding(found := find_encoding(part.where)):
         lines = [isinstance(line, Fault) for line in utf8_lines(part.where)]
-        if sum(lines) * 2 > len(lines):
-            why = f"it is text in {found.name} and not in UTF-8, as this format is: save it as UTF-8"
+        if sum(lines) * 2 > len(lines) or found.codec.startswith("utf-16"):
+            why = f"it is text in {found.name} and not in UTF-8, as this format is: save it as UTF-8, or say "
+            why += f"encoding={found.codec!r} (-p encoding {found.codec})"
             raise FileFault("another form", f"has no row that can be used: {why}")
     with open(part.where, "rb") as file:
         form = None if schema.line else _form(file.read(PIECE).decode("utf-8", "replace"))
@@ -303,6 +304,9 @@ def _wrong_encoding(
 ) -> Fault | None:  # None if its texts are what they seem
     "Recognise a row that was read in the wrong encoding; what nobody asked for does not count."
     for name, value in values.items():
+        if (lost := max((text.count("\ufffd") for text in _texts(value)), default=0)) > 1:
+            return Fault("wrong encoding", f"the {short(name)} has {lost} replacement characters (U+FFFD), which stand "
+                                           "for text that was lost: take this row from its source again")
         found = next((found for text in _texts(value) if not text.isascii() and (found := misread(text))), None)
         if found and (not schema.each_row or not schema.fields or known_columns([name], schema)):
             why = f"the {short(name)} is {found.written} read as {found.read}, and says {short(found.text, 40)!r}"
@@ -310,6 +314,15 @@ def _wrong_encoding(
     return None
 
 # %% ../../nbs/core/15_rows.ipynb #ff546a2b
+_READING = ("wrong encoding", "undecodable bytes", "NUL byte", "NUL bytes", "missing column", "no header")
+
+
+def _asked_for(part: Part, kind: str, detail: str) -> str:
+    "The same detail; where an encoding that was asked for may be why, it says so."
+    leave = part.encoding and kind in _READING and "leave encoding=" not in detail
+    return f"{detail}; encoding={part.encoding!r} was asked for: leave it out if that is wrong" if leave else detail
+
+
 _READERS = {"csv": _delimited, "tsv": _delimited, "jsonl": _jsonl, "parquet": _parquet, "memory": _memory}
 
 
@@ -331,6 +344,7 @@ def read_rows(
     for number, (line, found) in enumerate(rows, 1):
         values, doubts = (found.values, (found.doubt,)) if isinstance(found, _Doubtful) else (found, ())
         fault = values if isinstance(values, Fault) else half_character(values) or _wrong_encoding(values, schema)
+        fault = fault and Fault(fault.kind, _asked_for(part, fault.kind, fault.detail))
         yield Row(part.name, number, line, {} if fault else values, fault, doubts)
     if not number and part.format == "memory":
         raise FileFault("no rows", "holds no rows: add rows or name another file")
@@ -360,7 +374,7 @@ def judged_rows(
                 report.cleaned += verdict.cleaned
                 yield cast(Item, verdict.item)
     except FileFault as fault:
-        report.add(Problem(part.name, 0, 0, fault.kind, fault.detail))
+        report.add(Problem(part.name, 0, 0, fault.kind, _asked_for(part, fault.kind, fault.detail)))
     except OSError as error:
         report.add(Problem(part.name, 0, 0, "unreadable file", f"cannot be read ({error.strerror})"))
 

@@ -30,7 +30,7 @@ from korlab.core.accounts import (
 )
 from ..core.files import Fault, write, write_jsonl
 from ..core.rows import judged_rows, load_rows
-from ..core.schemas import Field, Row, Schema, Verdict, as_text, find_columns, text_fault
+from ..core.schemas import Field, Place, Row, Schema, Verdict, as_text, find_columns, text_fault
 from ..core.settings import expanded
 from ..core.sources import Part, first_words, is_data_file, is_hub_id
 from ..core.text import normalize, text_hash
@@ -210,7 +210,7 @@ def _triples_of(
     max_chars: int | None = None,  # Longest text allowed
 ) -> Schema[Triple]:  # For one load: it remembers what it has seen
     "The schema of triples, each row by its own keys."
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[tuple[str, str], Place] = {}
 
     def own(row: Row) -> Verdict[Triple]:
         verdict = _judge(row, kind, max_chars)
