@@ -23,7 +23,10 @@ from korlab.core.files import FileError, read_json, read_jsonl, write_json, writ
 from korlab.core.rows import judged_rows, load_rows, read_rows
 from korlab.core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
 from korlab.core.sources import Part
+from korlab.experiment.evaluations import _of_other_files
+from korlab.experiment.params import ParameterError
 from korlab.sparse.data import load_triples
+from korlab.summarization.data import _find_split_files
 from korlab.summarization.dialogues import load_dialogues
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -42,6 +45,7 @@ FORMATS = ("csv", "tsv", "jsonl", "parquet")
 
 def put(folder: Path, name: str, content: bytes) -> Part:
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     return Part(str(path), path.suffix[1:], path)
 
@@ -151,7 +155,10 @@ from korlab.core.accounts import DataReport
 from korlab.core.rows import judged_rows
 from korlab.core.schemas import Field, Schema, Verdict
 from korlab.core.sources import Part
+from korlab.experiment.evaluations import _of_other_files
+from korlab.experiment.params import ParameterError
 from korlab.sparse.data import load_triples
+from korlab.summarization.data import _find_split_files
 from korlab.summarization.dialogues import load_dialogues
 import csv, json, re, hashlib, codecs
 kind, path, each = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "each"
@@ -381,7 +388,7 @@ def test_an_encoding_that_is_asked_for_decides(tmp_path):
     with pytest.raises(DataError, match="begins with the byte-order mark of UTF-8, so it is not in CP949: leave encoding='cp949' out"):
         check_outcome(load_rows(marked.where, SCHEMA, encoding="cp949")[1])
     lines = put(tmp_path, "x.jsonl", '{"id": "d_0", "said": "가요?"}\n'.encode("cp949"))  # JSON of this schema is UTF-8 ...
-    assert load_rows(lines.where, LOOSE)[1].problems[0].kind == "another form"
+    assert "save it as UTF-8, or say encoding='cp949' (-p encoding cp949)" in load_rows(lines.where, LOOSE)[1].problems[0].detail
     assert load_rows(lines.where, LOOSE, encoding="cp949")[0] == [{"id": "d_0", "said": "가요?"}]  # ... unless somebody says so
 
 
@@ -457,6 +464,70 @@ def test_lists_of_numbers_and_seats_are_no_rows(tmp_path, text):
 def test_passages_of_two_lines_are_no_rows(tmp_path):
     text = 'id,said\n가을은?,"가을에는 단풍이 든다.\n겨울에는 눈이 오고,춥다."\n'
     assert load_rows(put(tmp_path, "x.csv", text.encode()).where, LOOSE, policy="strict")[1].problems == []
+
+
+# ---- other encodings ------------------------------------------------------------------------------------------------
+
+ROWS = HEAD + "".join(f"d_{i},오늘은 비가 와요.\n" for i in range(5))
+
+
+@pytest.mark.parametrize("codec, name", [("utf-16-le", "UTF-16 LE"), ("utf-16-be", "UTF-16 BE"), ("utf-32-le", "UTF-32"), ("utf-32", "UTF-32")])
+def test_wide_encodings_without_a_mark_are_named(tmp_path, codec, name):
+    for file, text in (("x.csv", ROWS), ("x.jsonl", '{"id": "d_0", "said": "가요?"}\n' * 3)):
+        path = put(tmp_path, file, text.encode(codec)).where
+        with pytest.raises(DataError, match=f"is in {name}.*: save it as UTF-8") as found:
+            check_outcome(load_rows(path, SCHEMA)[1])
+        assert (f"-p encoding {codec}" in str(found.value)) == ("UTF-16" in name)
+    if "UTF-16" in name:
+        assert len(load_rows(tmp_path / "x.csv", SCHEMA, encoding=codec)[0]) == 5
+        wrong = {"utf-16-le": "utf-16-be", "utf-16-be": "utf-16-le"}[codec]
+        assert f"say encoding='{codec}'" in load_rows(tmp_path / "x.csv", SCHEMA, encoding=wrong)[1].problems[0].detail
+
+
+def test_an_unfit_encoding_is_said_to_be_asked_for(tmp_path):
+    path = put(tmp_path, "x.csv", ROWS.encode()).where
+    problems = load_rows(path, SCHEMA, encoding="cp949")[1].problems
+    assert len(problems) == 5 and all("encoding='cp949' was asked for: leave it out" in problem.detail for problem in problems)
+    with pytest.raises(ValueError, match="encoding='euc-kr': choose one of .*EUC-KR is read as 'cp949'"):
+        load_rows(path, SCHEMA, encoding="euc-kr")
+
+
+@pytest.mark.parametrize("codec, text", [("gbk", "今天天气很好，我们去公园散步吧。你吃饭了吗？明天上午十点在会议室见面，讨论新的项目计划。"),
+                                         ("shift_jis", "今日はとてもいい天気ですね。公園に散歩に行きましょう。ご飯を食べましたか？")])
+def test_other_languages_are_no_cp949(tmp_path, codec, text):
+    path = put(tmp_path, "x.csv", (HEAD + f"d_0,{text}\n" * 20).encode(codec)).where
+    with pytest.raises(DataError, match="is not text in UTF-8, UTF-16 or CP949 .*as Chinese in GBK or Japanese in Shift-JIS"):
+        check_outcome(load_rows(path, SCHEMA)[1])
+
+
+def test_lost_and_western_text_is_told(tmp_path):
+    western = "".join(bytes([b]).decode("cp1252", "ignore") or chr(b) for b in "안녕하세요".encode())
+    raw = f"{HEAD}d_0,{western}\nd_1,\ufffd\ufffd요?\nd_2,네\ufffd\n"
+    items, report = load_rows(put(tmp_path, "x.csv", raw.encode()).where, SCHEMA)
+    assert [key for key, _ in items] == ["d_2"] and [p.kind for p in report.problems] == ["wrong encoding"] * 2
+    assert "UTF-8 read as Windows-1252, and says '안녕하세요'" in report.problems[0].detail
+
+
+def test_shards_from_one_and_with_a_hash_are_complete(tmp_path):
+    for i in (1, 2):
+        put(tmp_path, f"train-{i}-of-2.csv", f"{HEAD}d_{i},가요?\n".encode())
+    assert [key for key, _ in load_rows(tmp_path, SCHEMA)[0]] == ["d_1", "d_2"]
+    (tmp_path / "train-1-of-2.csv").unlink()
+    with pytest.raises(DataError, match="has 1 of 2 shards of train.csv, and lacks number 1"):
+        load_rows(tmp_path, SCHEMA)
+    put(tmp_path, "hashed/train-00000-of-00001-8e3b3a6b.csv", f"{HEAD}d_1,가요?\n".encode())
+    put(tmp_path, "hashed/train.csv", f"{HEAD}d_2,가요?\n".encode())
+    with pytest.raises(ParameterError, match=r"both train-\*-of-00001.csv and train.csv look like the train split"):
+        _find_split_files(tmp_path / "hashed")
+    put(tmp_path, "train/part-0.csv", b"x"), put(tmp_path, "train/part-1.csv", b"x")
+    assert [Path(file).name for file in _find_split_files(tmp_path / "train")["train"]] == ["part-0.csv", "part-1.csv"]
+
+
+def test_the_encoding_of_a_run_is_that_of_its_own_files():
+    recorded = {"data": "mine", "test_data": "t.csv", "encoding": "cp949", "max_chars": 9}
+    for asked in ({}, {"data": "mine"}, {"data": "mine/test.csv"}, {"data": "t.csv"}):
+        assert _of_other_files(recorded, asked) == recorded
+    assert _of_other_files(recorded, {"data": "other.csv"}) == {k: v for k, v in recorded.items() if k != "encoding"}
 
 
 # ---- speed ----------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def _wide(
     "Recognise UTF-16 and UTF-32 by where their zero bytes are."
     with open(path, "rb") as file:
         head = file.read(4096)
-    for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if b"\0" in head else ():
+    for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if head.count(0) > 3 else ():
         with suppress(UnicodeError):
             text = codecs.getincrementaldecoder(codec)().decode(head)
             if "\0" not in text and sum(map(str.isascii, text)) * 20 > len(text) > 1:
@@ -164,7 +164,7 @@ def _as_asked(
 ) -> Encoding:  # that one
     "Take a file as somebody says it is; `FileFault` if its byte-order mark says otherwise."
     if marked and marked != codec:
-        raise FileFault("wrong encoding", f"begins with the byte-order mark of {_NAMES[marked]}, so it is not in "
+        raise FileFault("wrong encoding", f"begins with the byte-order mark of {_NAMES.get(marked, 'UTF-32')}, so it is not in "
                                           f"{_NAMES[codec]}: leave encoding={codec!r} out")
     if not marked and (wide := _wide(path)) and wide != codec:
         raise _unmarked(wide)
@@ -181,9 +181,9 @@ def _judged(
     path: Path,  # a text file without a byte-order mark
 ) -> Encoding:  # without a name if it is text in no encoding we know
     "Judge a whole file as UTF-8 or CP949."
-    if wide := _wide(path):
-        raise _unmarked(wide)
     found = {"utf-8": _scan(path, "utf-8")}
+    if wide := _wide(path):
+        return Encoding("", wide, 0, True, (), found["utf-8"].bytes, found["utf-8"].sha256)
     first = best = found["utf-8"]
     codec, doubt = "utf-8", first.high and not first.marked and not first.wide
     if first.marked or doubt:
@@ -210,14 +210,14 @@ def find_encoding(
         raise ValueError(f"encoding={asked!r}: choose one of {', '.join(map(repr, _NAMES))}; EUC-KR is read as 'cp949'")
     with open(path, "rb") as file:
         head = file.read(4)
-    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise _unmarked("utf-32")
     name, codec, bom = next((one for one in _MARKED if head.startswith(one[2])), ("", "", b""))
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        name, codec, bom = "", "utf-32", b""
     if asked:
         return _as_asked(path, asked, codec, len(bom))
-    if not bom:
+    if not bom and not codec:
         return _judged(path)
-    found = _scan(path, codec, len(bom))
+    found = _scan(path, codec if bom else "utf-8", len(bom))
     return Encoding(name, codec, len(bom), found.marked > 0, (), found.bytes, found.sha256)
 
 # %% ../../nbs/core/11_encodings.ipynb #742fc7a0
@@ -225,6 +225,8 @@ def require_text(
     encoding: Encoding,  # as judged
 ) -> None:
     "`FileFault` if no encoding fits."
+    if not encoding.name and encoding.codec.startswith(("utf-16", "utf-32")):
+        raise _unmarked(encoding.codec)
     if not encoding.name:
         why = f"is not text in UTF-8, UTF-16 or CP949 ({'; '.join(encoding.tried)})"
         raise FileFault("undecodable bytes", f"{why}: save it as UTF-8, or copy it again if it is damaged; "

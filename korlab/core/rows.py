@@ -173,7 +173,10 @@ def _other_encoding(found: Encoding) -> bool:
 
 def _require_lines(part: Part, schema: Schema) -> None:
     "`FileFault` for a JSONL file in another form, or not in UTF-8 where it must be."
-    if (schema.utf8 or schema.line) and not part.encoding and _other_encoding(found := find_encoding(part.where)):
+    found = find_encoding(part.where) if (schema.utf8 or schema.line) and not part.encoding else None
+    if found and not found.name and found.codec.startswith(("utf-16", "utf-32")):
+        require_text(found)
+    if found and _other_encoding(found):
         lines = [isinstance(line, Fault) for line in utf8_lines(part.where)]
         if sum(lines) * 2 > len(lines) or found.codec.startswith("utf-16"):
             why = f"it is text in {found.name} and not in UTF-8, as this format is: save it as UTF-8, or say "

@@ -76,7 +76,7 @@ def _file_rows(
         part = Part(shown(file), kind if f".{kind}" in SUFFIXES else "jsonl", file)
         try:
             for row in read_rows(part, SourceFile(part.name, part.format), _ROWS):
-                where = f"{row.file}, line {row.line}" if row.line else row.place
+                where = f"{row.file}, line {row.line}" if row.line else str(row.place)
                 if row.fault:
                     what = "has no text" if row.fault.detail.endswith("where an object is expected") else "is no JSON"
                     what = "is in the wrong encoding" if row.fault.kind == "wrong encoding" else what
