@@ -500,11 +500,20 @@ def test_a_collection_in_another_encoding_is_read_when_somebody_says_so(tmp_path
     for name in ("corpus.jsonl", "queries.jsonl"):
         put(folder, name, (folder / name).read_text("utf-8").encode("cp949"))
     put(folder, "qrels/._test.tsv", b"\0\5\x16\7")
-    with pytest.raises(DataError, match="corpus.jsonl has no row that can be used: it is text in CP949"):
+    with pytest.raises(DataError, match=r"it is text in CP949 and not in UTF-8.*encoding='cp949' \(-p encoding cp949\)"):
         load_beir(folder)
     found = load_beir(folder, encoding="cp949")
     assert found.corpus["d1"] == "1층에 있다." and found.queries == {"q0": "어디인가요?"}
     assert judged_splits(folder) == ["test"]
+
+
+def test_judgements_in_utf16_are_told_as_such(tmp_path):
+    folder = collection_folder(tmp_path)
+    text = (folder / "qrels/test.tsv").read_text("utf-8")
+    for codec in ("utf-16", "utf-16-be"):
+        put(folder, "qrels/test.tsv", text.encode(codec))
+        with pytest.raises(DataError, match="in UTF-16 [LB]E .*save it as UTF-8, or say encoding='utf-16-[lb]e'"):
+            load_beir(folder)
 
 
 def test_a_garbled_document_is_left_out(tmp_path):

@@ -60,7 +60,7 @@ def _recorded(request: EvaluationParams, home: Run | None) -> dict[str, Any]:
     recorded = {k: v for k, v in home.config.flat().items() if v is not None and k != "name"} if home else {}
     return {**studies.model(name).recipes[size], "model": name, "size": size} | recorded
 
-
+# %% ../../nbs/experiment/08_evaluations.ipynb #97ab32bc
 def _of_other_files(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     "The same without the encoding where other files than the run's own are asked for: that of its own says nothing of them."
     asked, own = overrides.get("data"), {recorded.get(name) for name in ("data", "dev_data", "test_data")}
