@@ -152,9 +152,9 @@ def test_whatever_goes_is_told(raw, clean, kinds):
     "<a " + "x= " * 27_000 + ">", "<a" + " " * 80_000 + "x>", r"\n" * 40_000, "\\" * 80_000, "\n" * 80_000, " " * 80_000 + ".", "\u2028" * 80_000,
 ], ids=range(14))
 def test_cleaning_takes_time_by_length_alone(hard):
-    begun = time.perf_counter()
+    begun = time.process_time()
     T.tidy(hard)
-    assert time.perf_counter() - begun < 1.5
+    assert time.process_time() - begun < 5  # by the square of the length it would be minutes
 
 
 HALF = "좋아요 \ud83d"
