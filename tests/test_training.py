@@ -63,14 +63,16 @@ def sparse(folder: Path, note=print, **values):
     corpus = embedded(train=10, dev=10, test=10, hard=10)
     tokenizer = train_tokenizer([text for t in corpus.train for text in (t.query, t.positive)], 600)
     torch.manual_seed(0)
-    base = folder / f"base{os.environ.get('RANK', '')}"  # of several processes, each reads what it wrote
-    for part in (mini(tokenizer, max_length=48), tokenizer):
-        part.save_pretrained(base)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one writes what all of them read
+        for part in (mini(tokenizer, max_length=48), tokenizer):
+            part.save_pretrained(folder / "base")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     config = studies.configure({
         "model": "sparse-ko", "epochs": 6, "eval_steps": 2, "batch_size": 8, "max_length": 48, "curriculum": "v25", "warmup": 0.1,
         "regularizer": "flops", "stop_tokens": "none", "on_collapse": "warn", "keep_checkpoints": 9, "tracking": "none",
     } | values)
-    return SparseTrainer(config, assemble(base, 48), corpus.train[:16], sample(corpus.dev, 4, 8), folder, note=note)
+    return SparseTrainer(config, assemble(folder / "base", 48), corpus.train[:16], sample(corpus.dev, 4, 8), folder, note=note)
 
 
 def impatient(folder: Path, note=print):
