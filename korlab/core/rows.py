@@ -48,6 +48,7 @@ from korlab.core.schemas import (
     find_columns,
     half_character,
     known_columns,
+    listed,
     match_columns,
     match_keys,
 )
@@ -152,7 +153,7 @@ def _told(rows: Found, file: SourceFile, schema: Schema) -> Found:
         seen |= dict.fromkeys(item) if isinstance(item, Mapping) else {}
         yield line, item
     ignored = [short(key, 40) for key in seen if not known_columns([key], schema)]
-    file.notes += [f"ignored keys: {and_more(ignored[:12], len(ignored), ', ')}"] if ignored and schema.fields else []
+    file.notes += [f"ignored keys: {listed(ignored)}"] if ignored and schema.fields else []
 
 # %% ../../nbs/core/15_rows.ipynb #93cbf183
 def _form(head: str) -> str | None:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from ..core.errors import LabError
 from ..core.files import read_json, write_json
 from ..core.settings import load_env
+from ..core.sources import first_words
 from .config import Config, TrackingParams
 from .params import ParameterError
 
@@ -268,7 +269,7 @@ def _opened(stack: ExitStack, record: AbstractContextManager[None], service: str
     except (LabError, KeyboardInterrupt):
         raise
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        why = first_words(error) or type(error).__name__
         raise TrackingError(
             f"tracking={service!r}: the service does not take a record ({why}): check its address and the login, "
             f"or set tracking_offline=true or tracking=none"
