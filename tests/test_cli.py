@@ -171,10 +171,10 @@ def test_every_command_reads_env_and_says_one_sentence_of_a_bad_one(words, elsew
     (elsewhere / "lab" / ".env").write_text("KORLAB_RUNS=~/marked\nTEA_TOKEN=green\n", encoding="utf-8-sig")
     said = CliRunner().invoke(command_line(), words)
     assert said.exit_code == 1 and said.stderr.startswith("korlab: "), said.output
-    assert (os.environ["TEA_TOKEN"], os.environ["KORLAB_RUNS"]) == ("green", "~/marked")
+    assert (os.environ["TEA_TOKEN"], os.environ["KORLAB_RUNS"]) == ("green", os.path.expanduser("~/marked"))
     (elsewhere / "lab" / ".env").write_bytes(b"\xff\xfe\x00")
     (elsewhere / "lab" / "settings.ini").unlink()
-    (elsewhere / "lab" / "settings.ini").write_text("[paths]\nruns = ~nobody_here/x\n")
+    (elsewhere / "lab" / "settings.ini").write_text("[paths]\nruns = ~nobody_here/x\ncache = x\n")
     for sentence in (".env: this is no text", "settings.ini: the key 'params' is missing"):
         said = CliRunner().invoke(command_line(), words)
         assert said.exit_code == 1 and sentence in said.stderr and said.stderr.count("\n") == 1, said.stderr

@@ -141,6 +141,24 @@ def test_env_is_read_however_it_was_saved(content, lab):
     assert os.environ["TEA_TOKEN"] == "mine"
 
 
+def test_a_folder_in_env_is_the_same_wherever_one_stands(lab, monkeypatch):
+    (lab / ".env").write_text("KORLAB_RUNS=mine  # on the big disk\n")
+    (lab / "nbs").mkdir()
+    monkeypatch.chdir(lab / "nbs")
+    assert settings().runs == lab / "mine"
+
+
+def test_what_a_line_of_settings_means(lab):
+    """A comment behind a value is none of it; a project with one key of the same name is another; UTF-16 is told."""
+    assert settings(changed(lab, "runs = runs", "runs = mine  ; big disk")).runs == lab / "mine"
+    (lab / "theirs").mkdir()
+    (lab / "theirs" / "settings.ini").write_text("[train]\nparams = 3\nlearning = 1\n")
+    assert root(lab / "theirs") == lab
+    (lab / "settings.ini").write_text((lab / "settings.ini").read_text("utf-8"), encoding="utf-16")
+    with pytest.raises(SettingsError, match="this is no text in UTF-8; save it so"):
+        settings(lab)
+
+
 def test_an_env_that_is_no_text_is_one_sentence(lab):
     (lab / ".env").write_bytes("TEA=green".encode("utf-16"))
     with pytest.raises(SettingsError, match="env: this is no text in UTF-8; save it so"):

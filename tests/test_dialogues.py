@@ -158,7 +158,7 @@ def test_need_summary_false_loads_a_test_set(tmp_path):
      "has columns 'dialogue' and 'Dialogue'"),
     ("x.csv", "fname,dialogue,summary\na,café,crème\n".encode("latin-1"), "undecodable bytes",
      "x.csv is not text in UTF-8, UTF-16 or CP949 (not UTF-8: byte 28 does not fit; not CP949: byte 28 does not fit)"),
-    ("x.csv", HEAD.encode("utf-16-le"), "NUL bytes", "x.csv has NUL bytes in its header (damaged, or UTF-16 without"),
+    ("x.csv", HEAD.encode("utf-16-le"), "wrong encoding", "x.csv is in UTF-16 LE without a byte-order mark: save it as UTF-8, or say"),
     ("x.csv", b'"fname,dialogue,summary\na,b,c\n', "broken quoting",
      "x.csv has a quote in its header that is never closed"),
     ("x.parquet", b"PAR1 but not really", "broken Parquet", "x.parquet is not readable as Parquet ("),
@@ -730,7 +730,7 @@ def test_a_folder_of_splits_with_shards_and_what_a_mac_leaves(tmp_path):
 def test_the_encoding_of_a_run_decides(tmp_path):
     raw = as_csv(many(40)).encode("utf-16-le")
     path = put(tmp_path, "train.csv", raw)
-    with pytest.raises(DataError, match="NUL bytes"):
+    with pytest.raises(DataError, match="is in UTF-16 LE without a byte-order mark"):
         splits_of(data=path)
     assert sum(map(len, splits_of(data=path, encoding="utf-16-le").rows.values())) == 40
     with pytest.raises(LabError, match="encoding='utf-8' would have no effect because data='embedded'"):
@@ -846,3 +846,13 @@ def test_real_dialogues(tmp_path):
     for codec in ("utf-16", "cp949"):
         text = (DATA / "xpersona_train.csv").read_text("utf-8").encode(codec, "ignore")
         assert len(load_dialogues(put(tmp_path, "x.csv", text), policy="strict").rows) == 499
+
+
+def test_splits_that_share_a_dialogue_are_named_as_they_were_given(tmp_path):
+    """Whether the dev taken out of train gets the dialogue or not, the person has train and test."""
+    rows = [Dialogue(f"d_{i}", f"#Person1#: {i}번 대화입니다.", ("요약.",)) for i in range(30)]
+    save_dialogues(rows, tmp_path / "train.csv")
+    for i in range(30):
+        save_dialogues([Dialogue("t", rows[i].dialogue, ("요약.",)), Dialogue("u", "새 대화", ("요약.",))], tmp_path / "test.csv")
+        with pytest.raises(DataError, match="^train and test share 1 dialogue "):
+            load_splits(configure({"data": str(tmp_path)}))

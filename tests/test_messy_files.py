@@ -526,7 +526,7 @@ def test_a_kernel_of_its_own_says_the_same(name, place):
     """One process a notebook, as a person meets it."""
     given = {"data": put(place.folder / "data", TOLD[name]), "dev_data": place.dev, "test_data": place.test, "name": "mine"} | SMALL
     here = execute("train", place.folder / "here.ipynb", **given)
-    there = papermill(place.folder / "there.ipynb", *flags(**given), runs=place.folder / "there")
+    there = papermill(place.folder / "there.ipynb", *flags(**given), runs=place.folder / "other" / "runs")
     assert (here.error is None, there.code) == ((True, 0) if name == "right" else (False, 1)), there.text[-2000:]
     assert name == "right" or there.text.strip().endswith(here.error.evalue)
-    assert left(place.runs, place.folder / "here.ipynb") == left(place.folder / "there", place.folder / "there.ipynb")
+    assert left(place.runs, place.folder / "here.ipynb") == left(place.folder / "other" / "runs", place.folder / "there.ipynb")

@@ -23,6 +23,11 @@ from korlab.core.files import FileError, read_json, read_jsonl, write_json, writ
 from korlab.core.rows import judged_rows, load_rows, read_rows
 from korlab.core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
 from korlab.core.sources import Part
+from korlab.experiment.evaluations import _of_other_files
+from korlab.experiment.params import ParameterError
+from korlab.sparse.data import load_triples
+from korlab.summarization.data import _find_split_files
+from korlab.summarization.dialogues import load_dialogues
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -40,6 +45,7 @@ FORMATS = ("csv", "tsv", "jsonl", "parquet")
 
 def put(folder: Path, name: str, content: bytes) -> Part:
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     return Part(str(path), path.suffix[1:], path)
 
@@ -87,7 +93,7 @@ def test_the_offset_of_a_broken_byte_is_that_of_the_file(tmp_path):
     at = raw.index("라".encode()) + 2
     part = put(tmp_path, "x.csv", raw[:at] + raw[at + 1:])
     (problem,) = load_rows(part.where, SCHEMA)[1].problems
-    assert problem.detail == f"the byte at offset {at - 2} does not fit the file's encoding"
+    assert problem.detail == f"the byte at offset {at - 2} does not fit the encoding it is read in"
 
 
 # ---- the same rows whatever the format ------------------------------------------------------------------------------
@@ -149,6 +155,11 @@ from korlab.core.accounts import DataReport
 from korlab.core.rows import judged_rows
 from korlab.core.schemas import Field, Schema, Verdict
 from korlab.core.sources import Part
+from korlab.experiment.evaluations import _of_other_files
+from korlab.experiment.params import ParameterError
+from korlab.sparse.data import load_triples
+from korlab.summarization.data import _find_split_files
+from korlab.summarization.dialogues import load_dialogues
 import csv, json, re, hashlib, codecs
 kind, path, each = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "each"
 if kind == "parquet":
@@ -364,7 +375,7 @@ def test_what_somebody_misread_long_ago_is_found_in_any_format(tmp_path):
 def test_an_encoding_that_is_asked_for_decides(tmp_path):
     raw = (HEAD + "".join(lines_of(3))).encode("utf-16-le")
     part = put(tmp_path, "x.csv", raw)
-    with pytest.raises(DataError, match="NUL bytes"):
+    with pytest.raises(DataError, match="is in UTF-16 LE without a byte-order mark"):
         check_outcome(load_rows(part.where, SCHEMA)[1])
     items, report = load_rows(part.where, SCHEMA, encoding="utf-16-le")
     assert len(items) == 3 and report.files[0].notes == ["encoding=utf-16-le was asked for"]
@@ -377,7 +388,7 @@ def test_an_encoding_that_is_asked_for_decides(tmp_path):
     with pytest.raises(DataError, match="begins with the byte-order mark of UTF-8, so it is not in CP949: leave encoding='cp949' out"):
         check_outcome(load_rows(marked.where, SCHEMA, encoding="cp949")[1])
     lines = put(tmp_path, "x.jsonl", '{"id": "d_0", "said": "가요?"}\n'.encode("cp949"))  # JSON of this schema is UTF-8 ...
-    assert load_rows(lines.where, LOOSE)[1].problems[0].kind == "undecodable bytes"
+    assert "save it as UTF-8, or say encoding='cp949' (-p encoding cp949)" in load_rows(lines.where, LOOSE)[1].problems[0].detail
     assert load_rows(lines.where, LOOSE, encoding="cp949")[0] == [{"id": "d_0", "said": "가요?"}]  # ... unless somebody says so
 
 
@@ -411,6 +422,124 @@ def test_lines_of_a_conversation_are_no_rows(tmp_path):
 def test_a_row_within_a_row_without_ids(tmp_path):
     part = put(tmp_path, "x.csv", 'id,said\n"가요,간다\n와요",온다\n자요,"잔다.\n네, 3,000원이요."\n'.encode())
     assert [(p.row, p.line, p.kind) for p in load_rows(part.where, LOOSE)[1].problems] == [(1, 2, "swallowed row")]
+
+
+THREE = Schema((Field("id"), Field("said"), Field("meant")), lambda row: Verdict(row.values["id"][0]), key="id")
+FIRST, LAST = "id,said,meant\n", "said,meant,id\n"
+
+
+@pytest.mark.parametrize("text", [
+    FIRST + '912,"가요?,간다.\n903,와요?",온다.\n77,자요?,잔다.\n',
+    FIRST + '512,"가요?,간다.\n37,와요?",온다.\n',
+    FIRST + '100,"가요?,간다.\n250,와요?,온다.\n9,자요?",잔다.\n7,네?,네.\n',
+    FIRST + '3fa85f64,"가요?,간다.\n9b1deb4d,와요?",온다.\n',
+    FIRST + '3fa85f64-5717-4562-b3fc-2c963f66afa6,"가요?,간다.\n9b1deb4d-3b7d-4bad-9bdd-2b0d7b3dcb6d,와요?",온다.\n',
+    FIRST + 'd_1,"가요?,간다.\nd_2, 와요?", 온다.\n',
+    FIRST + '41,"가요?,간다.\n17, 와요?", 온다.\n',
+    LAST + '"가요?,간다.,41\n와요?",온다.,17\n',
+    LAST + '"가요?,간다.,d_1\n와요?",온다.,d_2\n자요?,잔다.,d_3\n',
+    FIRST + 'd_1,"#Person1#: 가요?\n#Person2#: 네,간다.\nd_7,와요?",온다.\n',
+], ids=lambda text: text.split("\n")[1][:20])
+def test_a_row_within_a_row_is_told_by_any_id(tmp_path, text):
+    items, report = load_rows(put(tmp_path, "x.csv", text.encode()).where, THREE, policy="strict")
+    assert [(p.row, p.kind) for p in report.problems] == [(1, "swallowed row")]
+    with pytest.raises(DataError, match="taken in by a quote that closes too late"):
+        check_outcome(report)
+
+
+@pytest.mark.parametrize("text", [
+    FIRST + '1,"#Person1#: 네,그래\n2,3,5 골라\n#Person2#: 응",고른다.\n2,네,네\n',
+    FIRST + '41,"#Person1#: 네,그래\n2,3,5 골라\n4,5,6",고른다.\n',
+    FIRST + 'g1,"좌석은,어디?\nb2,c3,d4\n네,좋아,요",고른다.\n',
+    FIRST + '1,"#Person1#: 네,그래\n7,아니",고른다.\n2,네,네\n',
+    FIRST + '41,"#Person1#: 네,그래,요\n7, 아니 8개요",고른다.\n',
+    FIRST + 'd_1,"네,그래\n네,가,요",d_2 다음이다.\n',
+    LAST + '"네,그래\n가,요",간다.,41\n"네,그래\n나,요",온다.,d_1\n',
+], ids=lambda text: text.split("\n")[1][:20])
+def test_lists_of_numbers_and_seats_are_no_rows(tmp_path, text):
+    items, report = load_rows(put(tmp_path, "x.csv", text.encode()).where, THREE, policy="strict")
+    assert report.problems == [] and len(items) == report.rows_read
+
+
+def test_passages_of_two_lines_are_no_rows(tmp_path):
+    text = 'id,said\n가을은?,"가을에는 단풍이 든다.\n겨울에는 눈이 오고,춥다."\n'
+    assert load_rows(put(tmp_path, "x.csv", text.encode()).where, LOOSE, policy="strict")[1].problems == []
+
+
+# ---- other encodings ------------------------------------------------------------------------------------------------
+
+ROWS = HEAD + "".join(f"d_{i},오늘은 비가 와요.\n" for i in range(5))
+
+
+@pytest.mark.parametrize("codec, name", [("utf-16-le", "UTF-16 LE"), ("utf-16-be", "UTF-16 BE"), ("utf-32-le", "UTF-32"), ("utf-32", "UTF-32")])
+def test_wide_encodings_without_a_mark_are_named(tmp_path, codec, name):
+    for file, text in (("x.csv", ROWS), ("x.jsonl", '{"id": "d_0", "said": "가요?"}\n' * 3)):
+        path = put(tmp_path, file, text.encode(codec)).where
+        with pytest.raises(DataError, match=f"is in {name}.*: save it as UTF-8") as found:
+            check_outcome(load_rows(path, SCHEMA)[1])
+        assert (f"-p encoding {codec}" in str(found.value)) == ("UTF-16" in name)
+    if "UTF-16" in name:
+        assert len(load_rows(tmp_path / "x.csv", SCHEMA, encoding=codec)[0]) == 5
+        wrong = {"utf-16-le": "utf-16-be", "utf-16-be": "utf-16-le"}[codec]
+        assert f"say encoding='{codec}'" in load_rows(tmp_path / "x.csv", SCHEMA, encoding=wrong)[1].problems[0].detail
+
+
+def test_an_unfit_encoding_is_said_to_be_asked_for(tmp_path):
+    path = put(tmp_path, "x.csv", ROWS.encode()).where
+    problems = load_rows(path, SCHEMA, encoding="cp949")[1].problems
+    assert len(problems) == 5 and all("encoding='cp949' was asked for: leave it out" in problem.detail for problem in problems)
+    with pytest.raises(ValueError, match="encoding='euc-kr': choose one of .*EUC-KR is read as 'cp949'"):
+        load_rows(path, SCHEMA, encoding="euc-kr")
+
+
+@pytest.mark.parametrize("codec, text", [("gbk", "今天天气很好，我们去公园散步吧。你吃饭了吗？明天上午十点在会议室见面，讨论新的项目计划。"),
+                                         ("shift_jis", "今日はとてもいい天気ですね。公園に散歩に行きましょう。ご飯を食べましたか？")])
+def test_other_languages_are_no_cp949(tmp_path, codec, text):
+    path = put(tmp_path, "x.csv", (HEAD + f"d_0,{text}\n" * 20).encode(codec)).where
+    with pytest.raises(DataError, match="is not text in UTF-8, UTF-16 or CP949 .*as Chinese in GBK or Japanese in Shift-JIS"):
+        check_outcome(load_rows(path, SCHEMA)[1])
+
+
+def test_lost_and_western_text_is_told(tmp_path):
+    western = "".join(bytes([b]).decode("cp1252", "ignore") or chr(b) for b in "안녕하세요".encode())
+    raw = f"{HEAD}d_0,{western}\nd_1,\ufffd\ufffd요?\nd_2,네\ufffd\n"
+    items, report = load_rows(put(tmp_path, "x.csv", raw.encode()).where, SCHEMA)
+    assert [key for key, _ in items] == ["d_2"] and [p.kind for p in report.problems] == ["wrong encoding"] * 2
+    assert "UTF-8 read as Windows-1252, and says '안녕하세요'" in report.problems[0].detail
+
+
+def test_shards_from_one_and_with_a_hash_are_complete(tmp_path):
+    for i in (1, 2):
+        put(tmp_path, f"train-{i}-of-2.csv", f"{HEAD}d_{i},가요?\n".encode())
+    assert [key for key, _ in load_rows(tmp_path, SCHEMA)[0]] == ["d_1", "d_2"]
+    (tmp_path / "train-1-of-2.csv").unlink()
+    with pytest.raises(DataError, match="has 1 of 2 shards of train.csv, and lacks number 1"):
+        load_rows(tmp_path, SCHEMA)
+    put(tmp_path, "hashed/train-00000-of-00001-8e3b3a6b.csv", f"{HEAD}d_1,가요?\n".encode())
+    put(tmp_path, "hashed/train.csv", f"{HEAD}d_2,가요?\n".encode())
+    with pytest.raises(ParameterError, match=r"both train-\*-of-00001.csv and train.csv look like the train split"):
+        _find_split_files(tmp_path / "hashed")
+    put(tmp_path, "train/part-0.csv", b"x"), put(tmp_path, "train/part-1.csv", b"x")
+    assert [Path(file).name for file in _find_split_files(tmp_path / "train")["train"]] == ["part-0.csv", "part-1.csv"]
+
+
+def test_the_encoding_of_a_run_is_that_of_its_own_files():
+    recorded = {"data": "mine", "test_data": "t.csv", "encoding": "cp949", "max_chars": 9}
+    for asked in ({}, {"data": "mine"}, {"data": "mine/test.csv"}, {"data": "t.csv"}):
+        assert _of_other_files(recorded, asked) == recorded
+    assert _of_other_files(recorded, {"data": "other.csv"}) == {k: v for k, v in recorded.items() if k != "encoding"}
+
+
+# ---- speed ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rows", [10, 500])
+def test_rows_of_an_absolute_path_do_not_ask_for_its_label(tmp_path, monkeypatch, rows):
+    asked = []
+    monkeypatch.setattr("korlab.core.accounts.shown", lambda path: asked.append(path) or "x.csv")
+    path = put(tmp_path, "x.csv", ("fname,dialogue,summary\n" + "".join(f"d{i},말{i}이에요.,요약\n" for i in range(rows))).encode()).where
+    assert path.is_absolute() and len(load_dialogues(path).rows) == rows and len(asked) == 1  # once for the source
+    path = put(tmp_path, "t.csv", ("query,positive\n" + "".join(f"질문 {i},답 {i}\n" for i in range(rows))).encode()).where
+    assert len(load_triples(path).triples) == rows and len(asked) == 2
 
 
 # ---- folders --------------------------------------------------------------------------------------------------------

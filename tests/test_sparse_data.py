@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from korlab.core import rows as reader
 from korlab.core.accounts import DataError
+from korlab.core.files import write_jsonl
 from korlab.core.text import text_hash
+from korlab.experiment.params import ParameterError
+from korlab.experiment.studies import configure
 from korlab.metrics.retrieval import compare, evaluate
 from korlab.sparse import sparsity as S
 from korlab.sparse.bm25 import BM25, content_morphemes, eojeols
@@ -29,8 +32,9 @@ from korlab.sparse.data import (
     save_beir,
     save_triples,
 )
+from korlab.sparse.idf import documents as idf_documents
 from korlab.sparse.mining import Rules, mine
-from korlab.sparse.splits import cut
+from korlab.sparse.splits import cut, load_splits
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GOOD = '{"query": "몇 시에 닫나요?", "positive": "밤 열 시까지 연다."}'
@@ -496,12 +500,20 @@ def test_a_collection_in_another_encoding_is_read_when_somebody_says_so(tmp_path
     for name in ("corpus.jsonl", "queries.jsonl"):
         put(folder, name, (folder / name).read_text("utf-8").encode("cp949"))
     put(folder, "qrels/._test.tsv", b"\0\5\x16\7")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=r"it is text in CP949 and not in UTF-8.*encoding='cp949' \(-p encoding cp949\)"):
         load_beir(folder)
-    assert caught.value.report.left_out["undecodable bytes"] == 5
     found = load_beir(folder, encoding="cp949")
     assert found.corpus["d1"] == "1층에 있다." and found.queries == {"q0": "어디인가요?"}
     assert judged_splits(folder) == ["test"]
+
+
+def test_judgements_in_utf16_are_told_as_such(tmp_path):
+    folder = collection_folder(tmp_path)
+    text = (folder / "qrels/test.tsv").read_text("utf-8")
+    for codec in ("utf-16", "utf-16-be"):
+        put(folder, "qrels/test.tsv", text.encode(codec))
+        with pytest.raises(DataError, match="in UTF-16 [LB]E .*save it as UTF-8, or say encoding='utf-16-[lb]e'"):
+            load_beir(folder)
 
 
 def test_a_garbled_document_is_left_out(tmp_path):
@@ -546,3 +558,39 @@ def test_texts_under_other_names_are_texts_and_missing_ones_are_counted(tmp_path
 def test_rows_without_a_question_say_which_keys_they_have(tmp_path):
     with pytest.raises(DataError, match="no key query or anchor; the row has question, answer"):
         load_triples(put(tmp_path, "x.jsonl", '{"question": "가요?", "answer": "네."}\n'))
+
+
+def test_negatives_have_many_names_and_ignored_keys_are_noted_once(tmp_path):
+    names = ("negatives", "negative", "negative_1", "neg", "hard_negatives", "hard_negative", "hard_neg_2")
+    rows = [{"query": f"{i}?", "positive": "네.", name: [f"아니요 {i}."], "url": "x"} for i, name in enumerate(names)]
+    write_jsonl(tmp_path / "x.jsonl", [*rows, {"query": "또?", "positive": "네!", "distractors": ["가."]}])
+    triples, report = load_triples(tmp_path / "x.jsonl")
+    assert [triple.negatives for triple in triples] == [*((f"아니요 {i}.",) for i in range(len(names))), ()]
+    assert report.files[0].notes == ["ignored keys: url, distractors"]
+    assert load_triples(rows).report.files[0].notes == ["ignored keys: url"]
+
+
+def test_a_key_without_a_text_gives_way_to_one_that_has_it(tmp_path):
+    rows = [{"_id": "d1", "text": None, "contents": "본문"}, {"_id": None, "id": "d2", "text": " ", "내용": "글"},
+            {"_id": "d3", "id": "x", "text": "가", "body": "나"}, {"_id": "d4", "body": "", "passage": "다"},
+            {"_id": "d5", "body": "라", "passage": "라"}, {"_id": "d6", "body": "마", "passage": "바"}]
+    queries = [{"_id": "q1", "text": "", "question": "어디?"}]
+    write_jsonl(tmp_path / "corpus.jsonl", rows)
+    write_jsonl(tmp_path / "queries.jsonl", queries)
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    found = load_beir(tmp_path, policy="report")
+    assert found.corpus == {"d1": "본문", "d2": "글", "d3": "가", "d4": "다", "d5": "라"} and found.queries == {"q1": "어디?"}
+    assert [(one.row, one.kind) for one in found.report.problems] == [(6, "ambiguous column")]
+    assert [*idf_documents(tmp_path / "corpus.jsonl")][:2] == ["본문", "글"]
+
+
+def test_splits_that_share_a_question_are_named_as_they_were_given(tmp_path):
+    def judged(first, last):
+        return Collection({f"d{i}": f"글 {i}" for i in range(60)}, {f"q{i}": f"질문 {i}?" for i in range(first, last)},
+                          {f"q{i}": {f"d{i}": 1} for i in range(first, last)})
+    save_beir(judged(0, 40), tmp_path, "train")
+    save_beir(judged(39, 60), tmp_path, "test")
+    write_jsonl(tmp_path / "queries.jsonl", [{"_id": f"q{i}", "text": f"질문 {i}?"} for i in range(60)])
+    with pytest.raises(ParameterError, match="train and test of .* share 1 question: remove them"):
+        load_splits(configure({"model": "sparse-ko", "data": str(tmp_path)}))

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
+from korlab.core.accounts import DataError
 from korlab.experiment import params
 from korlab.metrics.retrieval import evaluate
 from korlab.sparse import encoders, search
@@ -442,3 +443,29 @@ def test_a_collapsed_encoder_can_still_be_measured():
     row, = ix.pruning_cost(nothing, ["a", "b", "c"], nothing, [{"top": 4}], qrels={"q": {"a": 1}, "r": {"b": 1}, "s": {"c": 1}},
                            query_ids=["q", "r", "s"])
     assert (row["tokens"], row["kept"], row["overlap@10"], row["nDCG@10"], row["difference"]) == (0, 0, None, 0, 0)
+
+
+def test_json_documents_are_read_as_json_lines_are(tmp_path):
+    """A doubled key costs its row, an empty array holds nothing, rows of a table may do without ids."""
+    (tmp_path / "x.json").write_text('[{"_id": "a", "text": "가", "text": "나"}, {"_id": "b", "text": "다"}]', "utf-8")
+    (tmp_path / "none.json").write_text("[]")
+    (tmp_path / "x.csv").write_text("text,제목\n지하철,서울\n우산,\n", "utf-8")
+    told: list[str] = []
+    assert search.read_passages(str(tmp_path / "x.json"), told.append) == {"b": "다"} and "broken JSON 1" in told[0]
+    with pytest.raises(DataError, match="none.json holds no rows: add rows"):
+        search.read_passages(str(tmp_path / "none.json"))
+    assert search.read_passages(str(tmp_path / "x.csv"), told.append) == {"1": "서울 지하철", "2": "우산"}
+    assert "2 of 2 documents are used; there were: no id 2" in told[1] and "so it is called 1" in told[1]
+
+
+def test_a_missing_index_is_an_error_and_a_search_says_what_it_searches(encoder_folder, tmp_path, monkeypatch):
+    passages, place = encoder_folder.parents[2] / "passages.txt", tmp_path / "idx"
+    monkeypatch.chdir(tmp_path)
+    code, said = korlab("search", "지하철", "--run", encoder_folder, "--index", "nowhere")
+    said = " ".join(said.split())
+    assert code == 1 and "'nowhere' does not exist" in said and "looked for in" in said and not (tmp_path / "nowhere").exists()
+    done = CliRunner().invoke(command_line(), [
+        "sparse", "search", "지하철", "--run", str(encoder_folder), "--documents", str(passages), "--index", str(place)])
+    assert done.exit_code == 0 and "searching 3 documents: " in done.stderr and "passages.txt" in done.stderr
+    done = CliRunner().invoke(command_line(), ["sparse", "search", "지하철", "--run", str(encoder_folder), "--index", str(place)])
+    assert done.exit_code == 0 and "searching 3 documents: " in done.stderr and "idx" in done.stderr

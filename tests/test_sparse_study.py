@@ -107,6 +107,7 @@ def test_no_text_is_read_beyond_the_positions(folder, trained, tmp_path):
     shutil.copytree(trained / "model", tmp_path / "model")
     kept = read_json(tmp_path / "model" / "sentence_bert_config.json")
     (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps(kept | {"max_seq_length": 512}))
+    (tmp_path / "model" / "manifest.json").unlink()  # somebody else's folder: what the lab sealed says first that it was changed
     for words in (["search", "무엇?", "--run", tmp_path / "model"], ["index", tmp_path / "model", "embedded", "--to", tmp_path / "i"],
                   ["export", tmp_path / "model", "--to", tmp_path / "e", "--license", "mit"]):
         done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])

@@ -132,7 +132,8 @@ def test_it_goes_on_after_failures_and_is_honest_about_them(experiments, tmp_pat
     assert (run / "report.html").exists() and read_json(run / "status.json")["state"] == "done"
     assert read_json(tmp_path / "runs" / "summarization" / "missing" / "status.json")["state"] == "failed"
     folder, = (tmp_path / "runs" / "suites").iterdir()
-    assert {file.name for file in (folder / "logs").iterdir()} == {"1_missing.log", "3_one.log"}
+    assert {file.name for file in (folder / "logs").iterdir()} == {"1_missing.log", "2_typo.log", "3_one.log"}
+    assert "did you mean 'learning_rate'?" in (folder / "logs" / "2_typo.log").read_text()
     assert "typo" in (folder / "summary.csv").read_text() and "| one | done |" in (folder / "summary.md").read_text()
 
 

@@ -1,7 +1,6 @@
 """korlab.core.text: what its notebook cannot say by example: all syllables, all numbers, forked processes."""
 
 import multiprocessing
-import re
 import subprocess
 import sys
 import time
@@ -93,22 +92,21 @@ def test_words_without_a_reading_are_errors(word):
 
 # ---- cleaning -------------------------------------------------------------------------------------------------------
 
-def without_simple_tags(text):
-    "Drop `<a>` and `<b>`, one line at a time, until there are none: an independent way to the same answer."
-    while (shorter := re.sub(r"<[ab][^\S\n]*>", "", text)) != text:
-        text = shorter
-    return text
-
-
 @given(st.text(alphabet="가나 \n\t\u3000\u00a0\u200b\rab.<>0", max_size=40))
 def test_clean_keeps_letters_tidies_blanks_and_is_stable(raw):
     cleaned, removed = T.clean(raw, gone := []), [one.kind for one in gone]
     assert T.clean(cleaned) == cleaned
     assert "\n\n\n" not in cleaned and "  " not in cleaned and "\u200b" not in cleaned and cleaned == cleaned.strip()
-    kept = without_simple_tags(re.sub("\r\n?", "\n", raw.replace("\u200b", "")))
-    assert "".join(cleaned.split()) == "".join(kept.split())
-    assert removed.count("U+200B") == raw.count("\u200b")
-    assert raw.count("<") - cleaned.count("<") == removed.count("<a>") + removed.count("<b>")
+    assert "".join(cleaned.split()) == "".join(raw.replace("\u200b", "").split())  # a bare tag that nothing closes is text
+    assert removed == ["U+200B"] * raw.count("\u200b")
+
+
+@given(st.lists(st.text(alphabet="가나 ab.0", max_size=9), min_size=3, max_size=3), st.sampled_from(["b", "I", "span"]))
+def test_a_pair_of_tags_goes_and_its_text_stays(parts, tag):
+    before, within, after = parts
+    for opening in (f"<{tag}>", f"<{tag} class='x'>"):
+        cleaned = T.clean(f"{before}{opening}{within}</{tag}>{after}", gone := [])
+        assert cleaned == T.clean(before + within + after) and len(gone) == 2
 
 
 @given(st.lists(st.sampled_from(["<", ">", "/", "b", "br", "a href=x", "\\", "n", "r", "\n", "\u2028", "\u200b", "가", " ", "!--", "--", "\u1100",
@@ -134,7 +132,9 @@ def test_what_only_looks_like_markup_stays(text):
 @pytest.mark.parametrize(("raw", "clean", "kinds"), [
     ('<DIV class="x" id=y hidden><p>가요?</p>네<BR />그래<br></div>', "가요?네\n그래", {"<div>": 2, "<p>": 2, "<br>": 2}),
     ("<a href='https://x.kr/?a=1&b=2'>여기</a> <!-- 메모 -->끝", "여기 끝", {"<a>": 2, "<!-- -->": 1}),
-    ("<<b>br>네 <i <b>class=x>", "네", {"<b>": 2, "<br>": 1, "<i>": 1}),
+    ("<<b></b>br>네 <i <b></b>class=x>끝</i>", "네 끝", {"<b>": 4, "<br>": 1, "<i>": 2}),
+    ("<A>안과 <B>안 중에 골라, if a<b>c, <s>와 <Del> 키", "<A>안과 <B>안 중에 골라, if a<b>c, <s>와 <Del> 키", {}),
+    (r"C:\data\n1팀\보고서, 개행(\n)은 \n입니다", r"C:\data\n1팀\보고서, 개행(\n)은 \n입니다", {}),
     (r"#Person1#: 가요?\n#Person2#: 네.\r\nTom: 또 봐.\nuser: 응", "#Person1#: 가요?\n#Person2#: 네.\nTom: 또 봐.\nuser: 응", {r"\n": 3}),
     ("\ufeff가요?\u2028네.\x0b응\x0c글쎄\x85또\u2029봐\u2060", "가요?\n네.\n응\n글쎄\n또\n봐",
      {"U+FEFF": 1, "U+2028": 1, "U+000B": 1, "U+000C": 1, "U+0085": 1, "U+2029": 1, "U+2060": 1}),
@@ -150,9 +150,9 @@ def test_whatever_goes_is_told(raw, clean, kinds):
     "<a " + "x= " * 27_000 + ">", "<a" + " " * 80_000 + "x>", r"\n" * 40_000, "\\" * 80_000, "\n" * 80_000, " " * 80_000 + ".", "\u2028" * 80_000,
 ], ids=range(14))
 def test_cleaning_takes_time_by_length_alone(hard):
-    begun = time.perf_counter()
+    begun = time.process_time()
     T.tidy(hard)
-    assert time.perf_counter() - begun < 1.5
+    assert time.process_time() - begun < 5  # by the square of the length it would be minutes
 
 
 HALF = "좋아요 \ud83d"

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import struct
 import subprocess
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -337,3 +338,17 @@ def test_the_environment_wins_over_the_file(tmp_path, monkeypatch):
 
 def test_git_ignores_the_file_of_secrets():
     assert subprocess.run(["git", "check-ignore", "-q", ".env"], cwd=ROOT).returncode == 0
+
+
+def test_a_service_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch):
+    """What it says itself is quoted; the way on without it is told."""
+    @contextmanager
+    def unreachable(words, folder):
+        raise ConnectionError("Max retries exceeded\nwith url: /api")
+        yield
+
+    monkeypatch.setattr(tracking, "_mlflow_record", unreachable)
+    config = studies.configure({"model": "kobart", "tracking": "mlflow", "tracking_offline": True})
+    with pytest.raises(tracking.TrackingError, match=r"mlflow.*Max retries exceeded\): .*tracking_offline=true or tracking=none$"):
+        with tracking.recorded(config, tmp_path):
+            pass

@@ -18,7 +18,7 @@ from korlab.report import pages
 from korlab.report.render import lead_of, render_run
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.scenarios import embedded as questions
-from korlab.summarization import inference, study, summarizer
+from korlab.summarization import cli, inference, study, summarizer
 from korlab.summarization.data import embedded, load_splits
 from korlab.summarization.dialogues import Dialogue, save_dialogues
 from korlab.workbench import comparing, verdicts
@@ -83,7 +83,12 @@ def test_a_folder_is_scored_by_the_names_of_its_files(lab):
     run, checkpoint = open_evaluation({"run": "plain", "data": str(lab / "files"), "name": "all"})
     found = study.evaluate_on(run, checkpoint)
     run.close()
-    assert {one.split: one.n for one in found.scored} == {"dev": 3, "test": 3, "train": 54}
+    assert {one.split: one.n for one in found.scored} == {"test": 3} and not run.path("predictions", "train.csv").exists()
+    assert "Scored: test; left aside in the same folder: dev, train." in said(run) and "채점하지 않은 것: dev, train" in said_in_korean(run)
+    shutil.copytree(lab / "files", lab / "known", ignore=shutil.ignore_patterns("test.csv"))
+    run, checkpoint = open_evaluation({"run": "plain", "data": str(lab / "known"), "name": "known"})
+    assert {one.split: one.n for one in study.evaluate_on(run, checkpoint).scored} == {"dev": 3, "train": 54}
+    run.close()
     assert [pair for pair in remarks(run) if pair[0] in ("train", "dev")] == [("dev", "dev"), ("train", "train")]
     (lab / "only").mkdir(exist_ok=True)
     shutil.copy(lab / "files" / "dev.csv", lab / "only" / "dev.csv")
@@ -114,6 +119,23 @@ def test_rows_without_summaries_are_said_to_be_unscored(lab, tmp_path):
     assert gallery.count("| dev | ") == 4, "an empty example section"
 
 
+def test_commands_tell_doubts_and_removals(lab, tmp_path, capsys):
+    one, two = "#Person1#: <b>토요일</b>에 만날까?", "#Person1#: 세 시에 보자."
+    lines = [f"d1,{one},만난다.", f"d2,{two},본다.", f"d3,{two},본다.", "d4,,없다."]
+    (tmp_path / "mixed.csv").write_text("fname,dialogue,summary\n" + "\n".join(lines) + "\n", "utf-8")
+    cli.summarize(["plain"], str(tmp_path / "mixed.csv"), tmp_path / "out.csv")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 rows or files were left out" in told and "1 doubts about rows that are summarised" in told and "duplicate dialogue" in told
+    assert "<b>: 2 times in 1 row, first in" in told
+    printed = korlab("evaluate", "plain", "--data", tmp_path / "mixed.csv", "--name", "mixed", runs=lab / "runs")
+    run = reopen(lab / "runs" / "summarization" / "plain" / "evaluations" / "mixed")
+    assert "data: mixed: 3 of 4 rows kept; problems: " in printed and "duplicate dialogue 1" in printed and "<b> 2" in printed
+    assert "1 problem row of mixed has no prediction" in said(run) and "문제가 있는 행 1개는" in said_in_korean(run)
+    assert "problem row" not in run.path("report.md").read_text("utf-8")
+    (answer,) = inference.ask({"run": "plain", "dialogue": one})
+    assert "<b> ×2" in answer["removed"] and inference.ask({"run": "plain", "dialogue": two})[0]["removed"] == ""
+
+
 # ---- useless models --------------------------------------------------------------------------------------------------
 
 def test_a_model_that_only_repeats_itself_is_called_useless(lab, monkeypatch):
@@ -129,14 +151,14 @@ def test_a_model_that_only_repeats_itself_is_called_useless(lab, monkeypatch):
     found = study.evaluate_on(run, checkpoint)
     run.close()
     kinds = [kind for kind, split in remarks(run) if split == "useless"]
-    assert kinds[0] == "floor" and kinds[-3:] == ["at_limit", "repeating", "distinct"]
+    assert kinds == ["at_limit", "repeating", "distinct", "floor"]
     assert found.facts["useless"]["outputs"] == [
         {"what": "summaries", "korean": "요약", "n": 40, "empty": 0, "distinct": 1, "at_limit": 40, "repeating": 40}]
     pair = found.facts["useless"]["against"]["other-summary"]
     theirs = {one.system: one for one in found.baselines("useless", "char")}["other-summary"].measures["rouge1"].mean
     assert pair["b"] == pytest.approx(theirs) and pair["difference"]["high"] < 0 and pair["difference"]["n"] == 40
-    assert lead_of(run).startswith("주의! useless: ROUGE-1 ") and f"{100 * theirs:.1f}보다 못하다" in lead_of(run) + said_in_korean(run)
-    for words in ("40 of 40 summaries (100 %) end at the length limit", "repeat themselves", "only 1 of 40 summaries differ"):
+    assert lead_of(run).startswith("주의! useless: 요약 40개 가운데 40개(100 %)가 길이 제한에") and f"other-summary의 {100 * theirs:.1f}(차이" in said_in_korean(run)
+    for words in ("40 of 40 summaries (100 %) end at the length limit", "repeat themselves", "only 1 distinct summary among 40"):
         assert words in said(run)
     assert "| useless | 요약 | 40 | 1 | 0 | 40 | 40 |" in str(pages.outputs(run))
     told = []
@@ -272,8 +294,8 @@ def test_a_collapsed_encoder_is_called_one(sparse, monkeypatch):
     n, documents = found.own("test").n, found.facts["test"]["documents"]
     assert {("floor", "test"), ("empty", "test"), ("distinct", "test")} <= set(remarks(again))
     assert f"test: {n} of {n} query vectors (100 %) are empty." in said(again)
-    assert f"test: only 1 of {documents} document vectors differ." in said(again)
-    assert "BM25 morphemes, which needs no training" in said(again) and lead_of(again).startswith("주의! test: nDCG@10 0.0")
+    assert f"test: only 1 distinct document vector among {documents}." in said(again)
+    assert "which need no training" in said(again) and remarks(again).count(("floor", "test")) == 1 and lead_of(again).startswith(f"주의! test: 질문 벡터 {n}개 가운데 {n}개(100 %)가 비어 있다.")
 
 
 # ---- one score has one value -----------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['counted', 'short', 'and_more', 'Problem', 'FileFault', 'DataError', 'SourceFile', 'label', 'spread', 'Removed',
-           'DataReport', 'few_problems', 'account', 'account_removed', 'check_policy', 'check_outcome']
+           'DataReport', 'few_problems', 'few_files', 'few_notes', 'account', 'account_removed', 'removals',
+           'accounted', 'check_policy', 'check_outcome']
 
 # %% ../../nbs/core/10_accounts.ipynb #351f7be2
 import math
@@ -265,15 +266,37 @@ def few_problems(
                    for kind, number in hidden.most_common()]
 
 # %% ../../nbs/core/10_accounts.ipynb #7e4d5731
+def few_files(
+    files: Sequence[Mapping[str, Any]],  # as `data.json` lists them
+    most: int = 20,  # told one by one
+) -> list[dict[str, Any]]:  # the first of them, and one for all others
+    "A few files, and how many rows the others have."
+    if len(files) <= most + 1:
+        return [dict(file) for file in files]
+    rest = files[most:]
+    lost = sum((Counter(file["left_out"]) for file in rest), Counter())
+    total = {key: sum(file[key] for file in rest) for key in ("bytes", "rows_read", "rows_kept")}
+    more = {"name": f"… and {len(rest):,} more files", "encoding": "", "delimiter": "", "sha256": "", "left_out": dict(lost)}
+    return [*(dict(file) for file in files[:most]), more | total]
+
+
+def few_notes(
+    notes: Sequence[str],  # of files
+    most: int = 20,  # told
+) -> list[str]:  # the first of them, and how many more there are
+    "A few notes."
+    return list(notes) if len(notes) <= most + 1 else [*notes[:most], f"… and {len(notes) - most:,} more notes"]
+
+# %% ../../nbs/core/10_accounts.ipynb #c3a55910
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     rows = list(rows)
     return f"{pipe_table(rows, head, literal=True)}\n\n" if rows else ""
 
 # %% ../../nbs/core/10_accounts.ipynb #a7dec60d
-def _file_row(file: SourceFile) -> list[object]:
-    delimiter = {"\t": "tab"}.get(file.delimiter, file.delimiter)
-    return [label(file.name), file.encoding, delimiter, file.bytes, file.sha256[:12], file.rows_read, file.rows_kept,
-            sum(file.left_out.values())]
+def _file_row(file: Mapping[str, Any]) -> list[object]:
+    delimiter = {"\t": "tab"}.get(file["delimiter"], file["delimiter"])
+    return [label(file["name"]), file["encoding"], delimiter, file["bytes"], file["sha256"][:12], file["rows_read"],
+            file["rows_kept"], sum(file["left_out"].values())]
 
 # %% ../../nbs/core/10_accounts.ipynb #7b621c23
 def _opening(report: DataReport) -> str:
@@ -291,10 +314,10 @@ def _report_markdown(
     problems = [list(row.values()) for row in few_problems(listed, report.unlisted)]
     lengths = [[name.replace("_", " "), *sizes.values()] for name, sizes in report.lengths.items() if sizes]
     removed = [[kind, one.times, one.rows, one.first, one.near] for kind, one in report.removed.items()]
-    notes = [f"{label(file.name)}: {note}" for file in report.files for note in file.notes] + report.notes
+    notes = few_notes([f"{label(file.name)}: {note}" for file in report.files for note in file.notes]) + report.notes
     return printable("".join([
         _opening(report),
-        _table([*names, "left out"], map(_file_row, report.files)),
+        _table([*names, "left out"], map(_file_row, few_files([asdict(file) for file in report.files]))),
         _table(["left out because of", "rows"], report.left_out.items()),
         _table([*problem, "detail"], problems),
         _table(["removed by cleaning", "times", "rows", "first", "text"], removed),
@@ -324,14 +347,34 @@ def account(
 # %% ../../nbs/core/10_accounts.ipynb #6d49efe9
 def account_removed(
     report: DataReport,  # counts it
-    place: str,  # of the row, for people
+    place: object,  # of the row; for people as `str` writes it
     removed: Sequence[Removal],  # what cleaning took out of it
 ) -> None:
     "Count what cleaning took out of one row."
     for kind, times in Counter(one.kind for one in removed).items():
         near = next(one.near for one in removed if one.kind == kind)
-        entry = report.removed.setdefault(kind, Removed(place, near))
+        entry = report.removed.get(kind) or report.removed.setdefault(kind, Removed(str(place), near))
         entry.rows, entry.times = entry.rows + 1, entry.times + times
+
+# %% ../../nbs/core/10_accounts.ipynb #8d013b5e
+def removals(
+    report: DataReport,  # what loading found
+) -> list[str]:  # one line a kind
+    "Say what cleaning took out: how often, out of how many rows, and where it was first met."
+    return [f"{kind}: {counted(one.times, 'time')} in {counted(one.rows, 'row')}, first in {one.first}: {one.near!r}"
+            for kind, one in report.removed.items()]
+
+
+def accounted(
+    source: Mapping[str, Any],  # as `data.json` holds it
+) -> str:  # empty where every row was kept as it was
+    "Count what a source lost, what is doubted, and what cleaning took out."
+    kinds = Counter(problem["kind"] for problem in source["problems"]) + Counter(source.get("unlisted", {}))
+    parts = {"problems": ", ".join(f"{kind} {number:,}" for kind, number in kinds.most_common()),
+             "removed by cleaning": ", ".join(f"{kind} {one['times']:,}" for kind, one in source.get("removed", {}).items())}
+    told = "; ".join(f"{name}: {found}" for name, found in parts.items() if found)
+    rows = source["rows"]
+    return f"{rows['kept']:,} of {counted(rows['read'], 'row')} kept; {told}" if told else ""
 
 # %% ../../nbs/core/10_accounts.ipynb #0feab2ed
 _POLICIES = ("report", "strict")

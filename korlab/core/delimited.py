@@ -149,8 +149,8 @@ def read_header(
     text = next(_texts(window, start))
     if MARK in text or "\0" in text:
         kind = "NUL bytes" if "\0" in text else "undecodable bytes"
-        raise FileFault(kind, f"has {kind} in its header (damaged, or UTF-16 without a mark): save it as UTF-8, or say "
-                              "encoding='utf-16-le' if it is that")
+        raise FileFault(kind, f"has {kind} in its header: it is damaged, or its header and its rows are in different "
+                              "encodings; save all of it as UTF-8")
     if found := misread(text):
         raise FileFault("wrong encoding", f"has a header in {found.written} that was read as {found.read}: save all of it as UTF-8")
     heads = [head for delimiter in delimiters if (head := _header_at(window, start, delimiter))]
@@ -245,34 +245,74 @@ def _cells(
     return re.split(re.escape(delimiter) + "(?! )", text.rstrip("\n"))
 
 # %% ../../nbs/core/13_delimited.ipynb #303a5bd9
-def _next_id(
+def _is_plain(name: str) -> bool:
+    "Whether an id is only a number or a word, as a text may well begin with."
+    return len(_look(name)) < 2
+
+
+def _mask(name: str) -> str:
+    return re.sub("[A-Za-z0-9]", "x", name) if len(name) > 5 and re.search("[0-9]", name) and not name.isdecimal() else name
+
+
+def _other_id(
     cell: str,  # what may be an id
     name: str,  # the id of the row that it stands in
-    lines: int,  # how far it is from the beginning of that row
-) -> bool:  # whether it may be the id of a row that follows
+) -> bool:  # whether it may be that of another row
     "Compare two ids by their look."
-    cell = cell.strip('" ')
-    if not cell or PLACEHOLDER.search(cell) or _look(cell) != _look(name):
-        return False
-    return not (cell.isdecimal() and name.isdecimal()) or 0 < int(cell) - int(name) <= lines
+    return bool(cell) and cell != name and not PLACEHOLDER.search(cell) and (_look(cell) == _look(name) or _mask(cell) == _mask(name))
+
+# %% ../../nbs/core/13_delimited.ipynb #add33f91
+def _row_like(
+    text: str,  # a line
+    shape: Shape,  # of its records
+    fields: Sequence[str],  # of the record it stands in
+    last: bool = False,  # whether to count the cells from the end
+) -> tuple[str, int]:  # what would be its id, and how many cells it has; "" and 0 if it is no row
+    "Take a line for a row."
+    name, where = fields[shape.key].strip(), shape.key - shape.width * last
+    own = {i for i, one in enumerate(fields) if _look(one.strip()) == _look(name)}
+    bare, every = _cells(text, shape.delimiter), text.rstrip("\n").split(shape.delimiter)
+    for cells in (bare, every if len(bare) == 1 or not _is_plain(name) and len(every) == shape.width else []):
+        if len(cells) >= shape.width and _other_id(cell := cells[where].strip('" '), name):
+            again = {i for i, one in enumerate(cells) if _look(one.strip('" ')) == _look(cell)} - {where % len(cells)}
+            return (cell, len(cells)) if again <= own else ("", 0)
+    return "", 0
+
+# %% ../../nbs/core/13_delimited.ipynb #5a798f2b
+def _goes_on(
+    name: str,  # id of a record
+    cell: str,  # what may be the id of a row in it
+    after: str,  # id of the record behind it; empty if nobody knows
+) -> bool:  # whether there is no row between them
+    "Whether ids that are plain numbers count on without a gap."
+    return _is_plain(name) and (after == cell or name.isdecimal() and after.isdecimal() and int(after) == int(name) + 1)
+
+
+def _near(name: str, cell: str, lines: int) -> bool:
+    return name.isdecimal() and cell.isdecimal() and 0 < int(cell) - int(name) <= lines
 
 # %% ../../nbs/core/13_delimited.ipynb #fa145408
 def _taken_in(
     lines: Sequence[str],  # of one record
     shape: Shape,  # of its records
-    name: str,  # its id; empty where rows have none
+    fields: Sequence[str],  # what it holds
+    after: str = "",  # id of the next record
 ) -> int | None:  # which of its lines looks like another row
     "Look for a row within a row."
-    room = 0
-    for at, line in enumerate(lines):
-        cells = _cells(line, shape.delimiter)
-        if shape.key < 0:
-            alike = len(cells) == shape.width == len(_cells(lines[0], shape.delimiter))
-        else:
-            alike = len(cells) >= shape.width and room >= shape.width - 1 and _next_id(cells[shape.key], name, at)
-        if at and alike and shape.width > 1:
-            return at
-        room += len(cells) - 1
+    if shape.key < 0:
+        even = [len(_cells(line, shape.delimiter)) == shape.width for line in lines]
+        late = re.search(f'[^"{re.escape(shape.delimiter)}]"{re.escape(shape.delimiter)}', lines[-1])
+        return even.index(True, 1) if late and even[0] and True in even[1:] else None
+    for last in (False, True) if shape.key else (False,):
+        found = [_row_like(line, shape, fields, last) for line in lines]
+        exact = [count == shape.width for _, count in found]
+        for at in range(len(lines) - 1) if last else range(1, len(lines)):
+            cell, rest = found[at][0], exact[: at + 1] if last else exact[at:]
+            room = sum(line.count(shape.delimiter) for line in (lines[at + 1 :] if last else lines[:at]))
+            near = _near(cell, fields[shape.key], len(lines)) if last else _near(fields[shape.key], cell, at)
+            sure = all(rest) or near or not _is_plain(cell)
+            if cell and sure and room >= shape.width - 1 and not _goes_on(fields[shape.key].strip(), cell, after):
+                return at + last
     return None
 
 # %% ../../nbs/core/13_delimited.ipynb #42c3809b
@@ -303,8 +343,9 @@ def _record(
 ) -> Record:  # the same, with what is suspicious about it
     "Make a well-formed record."
     lines = [text for _, text in zip(range(begin, end), _texts(window, begin))] if end - begin > 1 else []
-    name = fields[shape.key].strip() if 0 <= shape.key < len(fields) else ""
-    at = _taken_in(lines, shape, name) if lines and (name or shape.key < 0) else None
+    known = shape.key < 0 or shape.key < len(fields) and fields[shape.key].strip()
+    after = _id_at(window, end, shape) if lines and shape.key >= 0 and window.line(end) else ""
+    at = _taken_in(lines, shape, fields, after) if lines and known and shape.width > 1 else None
     return Record(begin, end, fields, "", window.broken(begin, end), None if at is None else begin + at)
 
 # %% ../../nbs/core/13_delimited.ipynb #c7827777
@@ -344,7 +385,7 @@ def misplaced(
     offset: int,  # in the file
 ) -> Fault:  # for the row it stands in
     "The fault of a byte that does not fit."
-    return Fault("undecodable bytes", f"the byte at offset {offset:,} does not fit the file's encoding")
+    return Fault("undecodable bytes", f"the byte at offset {offset:,} does not fit the encoding it is read in")
 
 # %% ../../nbs/core/13_delimited.ipynb #a9ffc820
 def record_doubt(

@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,6 +135,27 @@ _MARKED = (("UTF-8 with BOM", "utf-8", codecs.BOM_UTF8), ("UTF-16 LE", "utf-16-l
 _NAMES = {"utf-8": "UTF-8", "cp949": "CP949", "utf-16-le": "UTF-16 LE", "utf-16-be": "UTF-16 BE"}
 
 
+def _unmarked(codec: str) -> FileFault:
+    "Say that a file is in an encoding that must be asked for, or that none reads."
+    ask = f", or say encoding={codec!r} (-p encoding {codec})" if codec in _NAMES else ""
+    return FileFault("wrong encoding", f"is in {_NAMES.get(codec, 'UTF-32')}{' without a byte-order mark' * bool(ask)}: "
+                                       f"save it as UTF-8{ask}")
+
+# %% ../../nbs/core/11_encodings.ipynb #a8927bca
+def _wide(
+    path: Path,  # a text file without a byte-order mark
+) -> str:  # its encoding, if characters of it have two or four bytes
+    "Recognise UTF-16 and UTF-32 by where their zero bytes are."
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be") if head.count(0) > 3 else ():
+        with suppress(UnicodeError):
+            text = codecs.getincrementaldecoder(codec)().decode(head)
+            if "\0" not in text and sum(map(str.isascii, text)) * 20 > len(text) > 1:
+                return codec
+    return ""
+
+# %% ../../nbs/core/11_encodings.ipynb #3142b999
 def _as_asked(
     path: Path,  # a text file
     codec: str,  # a key of _NAMES
@@ -142,15 +164,17 @@ def _as_asked(
 ) -> Encoding:  # that one
     "Take a file as somebody says it is; `FileFault` if its byte-order mark says otherwise."
     if marked and marked != codec:
-        raise FileFault("wrong encoding", f"begins with the byte-order mark of {_NAMES[marked]}, so it is not in "
+        raise FileFault("wrong encoding", f"begins with the byte-order mark of {_NAMES.get(marked, 'UTF-32')}, so it is not in "
                                           f"{_NAMES[codec]}: leave encoding={codec!r} out")
+    if not marked and (wide := _wide(path)) and wide != codec:
+        raise _unmarked(wide)
     found = _scan(path, codec, start)
     return Encoding(_NAMES[codec], codec, start, found.marked > 0, (f"encoding={codec} was asked for",), found.bytes, found.sha256)
 
 # %% ../../nbs/core/11_encodings.ipynb #90803d8d
-def _has_nul(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return b"\0" in file.read(4096)
+def _is_soup(utf8: _Scan, cp949: _Scan) -> bool:
+    "Whether a fifth of a file's characters are unusual in Korean text, and it is no mixture with UTF-8."
+    return cp949.high > 400 and 10 * cp949.odd > cp949.high and 10 * utf8.marked > 6 * utf8.high
 
 
 def _judged(
@@ -158,6 +182,8 @@ def _judged(
 ) -> Encoding:  # without a name if it is text in no encoding we know
     "Judge a whole file as UTF-8 or CP949."
     found = {"utf-8": _scan(path, "utf-8")}
+    if wide := _wide(path):
+        return Encoding("", wide, 0, True, (), found["utf-8"].bytes, found["utf-8"].sha256)
     first = best = found["utf-8"]
     codec, doubt = "utf-8", first.high and not first.marked and not first.wide
     if first.marked or doubt:
@@ -167,8 +193,9 @@ def _judged(
     fits = best.marked * 4 < best.high or not best.marked
     tried = [f"not {_NAMES[name]}: byte {one.first:,} does not fit" for name, one in found.items()
              if one.marked and not (fits and name == codec)]
-    if not fits and _has_nul(path):
-        tried.append("it has NUL bytes as UTF-16 has: if it is that, say encoding='utf-16-le'")
+    if fits and codec == "cp949" and _is_soup(first, best):
+        fits = False
+        tried.append("in CP949 it is no Korean, as Chinese in GBK or Japanese in Shift-JIS would not be")
     if doubt and codec == "utf-8" and not second.marked + second.odd:
         tried.append("CP949 would fit, too: encoding='cp949' decides")
     return Encoding(_NAMES[codec] if fits else "", codec, 0, best.marked > 0, tuple(tried), first.bytes, first.sha256)
@@ -179,14 +206,18 @@ def find_encoding(
     asked: str | None = None,  # utf-8, cp949, utf-16-le or utf-16-be; None judges the file
 ) -> Encoding:  # without a name if it is text in no encoding we know
     "Find how a text file is to be read."
+    if asked not in (None, *_NAMES):
+        raise ValueError(f"encoding={asked!r}: choose one of {', '.join(map(repr, _NAMES))}; EUC-KR is read as 'cp949'")
     with open(path, "rb") as file:
         head = file.read(4)
     name, codec, bom = next((one for one in _MARKED if head.startswith(one[2])), ("", "", b""))
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        name, codec, bom = "", "utf-32", b""
     if asked:
         return _as_asked(path, asked, codec, len(bom))
-    if not bom:
+    if not bom and not codec:
         return _judged(path)
-    found = _scan(path, codec, len(bom))
+    found = _scan(path, codec if bom else "utf-8", len(bom))
     return Encoding(name, codec, len(bom), found.marked > 0, (), found.bytes, found.sha256)
 
 # %% ../../nbs/core/11_encodings.ipynb #742fc7a0
@@ -194,13 +225,15 @@ def require_text(
     encoding: Encoding,  # as judged
 ) -> None:
     "`FileFault` if no encoding fits."
+    if not encoding.name and encoding.codec.startswith(("utf-16", "utf-32")):
+        raise _unmarked(encoding.codec)
     if not encoding.name:
         why = f"is not text in UTF-8, UTF-16 or CP949 ({'; '.join(encoding.tried)})"
         raise FileFault("undecodable bytes", f"{why}: save it as UTF-8, or copy it again if it is damaged; "
                                              "encoding=... reads it all the same, without the rows that do not fit")
 
 # %% ../../nbs/core/11_encodings.ipynb #3b707981
-_SUSPECT = re.compile("[\u3400-\u9fff\uf900-\ufaff]|[\u0080-\u07ff]{2}")
+_SUSPECT = re.compile("[\u3400-\u9fff\uf900-\ufaff]|[\u0080-\u07ff]{2}|[ê-í][\u2000-\u2122]")
 _SYLLABLE = re.compile("[가-힣]")
 
 
@@ -211,9 +244,17 @@ class Misread(NamedTuple):
     text: str  # what it says
 
 
+def _as_latin(error: Any) -> tuple[bytes, int]:
+    "The bytes that Windows-1252 leaves open, as browsers read them."
+    return error.object[error.start : error.end].encode("latin-1"), error.end
+
+
+codecs.register_error("korlab-latin", _as_latin)
+
+
 def _reread(line: str, written: str, read: str) -> str:
     try:
-        return line.encode(read).decode(written)
+        return line.encode(read, "korlab-latin" if read == "Windows-1252" else "strict").decode(written)
     except UnicodeError:
         return ""
 
@@ -225,7 +266,7 @@ def misread(
     if not _SUSPECT.search(text):
         return None
     for line in filter(_SUSPECT.search, text.split("\n")):
-        for written, read in (("UTF-8", "CP949"), ("UTF-8", "Latin-1")):
+        for written, read in (("UTF-8", "CP949"), ("UTF-8", "Latin-1"), ("UTF-8", "Windows-1252")):
             if _SYLLABLE.search(other := _reread(line, written, read)):
                 return Misread(written, read, other)
         latin = _reread(line, "CP949", "Latin-1")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FileError', 'opening', 'atomic', 'write', 'write_json', 'write_jsonl', 'read_json', 'read_record', 'reading', 'Fault',
-           'utf8_lines', 'line_rows', 'read_jsonl', 'sha256']
+           'unrepeated', 'utf8_lines', 'line_rows', 'read_jsonl', 'sha256']
 
 # %% ../../nbs/core/02_files.ipynb #0692a018
 import hashlib
@@ -132,17 +132,21 @@ class Fault(NamedTuple):
     detail: str  # what exactly
 
 # %% ../../nbs/core/02_files.ipynb #47e33b54
+def unrepeated(
+    pairs: list[tuple[str, Any]],  # keys and values of a JSON object
+) -> dict[str, Any]:  # the object
+    "Make an object; `ValueError` for a repeated key, of which plain JSON would silently take the last."
+    if len(made := dict(pairs)) < len(pairs):
+        raise ValueError(printable(f"a key occurs twice: {', '.join(key for key, _ in pairs)}"))
+    return made
+
+
 def _json_object(
     line: str,  # one line of a JSONL file
 ) -> dict[str, Any] | Fault:  # the object, or what is wrong with it
     "Parse one JSON object, refusing repeated keys."
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(made := dict(pairs)) < len(pairs):
-            raise ValueError(printable(f"a key occurs twice: {', '.join(key for key, _ in pairs)}"))
-        return made
-
     try:
-        item = json.loads(line, object_pairs_hook=once)
+        item = json.loads(line, object_pairs_hook=unrepeated)
     except (ValueError, RecursionError) as error:
         return Fault("broken JSON", str(error))
     if not isinstance(item, dict):

@@ -48,6 +48,7 @@ from korlab.core.schemas import (
     find_columns,
     half_character,
     known_columns,
+    listed,
     match_columns,
     match_keys,
 )
@@ -144,6 +145,16 @@ def _under(columns: Columns, item: Any) -> Any:
     "The values of a mapping under all columns; a fault stays what it is."
     return item if isinstance(item, Fault) else columns.sort([item.get(name) for name in columns.names])
 
+# %% ../../nbs/core/15_rows.ipynb #03bb9857
+def _told(rows: Found, file: SourceFile, schema: Schema) -> Found:
+    "Pass rows of their own keys on; at last the report names the keys that are no field's."
+    seen: dict[object, None] = {}
+    for line, item in rows:
+        seen |= dict.fromkeys(item) if isinstance(item, Mapping) else {}
+        yield line, item
+    ignored = [short(key, 40) for key in seen if not known_columns([key], schema)]
+    file.notes += [f"ignored keys: {listed(ignored)}"] if ignored and schema.fields else []
+
 # %% ../../nbs/core/15_rows.ipynb #93cbf183
 def _form(head: str) -> str | None:
     "What the beginning of a JSONL file is, if it is another form of JSON, and what to do about it."
@@ -163,10 +174,14 @@ def _other_encoding(found: Encoding) -> bool:
 
 def _require_lines(part: Part, schema: Schema) -> None:
     "`FileFault` for a JSONL file in another form, or not in UTF-8 where it must be."
-    if (schema.utf8 or schema.line) and not part.encoding and _other_encoding(found := find_encoding(part.where)):
+    found = find_encoding(part.where) if (schema.utf8 or schema.line) and not part.encoding else None
+    if found and not found.name and found.codec.startswith(("utf-16", "utf-32")):
+        require_text(found)
+    if found and _other_encoding(found):
         lines = [isinstance(line, Fault) for line in utf8_lines(part.where)]
-        if sum(lines) * 2 > len(lines):
-            why = f"it is text in {found.name} and not in UTF-8, as this format is: save it as UTF-8"
+        if sum(lines) * 2 > len(lines) or found.codec.startswith("utf-16"):
+            why = f"it is text in {found.name} and not in UTF-8, as this format is: save it as UTF-8, or say "
+            why += f"encoding={found.codec!r} (-p encoding {found.codec})"
             raise FileFault("another form", f"has no row that can be used: {why}")
     with open(part.where, "rb") as file:
         form = None if schema.line else _form(file.read(PIECE).decode("utf-8", "replace"))
@@ -179,7 +194,7 @@ def _jsonl(part: Part, file: SourceFile, schema: Schema) -> Found:
     _require_lines(part, schema)
     lines = _line_source(part, file, schema)
     if schema.each_row:
-        yield from line_rows(_counted_lines(lines(), file), schema.line)
+        yield from _told(line_rows(_counted_lines(lines(), file), schema.line), file, schema)
         return
     columns = match_columns(_keys(item for _, item in line_rows(_counted_lines(lines(), file))), schema)
     file.notes += columns.notes
@@ -241,7 +256,7 @@ def _hub(part: Part, file: SourceFile, schema: Schema, **where: str | None) -> F
     "Rows of one split of a hub dataset."
     data = hub_dataset(part.where, **where)
     if schema.each_row:
-        yield from ((0, row) for row in data)
+        yield from _told(((0, row) for row in data), file, schema)
         return
     columns = match_columns(data.column_names, schema)
     file.notes = [*_hub_notes(data), *columns.notes]
@@ -265,7 +280,7 @@ def _fingerprinted(rows: Iterable[Any], file: SourceFile) -> Iterator[Any]:
 # %% ../../nbs/core/15_rows.ipynb #48e99384
 def _named(item: object, schema: Schema) -> Mapping[Any, Any] | Fault:
     "A row in memory as named values."
-    if isinstance(item, Mapping):
+    if isinstance(item, (Mapping, Fault)):
         return item
     if schema.made is not object and isinstance(item, schema.made):
         return schema.columns(item)
@@ -277,7 +292,7 @@ def _memory(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Rows in memory."
     items = [_named(item, schema) for item in part.where]
     if schema.each_row:
-        yield from ((0, item) for item in items)
+        yield from _told(((0, item) for item in items), file, schema)
         return
     columns = match_columns(_keys(items), schema)
     file.notes = list(columns.notes)
@@ -301,6 +316,9 @@ def _wrong_encoding(
 ) -> Fault | None:  # None if its texts are what they seem
     "Recognise a row that was read in the wrong encoding; what nobody asked for does not count."
     for name, value in values.items():
+        if (lost := max((text.count("\ufffd") for text in _texts(value)), default=0)) > 1:
+            return Fault("wrong encoding", f"the {short(name)} has {lost} replacement characters (U+FFFD), which stand "
+                                           "for text that was lost: take this row from its source again")
         found = next((found for text in _texts(value) if not text.isascii() and (found := misread(text))), None)
         if found and (not schema.each_row or not schema.fields or known_columns([name], schema)):
             why = f"the {short(name)} is {found.written} read as {found.read}, and says {short(found.text, 40)!r}"
@@ -308,6 +326,15 @@ def _wrong_encoding(
     return None
 
 # %% ../../nbs/core/15_rows.ipynb #ff546a2b
+_READING = ("wrong encoding", "undecodable bytes", "NUL byte", "NUL bytes", "missing column", "no header")
+
+
+def _asked_for(part: Part, kind: str, detail: str) -> str:
+    "The same detail; where an encoding that was asked for may be why, it says so."
+    leave = part.encoding and kind in _READING and "leave encoding=" not in detail
+    return f"{detail}; encoding={part.encoding!r} was asked for: leave it out if that is wrong" if leave else detail
+
+
 _READERS = {"csv": _delimited, "tsv": _delimited, "jsonl": _jsonl, "parquet": _parquet, "memory": _memory}
 
 
@@ -330,7 +357,10 @@ def read_rows(
     for number, (line, found) in enumerate(rows, 1):
         values, doubts = (found.values, (found.doubt,)) if isinstance(found, _Doubtful) else (found, ())
         fault = values if isinstance(values, Fault) else half_character(values) or _wrong_encoding(values, schema)
+        fault = fault and Fault(fault.kind, _asked_for(part, fault.kind, fault.detail))
         yield Row(part.name, number, line, {} if fault else values, fault, doubts)
+    if not number and part.format == "memory":
+        raise FileFault("no rows", "holds no rows: add rows or name another file")
     if not number:
         raise FileFault("header only", "has a header but no rows: add rows or name another file")
 
@@ -358,7 +388,7 @@ def judged_rows(
                 report.cleaned += verdict.cleaned
                 yield cast(Item, verdict.item)
     except FileFault as fault:
-        report.add(Problem(part.name, 0, 0, fault.kind, fault.detail))
+        report.add(Problem(part.name, 0, 0, fault.kind, _asked_for(part, fault.kind, fault.detail)))
     except OSError as error:
         report.add(Problem(part.name, 0, 0, "unreadable file", f"cannot be read ({error.strerror})"))
 

@@ -33,7 +33,7 @@ def text_of(
         content = file.read_bytes()
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}") from None
-    for codec in ("utf-8-sig", "cp949"):
+    for codec in ("utf-8-sig", "cp949"):  # UTF-16 has NUL bytes, which neither has
         try:
             text = content.decode(codec)
         except UnicodeDecodeError:
@@ -43,14 +43,16 @@ def text_of(
     raise SettingsError(f"{file}: this is no text in UTF-8; save it so")
 
 # %% ../../nbs/core/01_settings.ipynb #6940df88
-_OURS = re.compile(rb"^(?:\xef\xbb\xbf)?[ \t]*(?:params|runs)[ \t]*[=:]", re.MULTILINE)
+_OURS = re.compile(rb"^(?:\xef\xbb\xbf)?[ \t]*(params|runs|cache|seed)[ \t]*[=:]", re.MULTILINE)
 
 
 def _is_ours(file: Path) -> bool:
+    "Whether a settings.ini says at least two things that only a lab's would; one in UTF-16 is told to its owner."
     try:
-        return _OURS.search(file.read_bytes()) is not None
+        content = file.read_bytes().replace(b"\0", b"")
     except OSError:  # none there, or nobody's to read
         return False
+    return len(set(_OURS.findall(content))) > 1
 
 
 def root(
@@ -107,25 +109,33 @@ class Settings:
     model: str  # the model of every run that names none
 
 # %% ../../nbs/core/01_settings.ipynb #0df5db12
+_PLACES = ("params", "runs", "cache")  # the keys that are folders
+
+
+def _folder(base: Path, value: str, where: str) -> Path:
+    try:
+        return (base / expanded(value)).resolve()
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from None
+
+
 def load_env(
     file: Path | None = None,  # lines of NAME=value; the lab's .env when None
 ) -> None:
-    "Read .env into the environment where that says nothing yet."
+    "Read .env into the environment where that says nothing yet; a relative folder starts from the file."
     from dotenv import dotenv_values
 
     file = file or root() / ".env"
     if file.exists():
+        places = [f"KORLAB_{key.upper()}" for key in _PLACES]
         for name, value in dotenv_values(stream=StringIO(text_of(file))).items():
             if value is not None:
-                os.environ.setdefault(name, value)
+                os.environ.setdefault(name, str(_folder(file.resolve().parent, value, name)) if name in places else value)
 
 # %% ../../nbs/core/01_settings.ipynb #2c96f9a0
-_PLACES = ("params", "runs", "cache")  # the keys that are folders
-
-
 def _values(file: Path) -> dict[str, str]:
     "What a settings.ini says, every key of it known and none missing or empty."
-    parser = ConfigParser(interpolation=None)
+    parser = ConfigParser(interpolation=None, inline_comment_prefixes=(";", "#"))
     try:
         parser.read_string(text_of(file))
     except ConfigParserError as error:
@@ -140,13 +150,6 @@ def _values(file: Path) -> dict[str, str]:
     return found
 
 # %% ../../nbs/core/01_settings.ipynb #476bedd3
-def _folder(base: Path, value: str, where: str) -> Path:
-    try:
-        return (base / expanded(value)).resolve()
-    except SettingsError as error:
-        raise SettingsError(f"{where}: {error}") from None
-
-
 def _overridden(file: Path, found: Mapping[str, str]) -> dict[str, Any]:
     "Values in their types, those of the environment laid over those of the file."
     values: dict[str, Any] = {}

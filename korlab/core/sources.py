@@ -61,21 +61,29 @@ def is_data_file(
     return path.suffix.lower() in SUFFIXES + also and not path.name.startswith((".", "~")) and path.is_file()
 
 # %% ../../nbs/core/14_sources.ipynb #76f52217
-_SHARD = re.compile(r"(.+?)-(\d+)-of-(\d+)")
+_SHARD = re.compile(r"(.+?)-(\d+)-of-(\d+)(?:-[0-9a-f]{6,})?")
 
 
+def _lacking(numbers: set[int], total: int) -> list[int]:
+    "The shards that are not there; they are numbered from 1 where the last one is called like their number."
+    first = int(total in numbers and 0 not in numbers)
+    return sorted(set(range(first, first + total)) - numbers)
+
+# %% ../../nbs/core/14_sources.ipynb #073f21f1
 def _tables(
     files: list[Path],  # of one folder
 ) -> dict[str, list[Path]]:  # name -> its files, in order; `DataError` for a missing shard
     "Put the shards of a table together."
     found: dict[str, list[Path]] = {}
+    names = {path.name for path in files}
     for path in sorted(files):
         shard = _SHARD.fullmatch(path.stem)
-        found.setdefault(shard[1] + path.suffix if shard else path.name, []).append(path)
+        name = shard[1] + path.suffix if shard else path.name
+        found.setdefault(f"{shard[1]}-*-of-{shard[3]}{path.suffix}" if shard and name in names else name, []).append(path)
     for name, parts in found.items():
         shards = [match for path in parts if (match := _SHARD.fullmatch(path.stem))]
         for total in {int(shard[3]) for shard in shards}:
-            if lacking := sorted(set(range(total)) - {int(shard[2]) for shard in shards}):
+            if lacking := _lacking({int(shard[2]) for shard in shards if int(shard[3]) == total}, total):
                 raise DataError(f"{parts[0].parent} has {len(shards)} of {total} shards of {name}, and lacks number "
                                 f"{and_more([str(i) for i in lacking[:5]], len(lacking), ', ')}: copy it, too")
     return found

@@ -85,50 +85,92 @@ _ELEMENTS = (
     "head hr html i iframe img ins kbd li mark ol p pre q rp rt ruby s samp script section small span strike strong style sub "
     "sup table tbody td tfoot th thead tr tt u ul var wbr"
 ).split()
-_ALONE = "allowfullscreen async checked compact defer disabled hidden ismap nohref noshade nowrap reversed"  # need no value
+_ALONE = r"allowfullscreen async checked compact data-[\w-]++ defer disabled hidden ismap noshade nowrap reversed"  # no value
 _ATTRIBUTE = (
-    r"""\s++(?:[A-Za-z_:@][A-Za-z\d_:.-]*+\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'=`>]++)|(?:"""
+    r"""\s++(?:[A-Za-z_:@][A-Za-z\d_:.-]*+\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'`<>]++)|(?:"""
     + _ALONE.replace(" ", "|") + r"))"
 )
 _ELEMENT = re.compile(rf"</?({'|'.join(_ELEMENTS)})(?:{_ATTRIBUTE})*+\s*+/?+>|<!--.*-->", re.IGNORECASE)
 
 
 def _element(
-    tag: str,  # from `<` to `>`, without another of them between, on one line
+    tag: str,  # from `<` to `>`, on one line
 ) -> str:  # `<b>` for `<b>`, `<B id=x>` and `</b>`; empty if it is no tag of HTML
     "Recognise a tag."
     found = _ELEMENT.fullmatch(tag)
     return "" if not found else f"<{found[1].lower()}>" if found[1] else "<!-- -->"
 
+
+def _tells_itself(tag: str, kind: str) -> bool:
+    "Whether a tag is surely markup: one that never closes, or one with attributes."
+    return kind in ("<br>", "<hr>", "<img>", "<wbr>", "<!-- -->") or len(tag.strip("</> ")) > len(kind) - 2
+
 # %% ../../nbs/core/04_text.ipynb #15ba8618
 _BRACKET = re.compile(r"[<>\n]")
 
 
+class _Tags:
+    "A text without its tags, as far as it has been read."
+
+    def __init__(self) -> None:
+        self.out: list[str] = [""]
+        self.gone: list[tuple[int, int, str]] = []  # start, end and kind of every tag that went
+        self.open: dict[str, list[tuple[int, int, int]]] = {}  # kind -> place in `out` (-1: gone), start, end, unclosed
+
+    def take(self, place: int, start: int, end: int) -> str:  # place in `out` and in the text
+        "Judge what has come between two brackets; its kind if it is a tag."
+        tag = "".join(self.out[place:])
+        if kind := _element(tag):
+            for waiting in self.open.values():
+                while waiting and waiting[-1][0] >= place:
+                    waiting.pop()
+            self.out[place:] = [self._kept(tag, kind, place, start, end)]
+        return kind
+
+    def _kept(self, tag: str, kind: str, place: int, start: int, end: int) -> str:
+        "What stays in the place of a tag."
+        waiting = self.open.setdefault(kind, [])
+        if tag.startswith("</") and waiting:
+            before, *span = waiting.pop()
+            if before >= 0:
+                self.out[before] = ""
+                self.gone.append((span[0], span[1], kind))
+        elif tag.startswith("</") or not _tells_itself(tag, kind):
+            waiting += [] if tag.startswith("</") else [(place, start, end)]
+            return tag
+        else:
+            waiting.append((-1, start, end))
+        self.gone.append((start, end, kind))
+        return "\n" if kind == "<br>" else ""
+
+# %% ../../nbs/core/04_text.ipynb #5c1f0e7d
 def _without_tags(
     text: str,  # lines
     removed: list[Removal],  # gets every tag
 ) -> str:  # the text with `<br>` as line breaks and without other tags
     "Take the tags out of a text in one pass."
-    out, opened, done = [""], list[tuple[int, int]](), 0  # opened: place in `out` and in `text` of each `<` that waits
+    tags, opened, done = _Tags(), list[tuple[int, int]](), 0  # opened: place in `out` and in `text` of each `<` that waits
     for mark in _BRACKET.finditer(text):
-        out += [text[done : mark.start()], mark[0]]
+        tags.out += [text[done : mark.start()], mark[0]]
         done = mark.end()
         if mark[0] == "<":
-            opened.append((len(out) - 1, mark.start()))
-        elif mark[0] == ">" and opened and (kind := _element("".join(out[opened[-1][0] :]))):
-            place, start = opened.pop()
-            out[place:] = ["\n"] if kind == "<br>" else []
-            opened = [] if kind == "<br>" else opened
-            removed.append(_removal(kind, text, start, done))
-        else:
+            opened.append((len(tags.out) - 1, mark.start()))
+        elif not (mark[0] == ">" and opened and (kind := tags.take(*opened.pop(), done)) and kind != "<br>"):
             opened = []
-    return "".join(out) + text[done:]
+    removed += [_removal(kind, text, start, end) for start, end, kind in sorted(tags.gone)]
+    return "".join(tags.out) + text[done:]
 
 # %% ../../nbs/core/04_text.ipynb #fe524078
 _WRITTEN = re.compile(
-    r"(?<!\\)(?:\\r)?\\n(?![a-z]|(?:을|를|은|는|으로|라는|이라는|라고|이라고)(?:[\s.,]|$))(?!(?<=[\"'`]\\n)[\"'`])"
+    r"(?<!\\)(?:\\r)?\\n(?![a-z\"'`)\]},]|(?:을|를|은|는|으로|라는|이라는|라고|이라고|입니다|이다|처럼)(?:[\s.,]|$))"
     r"|(?<![A-Za-z\d_:\\])(?:\\r)?\\n(?=[a-z][a-z\d]{1,19} ?[:：])"
 )
+
+
+def _in_path(text: str, at: int) -> bool:
+    r"Whether a place is inside of a path: after `C:\` or `\\` without a blank between."
+    before = text[max(0, at - 300) : at + 1].split()[-1]
+    return bool(re.search(r"(?:^|[^A-Za-z])[A-Za-z]:\\|^\\\\\w", before))
 
 
 def _with_line_breaks(
@@ -138,8 +180,10 @@ def _with_line_breaks(
     "Read line breaks that were written out as a backslash and an n."
     if "\n" in text:
         return text
-    removed += [_removal(r"\n", text, *found.span()) for found in _WRITTEN.finditer(text)]
-    return _WRITTEN.sub("\n", text)
+    places = [found.span() for found in _WRITTEN.finditer(text) if not _in_path(text, found.start())]
+    removed += [_removal(r"\n", text, *place) for place in places]
+    ends = [0, *(end for _, end in places)], [*(start for start, _ in places), len(text)]
+    return "\n".join(text[begin:end] for begin, end in zip(*ends, strict=True))
 
 # %% ../../nbs/core/04_text.ipynb #d567e4cc
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff]")

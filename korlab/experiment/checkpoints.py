@@ -62,7 +62,8 @@ def require_whole(
 ) -> None:
     "Raise CheckpointDamaged unless the folder holds what was saved."
     if (sealed or (folder / "manifest.json").is_file()) and (reason := damage(folder)):
-        raise CheckpointDamaged(f"{shown(folder)} cannot be used because {reason}")
+        remedy = "delete this folder and run again what wrote it, which goes on from its checkpoints"
+        raise CheckpointDamaged(f"{shown(folder)} cannot be used because {reason}: {remedy}")
 
 # %% ../../nbs/experiment/11_checkpoints.ipynb #47b7981a
 def draft_of(

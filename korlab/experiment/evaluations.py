@@ -60,6 +60,13 @@ def _recorded(request: EvaluationParams, home: Run | None) -> dict[str, Any]:
     recorded = {k: v for k, v in home.config.flat().items() if v is not None and k != "name"} if home else {}
     return {**studies.model(name).recipes[size], "model": name, "size": size} | recorded
 
+# %% ../../nbs/experiment/08_evaluations.ipynb #97ab32bc
+def _of_other_files(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    "The same without the encoding where other files than the run's own are asked for: that of its own says nothing of them."
+    asked, own = overrides.get("data"), {recorded.get(name) for name in ("data", "dev_data", "test_data")}
+    same = asked is None or not own.isdisjoint({asked, *map(str, Path(asked).parents)})
+    return {name: value for name, value in recorded.items() if same or name != "encoding"}
+
 
 def _config(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     home = studies.model(recorded["model"]).study
@@ -81,7 +88,7 @@ def open_evaluation(
     "Check the parameters of an evaluation, find its checkpoint, and open its folder."
     request, overrides = studies.configure_evaluation(given)
     checkpoint, home = _find_checkpoint(request.run)
-    recorded = _recorded(request, home)
+    recorded = _of_other_files(_recorded(request, home), overrides)
     config = _config(recorded, overrides)
     parent = home.folder if home else settings().runs / studies.model(config.run.model).study / checkpoint.name
     folder = parent / "evaluations" / (request.name or _evaluation_name(checkpoint, overrides))
@@ -102,7 +109,7 @@ def find_model(
     "Find a trained model and the parameters to use it with."
     request, overrides = studies.configure_evaluation(given)
     checkpoint, home = _find_checkpoint(request.run)
-    recorded = _recorded(request, home)
+    recorded = _of_other_files(_recorded(request, home), overrides)
     studies.check_owner(studies.model(recorded["model"]).study, study, shown(request.run))
     return checkpoint, _config(recorded, overrides)
 
@@ -128,7 +135,8 @@ def seen_before(
         english, korean = _SEEN[part]
         file = run.folder.parents[1] / f"{part}_hashes.json"
         if not file.is_file():
-            run.note(f"This checkpoint does not record its {part} rows, so nobody can tell whether they are among these.", once=True)
+            run.note(f"This checkpoint does not record its {part} rows, so nobody can tell whether they are among these.",
+                     f"이 체크포인트에는 {part} 행의 기록이 없어, 그 행이 여기에 섞여 있는지 알 수 없다.", once=True)
             continue
         known = set(read_json(file))
         if count := sum(one in known for one in hashes):

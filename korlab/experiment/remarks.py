@@ -6,6 +6,7 @@
 __all__ = ['Remark', 'Outputs', 'outputs_of', 'of_outputs', 'of_split', 'of_choice', 'in_short']
 
 # %% ../../nbs/experiment/06a_remarks.ipynb #d95adb3e
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,6 +58,10 @@ _WORDS = {
 }
 
 
+def _singular(what: str) -> str:
+    return re.sub("(ie)?s$", lambda end: "y" if end[1] else "", what)
+
+
 def of_outputs(split: str, found: Outputs) -> Iterator[Remark]:
     "Remarks on what came out for one split."
     counts, n = asdict(found), found.n
@@ -67,22 +72,24 @@ def of_outputs(split: str, found: Outputs) -> Iterator[Remark]:
             yield Remark(kind, split, f"{split}: {count} of {n} {found.what} ({share}) {english}.",
                          f"{split}: {found.korean} {n}개 가운데 {count}개({share})가 {korean}.")
     if n > 1 and found.distinct < _FEWEST * n:
-        yield Remark("distinct", split, f"{split}: only {found.distinct} of {n} {found.what} differ.",
-                     f"{split}: {found.korean} {n}개 가운데 서로 다른 것은 {found.distinct}개뿐이다.")
+        what = _singular(found.what) if found.distinct == 1 else found.what
+        yield Remark("distinct", split, f"{split}: only {found.distinct} distinct {what} among {n}.",
+                     f"{split}: {found.korean} {n}개가 {found.distinct}가지뿐이다.")
 
 # %% ../../nbs/experiment/06a_remarks.ipynb #4c2eb3dd
 def _of_floors(split: str, measure: Measure, against: Mapping[str, Mapping[str, Any]]) -> Iterator[Remark]:
-    "Remarks on the baselines that the model is worse than."
+    "One remark on all baselines that the model is worse than."
+    ours, english, korean = "", list[str](), list[str]()
     for system, pair in against.items():
         difference = Interval(**pair["difference"])
         if max(gain(measure, difference.low), gain(measure, difference.high)) < 0:
             ours, theirs, gap = single(measure, pair["a"]), single(measure, pair["b"]), written(measure, difference, sign=True)
-            yield Remark(
-                "floor", split,
-                f"{split}: {measure.label} {ours} is worse than the {theirs} of {system}, which needs no training "
-                f"(difference {gap}, n={difference.n}).",
-                f"{split}: {measure.label} {ours}, 훈련이 필요 없는 {system}의 {theirs}보다 못하다(차이 {gap}, n={difference.n}).",
-            )
+            english.append(f"the {theirs} of {system} (difference {gap}, n={difference.n})")
+            korean.append(f"{system}의 {theirs}(차이 {gap}, n={difference.n})")
+    if english:
+        need = "needs" if len(english) == 1 else "need"
+        yield Remark("floor", split, f"{split}: {measure.label} {ours} is worse than {' and '.join(english)}, which {need} no training.",
+                     f"{split}: {measure.label} {ours}, 훈련이 필요 없는 {', '.join(korean)}보다 못하다.")
 
 # %% ../../nbs/experiment/06a_remarks.ipynb #51743b14
 def of_split(
@@ -90,9 +97,9 @@ def of_split(
     measure: Measure,  # the study's first
     facts: Mapping[str, Any],  # `outputs` from the study, `against` from its item scores
 ) -> list[Remark]:  # the gravest first
-    "What is to be said of one split."
+    "What is to be said of one split: outputs that say nothing are graver than a score below a floor."
     outputs = (one for each in facts.get("outputs", ()) for one in of_outputs(split, Outputs(**each)))
-    return [*_of_floors(split, measure, facts.get("against", {})), *outputs]
+    return [*outputs, *_of_floors(split, measure, facts.get("against", {}))]
 
 # %% ../../nbs/experiment/06a_remarks.ipynb #a8acea47
 _APART = 1.5  # dev loss of the chosen step over the lowest one

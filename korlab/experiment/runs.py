@@ -39,11 +39,15 @@ class RunBusyError(RunError):
     "A run that another process is working on."
 
 # %% ../../nbs/experiment/06_runs.ipynb #364bf483
+_LATER = ("encoding",)  # parameters that came later: while nobody sets them, runs keep the names they had
+
+
 def run_name(
     config: Config,  # effective parameters
 ) -> str:  # a folder name that these parameters, and no others, lead to
     "The name a run gets when nobody gives it one."
-    text = json.dumps(config.flat(), sort_keys=True, ensure_ascii=False)
+    values = {name: value for name, value in config.flat().items() if name not in _LATER or value is not None}
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return f"{config.run.model}-{config.run.size}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -97,7 +101,8 @@ class RunFolder:
     def done(self, stage: str) -> bool:
         "Whether a stage has finished in this or an earlier process, and what it left has not been deleted since."
         finished = self.status["stages"].get(stage, {}).get("state") == "done"
-        return finished and (stage not in _RECORDS or self.has(_RECORDS[stage]))
+        whole = stage != "train" or self.path("model").is_dir()
+        return finished and whole and (stage not in _RECORDS or self.has(_RECORDS[stage]))
 
 # %% ../../nbs/experiment/06_runs.ipynb #cd4855ac
 def now() -> str:
@@ -213,6 +218,8 @@ def _leading(
     folder: str | None,  # as `_where` wrote it; None takes the working folder
 ) -> dict[str, Any]:  # with paths that lead somewhere absolute
     "Say where recorded paths lead."
+    if not isinstance(folder, str | None):
+        raise RunError(f"config.json says folder={folder!r}, which is no text: delete it and run again what wrote it")
     return placed([type(part) for part in vars(config).values()], values, root() / folder if folder else Path.cwd())
 
 # %% ../../nbs/experiment/06_runs.ipynb #b86f23f2

@@ -131,10 +131,12 @@ def _require_finite(
     logged = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
     before = sorted((logged | trainer.losses).items())
     last = "the last finite loss was {1:.4g}, at update {0}".format(*before[-1]) if before else "no loss before it was finite"
-    wider = ", precision=fp32" if trainer.args.bf16 or trainer.args.fp16 else ""
+    args = trainer.args
+    advice = {"a longer warmup": args.lr_scheduler_type != "constant", "max_grad_norm=1": not 0 < args.max_grad_norm <= 1,
+              "precision=fp32": args.bf16 or args.fp16}
+    tries = ", ".join(["a lower learning_rate", *(one for one, helps in advice.items() if helps)])
     raise Diverged(
-        f"training stopped at update {update}: {broken[0]}; {last}. Try a lower learning_rate, a longer warmup, "
-        f"max_grad_norm=1{wider}; if it happens at once or always here, look at the rows of this update for broken ones"
+        f"training stopped at update {update}: {broken[0]}; {last}. Try {tries}; if it happens at once or always here, look at the rows of this update for broken ones"
     )
 
 # %% ../../nbs/experiment/14_training.ipynb #1111a611

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.accounts import few_problems
+from ..core.accounts import few_files, few_notes, few_problems
 from ..core.settings import portable, shown
 from ..core.tables import Markdown, escape
 
@@ -36,7 +36,7 @@ def source_rows(
             "sha256": file["sha256"][:8], "read": file["rows_read"], "kept": file["rows_kept"],
             "left out": sum(file["left_out"].values()),
         }
-        for source in run.read("data")["sources"] for file in source["files"]
+        for source in run.read("data")["sources"] for file in few_files(source["files"])
     ]
 
 # %% ../../nbs/report/05_facts.ipynb #3d39c329
@@ -58,7 +58,7 @@ def source_notes(
     return [
         f"{source['split']}: {escape(note)}"
         for source in run.read("data")["sources"]
-        for note in [*(f"{file['name']}: {note}" for file in source["files"] for note in file["notes"]), *source["notes"]]
+        for note in [*few_notes([f"{file['name']}: {note}" for file in source["files"] for note in file["notes"]]), *source["notes"]]
     ]
 
 # %% ../../nbs/report/05_facts.ipynb #263f7be8

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.accounts import counted
 from ..core.files import reading
 from ..core.settings import expanded
 from ..experiment.params import ParameterError
@@ -303,7 +304,7 @@ _SEARCHED_BY = Annotated[
     str, typer.Option(help="a run's name or folder, the folder of a SparseEncoder, or 'latest'")
 ]
 _SEARCHED = Annotated[str | None, typer.Option(help="as for `index`; if not given those of --index, or the embedded ones")]
-_KEPT = Annotated[Path | None, typer.Option(help="folder the index is kept in")]
+_KEPT = Annotated[Path | None, typer.Option(help="folder the index is kept in; with --documents it is built there at first")]
 _SEARCH_MODE = Annotated[
     str | None, typer.Option(help="with --opensearch: sparse (the default), two_phase, or hybrid with BM25")
 ]
@@ -337,6 +338,7 @@ def _from_folder(query: str, run: str, documents: str | None, index: str | None,
     searcher = start({name: value for name, value in given.items() if value})
     for note in searcher.notes:
         remark(note)
+    typer.echo(f"searching {counted(len(searcher.index), 'document')}: {searcher.source}", err=True)
     return searcher()
 
 # %% ../../nbs/sparse/64_cli.ipynb #cf0b72b4
@@ -346,5 +348,6 @@ def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int) -> "Hi
 
     how = _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
     service, encoder = opensearch.connect(), load_encoder(run)
+    typer.echo(f"searching what OpenSearch holds under {alias}", err=True)
     found = opensearch.search_collection(service, encoder, {"query": query}, alias, how, k)["query"]
     return opensearch.explain_hits(encoder, query, found)

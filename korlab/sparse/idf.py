@@ -27,10 +27,10 @@ from ..core.settings import expanded, shown
 from ..core.sources import SUFFIXES, Part, is_data_file
 from ..core.text import normalize
 from ..experiment.params import ParameterError
-from .data import keys_of
+from .data import keys_of, negatives_of
 
 # %% ../../nbs/sparse/22_idf.ipynb #d0f61449
-_FIELDS = ("query", "anchor", "question", "positive", "negative", "negatives", "text", "document", "contents", "content", "passage",
+_FIELDS = ("query", "anchor", "question", "positive", "text", "document", "contents", "content", "passage",
            "body", "본문", "내용", "질문", "corpus", "queries")
 
 
@@ -39,8 +39,8 @@ def _row_texts(
     where: str,  # what to call the row in an error
 ) -> list[str]:  # its texts in NFC; an absent, null or blank field is no text
     "Texts of one row, from the fields in `_FIELDS`; `FileError` when it has none of them, or one that is no text."
-    row = dict(row) if isinstance(row, Mapping) else {name: getattr(row, name, None) for name in _FIELDS}
-    values = [row[name] for name in _FIELDS if row.get(name) is not None]
+    row = dict(row) if isinstance(row, Mapping) else {name: getattr(row, name, None) for name in (*_FIELDS, "negatives")}
+    values = [*(row[name] for name in _FIELDS if row.get(name) is not None), *negatives_of(row)]
     if not values:
         raise FileError(f"{where} has no text: it needs one of the fields {', '.join(_FIELDS)}, and has {keys_of(row)}")
     if isinstance(row.get("title"), str) and isinstance(row.get("text"), str):
@@ -76,7 +76,7 @@ def _file_rows(
         part = Part(shown(file), kind if f".{kind}" in SUFFIXES else "jsonl", file)
         try:
             for row in read_rows(part, SourceFile(part.name, part.format), _ROWS):
-                where = f"{row.file}, line {row.line}" if row.line else row.place
+                where = f"{row.file}, line {row.line}" if row.line else str(row.place)
                 if row.fault:
                     what = "has no text" if row.fault.detail.endswith("where an object is expected") else "is no JSON"
                     what = "is in the wrong encoding" if row.fault.kind == "wrong encoding" else what

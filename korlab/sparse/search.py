@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from ..core.accounts import DataError, DataReport, check_outcome
-from ..core.files import Fault, line_rows, utf8_lines
+from ..core.files import Fault, line_rows, unrepeated, utf8_lines
 from ..core.rows import judged_rows
 from ..core.settings import expanded, looked_in, portable, shown
 from ..core.sources import SUFFIXES, Part
@@ -39,13 +39,21 @@ if TYPE_CHECKING:
 _TABLES = (".jsonl", ".json", *SUFFIXES)  # files whose rows are documents; any other is text, a passage a line
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Fault:
+    "An object of an array, or what JSON lines would say of it."
+    try:
+        return unrepeated(pairs)
+    except ValueError as error:
+        return Fault("broken JSON", str(error))
+
+
 def _array(
     file: Path,  # JSON
     name: str,  # what to call it in an error
 ) -> list[Any]:  # its objects
     "The objects of a JSON array, or of a file of JSON lines that is called .json."
     try:
-        found = json.loads(text := file.read_text("utf-8-sig"))
+        found = json.loads(text := file.read_text("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not text in UTF-8 (byte {error.start + 1:,}), as JSON is: save it as UTF-8") from None
     except ValueError as error:
@@ -53,6 +61,8 @@ def _array(
         if not rows or isinstance(rows[0], Fault):
             raise DataError(f"{name} is no JSON ({error}): it should be an array of objects with _id and text") from None
         return rows
+    if isinstance(found, Fault):
+        raise DataError(f"{name} is no array of documents, and {found.detail}: write [{{_id, text}}, …]")
     if not isinstance(found, list):
         keys = f" with the keys {keys_of(found)}" if isinstance(found, dict) else ""
         raise DataError(f"{name} is one {type(found).__name__}{keys} and not an array of documents: write [{{_id, text}}, …]")
@@ -68,7 +78,7 @@ def _documents(
     report = DataReport(name)
     kind = file.suffix.lower()[1:]
     part = Part(name, "memory", _array(file, name)) if kind == "json" else Part(name, kind, file)
-    found = dict(judged_rows(part, entries("document"), report))
+    found = dict(judged_rows(part, entries("document", numbered=kind not in ("json", "jsonl")), report))
     if not report.rows_read and not report.faults:
         raise DataError(f"{name} is empty: a file of documents holds one object with _id and text a line or row", report)
     check_outcome(report)
@@ -272,6 +282,7 @@ class Searcher:
     query: str = ""  # what is searched when it is called without a query
     k: int = 10  # hits
     notes: tuple[str, ...] = ()  # what to know of how the passages were read
+    source: str = ""  # where they are from: 'embedded', or the documents or the index that were named
 
     def vector(self, query: str | None = None) -> csr_matrix:
         "The query as the model sees it, (1, V); an empty one is a `ParameterError`."
@@ -301,18 +312,30 @@ class SearchParams:
         None, "'embedded', a folder with a corpus.jsonl, a file of documents, or a text file, a passage a line; None takes those "
         "that index holds, or the embedded ones", path="one",
     )
-    index: str | None = setting(None, "folder to keep the index in: built there at first, used from then on", path="one")
+    index: str | None = setting(None, "folder to keep the index in: built there at first from the documents given, used from then on", path="one")
     query: str = setting("개를 데리고 갈 수 있는 조용한 숙소", "what to look for")
     k: int = setting(10, "how many hits", low=1)
 
 # %% ../../nbs/sparse/50_search.ipynb #d964540f
+def _require_index(
+    folder: str,  # named without documents
+) -> None:
+    "`ParameterError` for a folder without an index, since nothing says what to build one from."
+    if not holds_index(folder):
+        what = "holds no index" if Path(folder).exists() else "does not exist"
+        raise ParameterError(f"index={portable(folder)!r} {what}: name an index, or the documents to build one there from"
+                             f"{looked_in(folder)}")
+
+
 def start(
     given: Mapping[str, Any],  # what search.ipynb's parameters cell and papermill set
 ) -> Searcher:  # ready to be called
     "Load the encoder, open the index and keep the query."
     wanted: SearchParams = params.checked(SearchParams, given)
     notes: list[str] = []
-    kept = wanted.documents is None and wanted.index is not None and holds_index(wanted.index)
-    passages = None if kept else read_passages(wanted.documents or "embedded", notes.append)
+    if alone := wanted.index if wanted.documents is None else None:
+        _require_index(alone)
+    passages = None if alone else read_passages(wanted.documents or "embedded", notes.append)
     encoder = load_encoder(wanted.run)
-    return Searcher(encoder, open_index(encoder, passages, wanted.index), wanted.query, wanted.k, tuple(notes))
+    index, source = open_index(encoder, passages, wanted.index), portable(alone or wanted.documents or "embedded")
+    return Searcher(encoder, index, wanted.query, wanted.k, tuple(notes), source)

@@ -6,13 +6,14 @@
 __all__ = ['SHARES', 'Splits', 'cut', 'named_split', 'is_collection', 'load_splits']
 
 # %% ../../nbs/sparse/12_splits.ipynb #c86eca9c
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
 from ..core import splitting
+from ..core.accounts import counted
 from ..core.settings import portable
 from ..core.sources import Part, find_parts, is_hub_id, split_names
 from ..experiment.config import Config
@@ -120,12 +121,22 @@ def _refuse_row_keys(config: Config[Params]) -> None:
         )
 
 # %% ../../nbs/sparse/12_splits.ipynb #8ddee4be
+def _check_given(found: Mapping[str, Collection], source: str) -> None:
+    "Raise where splits share questions, while they are those that were given."
+    asked = {name: {bare(text) for text in one.queries.values()} for name, one in found.items()}
+    for one, two in combinations(asked, 2):
+        if shared := len(asked[one] & asked[two]):
+            raise ParameterError(f"{one} and {two} of {portable(source)} share {counted(shared, 'question')}: "
+                                 "remove them from one of the splits")
+
+
 def _complete(found: dict[str, Collection], source: str) -> list[str]:
     "Cut the splits that are lacking from one that is there; gives the remarks."
     judged = [*found]
     lacking = [name for name in SHARES if name not in found]
     if not lacking:
         return []
+    _check_given(found, source)
     donor = "train" if "train" in found else max(found, key=lambda name: len(found[name].queries))
     parts = cut(found[donor], [name for name in SHARES if name in (donor, *lacking)])
     counts = ", ".join(f"{name} {len(one.queries)}" for name, one in parts.items())

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.accounts import removals
 from ..workbench.terminal import print_table, remark_all, values_of, where
 
 if TYPE_CHECKING:
-    from korlab.summarization.inference import Written
+    from korlab.core.accounts import DataReport, Problem, SourceFile
+from .inference import Written
 
 # %% ../../nbs/summarization/64_cli.ipynb #8279b25b
 app = typer.Typer(name="summarization", no_args_is_help=True)
@@ -44,7 +46,9 @@ def summarize(runs: _RUNS, source: _INPUT, to: _TO, param: _PARAM = []) -> None:
 def _tell(runs: list[str], outcome: "Written") -> None:
     "Account for every row."
     report, empty = outcome.report, outcome.empty
-    remark_all([str(fault) for fault in report.faults], "rows or files were left out")
+    remark_all([str(one) for one in report.faults], "rows or files were left out", total=report.total(report.faults))
+    remark_all([str(one) for one in report.warnings], "doubts about rows that are summarised", total=report.total(report.warnings))
+    remark_all(removals(report), "kinds of text were removed by cleaning")
     remark_all(empty, "summaries are empty")
     if len(runs) > 1:
         print_table([{"run": name, "summaries taken": n} for name, n in zip(runs, outcome.taken)])

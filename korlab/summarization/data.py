@@ -71,6 +71,8 @@ def _find_split_files(
                 f"pass the files as data, dev_data and test_data"
             )
         found[split] = name
+    if not found and "train" in split_names(folder.resolve()):
+        return {"train": [str(file) for files in tables.values() for file in files]}
     if "train" not in found:
         names = sorted(short(p.name) for p in folder.iterdir())
         raise ParameterError(
@@ -131,7 +133,7 @@ def _check_enough(
     if "dev" in lacking and len(rows) < 20 or different <= len(lacking):
         of = f" of {counted(different, 'dialogue')}" if different < len(rows) else ""
         raise ParameterError(
-            f"{len(rows)} rows{of} are too few to take {' and '.join(lacking)} from{lost}: "
+            f"{counted(len(rows), 'row')}{of} {'is' if len(rows) == 1 else 'are'} too few to take {' and '.join(lacking)} from{lost}: "
             f"{'correct those rows, or ' if lost else ''}give {' and '.join(f'{name}_data' for name in lacking)}"
         )
 
@@ -163,6 +165,7 @@ def _complete(splits: Splits) -> None:
     "Make sure that dev and a scored test exist, and say where they came from."
     rows = splits.rows
     _without_bare_test(splits)
+    check_overlap({name: rows[name] for name in ("train", "dev", "test") if name in rows})  # as they were given
     if lacking := [name for name in ("dev", "test") if name not in rows]:
         alike = _take_out(rows, lacking, _losses(splits))
         if "dev" in lacking:

@@ -120,13 +120,13 @@ def _row_faults(
 @dataclass(slots=True)
 class _Seen:
     "What earlier rows were called and said."
-    ids: dict[str, str] = field(default_factory=dict)  # fname -> where it was
+    ids: dict[str, object] = field(default_factory=dict)  # fname -> where it was; its `str` is for people
     texts: dict[str, str] = field(default_factory=dict)  # Hash of a dialogue -> its fname
 
 
 def _repeats(
     row: Dialogue,  # A good row
-    place: str,  # Where it is, for messages
+    place: object,  # Where it is; its `str` is for messages
     seen: _Seen,  # What came before; updated unless the row is a duplicate
 ) -> list[Fault]:  # Kind and detail of what it repeats
     "Compare a row with those before it."

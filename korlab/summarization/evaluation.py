@@ -168,7 +168,8 @@ def _postprocessed(run: Run[Params], names: Sequence[str]) -> dict[str, Any]:
         raw, found = (read_predictions(run.path("predictions", f"{name}{end}.csv")) for end in (".raw", ""))
         count = sum(a != b for a, b in zip(raw, found, strict=True))
         changed[name] = {"n": len(raw), "changed": count}
-        run.note(f"{count} of {len(raw)} summaries of {name} were changed by {', '.join(options)}.", once=True)
+        run.note(f"{count} of {len(raw)} summaries of {name} were changed by {', '.join(options)}.",
+                 f"{name}: 요약 {len(raw)}개 가운데 {count}개가 {', '.join(options)}에 의해 바뀌었다.", once=True)
     return {"postprocessed": {"options": options, "splits": changed}}
 
 # %% ../../nbs/summarization/42_evaluation.ipynb #8390afc5

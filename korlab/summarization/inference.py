@@ -6,6 +6,7 @@
 __all__ = ['mbr', 'each_summary', 'Written', 'summarize_file', 'ask']
 
 # %% ../../nbs/summarization/50_inference.ipynb #f1b4c88a
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.accounts import DataReport
 from ..core.settings import expanded, portable, shown
+from ..core.text import Removal
 from ..experiment import evaluations
 from ..experiment.params import ParameterError
 from ..experiment.readings import remarkable
@@ -166,7 +168,9 @@ def ask(
 ) -> list[dict[str, Any]]:  # one record a system: the run, then the others
     "Summarise one dialogue with every system named, and choose among them."
     given = {name: value for name, value in given.items() if value is not None}
-    text, names = ready(given.pop("dialogue", "")), [given.pop("run", "latest")]
+    gone = list[Removal]()
+    text, names = ready(given.pop("dialogue", ""), gone), [given.pop("run", "latest")]
+    removed = ", ".join(f"{kind} ×{times}" for kind, times in Counter(one.kind for one in gone).items())
     names += [name.strip() for name in given.pop("others", "").split(",") if name.strip()]
     answers, mode = [], None
     for name in names:
@@ -176,4 +180,4 @@ def ask(
     texts = [[answer["summary"]] for answer in answers]
     expected, winner = _expected_rouge(texts, mode)[:, 0], mbr(texts, mode)[1][0]
     rows = enumerate(zip(answers, expected.tolist()))
-    return [a | {"expected": e, "chosen": "✓" if i == winner else ""} for i, (a, e) in rows]
+    return [a | {"removed": removed, "expected": e, "chosen": "✓" if i == winner else ""} for i, (a, e) in rows]

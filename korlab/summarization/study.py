@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.accounts import counted
 from ..core.files import write_json
 from ..core.sources import files_not_read, find_parts, split_names
 from ..experiment import results
@@ -166,18 +167,29 @@ def evaluate(
         return write_scores(run, found)
 
 # %% ../../nbs/summarization/63_study.ipynb #ce5689c3
-def _named_sources(source: str) -> dict[str, list[str]]:
-    "What is to be scored: the name of a split, and its files."
+def _named_sources(source: str) -> tuple[dict[str, list[str]], list[str]]:
+    "What is to be scored: the name of a split, and its files; and train and dev, which are left aside where there is more."
     whole = Path(source)
     if not whole.is_dir():
-        return {whole.stem: [source]}
+        return {whole.stem: [source]}, []
     found: dict[str, list[str]] = {}
+    known: dict[str, None] = {}
     for part in find_parts(source):
-        name = "-".join(split_names(Path(part.where))) or whole.resolve().name
+        own = split_names(Path(part.where))
+        name = "-".join(own) or whole.resolve().name
         found.setdefault(name, []).append(str(part.where))
-    return found
+        known |= {name: None} if own and {*own} <= {"train", "dev"} else {}
+    aside = [*known] if len(known) < len(found) else []
+    return {name: files for name, files in found.items() if name not in aside}, aside
 
 # %% ../../nbs/summarization/63_study.ipynb #a5171273
+def _note_left_out(run: Run[Params], name: str, lost: int) -> None:
+    "Say how many rows could not be used."
+    if lost:
+        run.note(f"{counted(lost, 'problem row')} of {name} {'has' if lost == 1 else 'have'} no prediction; see the data report.",
+                 f"{name}: 문제가 있는 행 {lost}개는 요약하지 않았다. 어느 행인지는 데이터를 읽은 기록에 있다.")
+
+
 def _rows_to_score(run: Run[Params]) -> "Splits":
     "The rows of a source, or without one the run's own scored splits."
     from korlab.summarization.data import Splits, load_splits
@@ -187,14 +199,16 @@ def _rows_to_score(run: Run[Params]) -> "Splits":
         splits = load_splits(run.config)
         splits.rows = {name: splits.rows[name] for name in splits.scored}
         return splits
-    splits = Splits({}, notes=files_not_read(asked.data))
-    for name, files in _named_sources(asked.data).items():
+    splits, (sources, aside) = Splits({}, notes=files_not_read(asked.data)), _named_sources(asked.data)
+    if aside:
+        run.note(f"Scored: {', '.join(sources)}; left aside in the same folder: {', '.join(aside)}.",
+                 f"채점한 것: {', '.join(sources)}. 같은 폴더에 있지만 채점하지 않은 것: {', '.join(aside)}.")
+    for name, files in sources.items():
         splits.rows[name], report = load_dialogues(
             files, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False, encoding=asked.encoding
         )
         splits.sources.append({"split": name} | report.to_dict())
-        if report.rows_left_out:
-            run.note(f"{report.rows_left_out} problem rows of {name} have no prediction; they are listed below.")
+        _note_left_out(run, name, report.rows_left_out)
     return splits
 
 # %% ../../nbs/summarization/63_study.ipynb #f0583560

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.files import FileError, atomic
 from ..core.settings import shown
-from ..core.text import tidy
+from ..core.text import Removal, tidy
 from ..experiment import evaluations
 from ..experiment.config import Config
 from ..experiment.models import check_positions
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 # %% ../../nbs/summarization/25_summarizer.ipynb #b09e00cc
 def ready(
     dialogue: str,  # as somebody pasted it
+    removed: list[Removal] | None = None,  # gets what cleaning takes out
 ) -> str:  # as the reader of dialogues would give it; ParameterError when nothing is left
     "Clean a dialogue the way training data is cleaned."
-    text = tidy(dialogue)
+    text = tidy(dialogue, removed)
     if not text:
         raise ParameterError("the dialogue is empty: paste its turns, one a line, such as '#Person1#: 안녕하세요.'")
     return text

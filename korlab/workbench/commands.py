@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.accounts import accounted
 from ..core.settings import expanded
 from ..experiment.runs import RunError
 from .terminal import complain, grid, live, print_table, values_of, where
@@ -124,6 +125,9 @@ def _print_scores(run: "Run") -> None:
     from korlab.experiment import results
 
     print_table(results.score_rows(results.read(run), run.study.measures), title=run.title)
+    for source in run.read("data")["sources"] if run.has("data") else ():
+        if said := accounted(source):
+            typer.secho(f"data: {source['split']}: {said}", fg="yellow")
     for text in dict.fromkeys(note["text"] for note in run.status.get("notes", [])):
         typer.secho(f"note: {text}", fg="yellow")
     if run.has("train") and "cpu_seconds" in (spent := run.read("train")["train_metrics"]):

@@ -40,11 +40,13 @@ def remark_all(
     items: Sequence[str],  # what went wrong, one line each; none says nothing
     what: str,  # what they are, e.g. "rows were left out"
     most: int = 20,  # how many are named
+    total: int | None = None,  # how many there are, where not all of them are listed
 ) -> None:
     "Name the first of what went wrong and count the rest."
     if items:
-        rest = [f"and {len(items) - most} more"] if len(items) > most else []
-        remark("\n  ".join([f"{len(items)} {what}:", *items[:most], *rest]))
+        every = len(items) if total is None else total
+        rest = [f"and {every - len(items[:most])} more"] if every > len(items[:most]) else []
+        remark("\n  ".join([f"{every} {what}:", *items[:most], *rest]))
 
 # %% ../../nbs/workbench/08_terminal.ipynb #866d8b16
 def where(
