@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RescoringError', 'checkpoints_under', 'Rescored', 'Rescoring', 'rescore']
 
-# %% ../../nbs/coref/44_rescoring.ipynb #36b058e1
+# %% ../../nbs/coref/44_rescoring.ipynb #aef3115b
 import csv
 import hashlib
 import io
@@ -21,9 +21,9 @@ from ..core.accounts import and_more, counted, short
 from ..core.errors import LabError
 from ..core.files import FileError, read_json, read_record, sha256, write, write_json
 from ..core.settings import shown
-from .recall import composite
+from ..metrics.recall import composite
 
-# %% ../../nbs/coref/44_rescoring.ipynb #a4ecba06
+# %% ../../nbs/coref/44_rescoring.ipynb #f5694b36
 class RescoringError(LabError):
     "Checkpoints that could not be scored; the message names them."
 
@@ -45,7 +45,7 @@ def checkpoints_under(
                              "the folder of a training")
     return sorted(found, key=lambda path: (path.parent, _number(path) or 0, path.name))
 
-# %% ../../nbs/coref/44_rescoring.ipynb #3c74e5b3
+# %% ../../nbs/coref/44_rescoring.ipynb #1606ecab
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
 
 
@@ -67,7 +67,7 @@ def _info(checkpoint: Path) -> dict[str, Any]:
             "model_type": config.get("model_type"), "global_step": told.get("global_step", _number(checkpoint)),
             "epoch": told.get("epoch")}
 
-# %% ../../nbs/coref/44_rescoring.ipynb #28151716
+# %% ../../nbs/coref/44_rescoring.ipynb #735c0340
 @dataclass(frozen=True)
 class Rescored:
     "A checkpoint and its scores."
@@ -91,7 +91,7 @@ class Rescored:
     total_time: float  # seconds
     more: Mapping[str, Any] = field(default_factory=dict)  # what else the scorer told
 
-# %% ../../nbs/coref/44_rescoring.ipynb #f1b22d5c
+# %% ../../nbs/coref/44_rescoring.ipynb #0cf994ee
 _SCORED = ("real1", "real5", "mrr", "lambada1", "n", "seq_len")
 
 
@@ -106,7 +106,7 @@ def _taken(given: Mapping[str, Any]) -> dict[str, Any]:
                     "coref_samples": int(given["n"]), "seq_len": int(given["seq_len"]),
                     "more": {key: value for key, value in given.items() if key not in _SCORED}}
 
-# %% ../../nbs/coref/44_rescoring.ipynb #ea445966
+# %% ../../nbs/coref/44_rescoring.ipynb #1946fc1b
 @dataclass
 class Rescoring:
     "The results so far."
@@ -130,7 +130,7 @@ class Rescoring:
         "The result of one checkpoint among these."
         return next((one for one in self.alike() if one.path == path), None)
 
-# %% ../../nbs/coref/44_rescoring.ipynb #ed4576d9
+# %% ../../nbs/coref/44_rescoring.ipynb #51ed2ecf
 _BEST = ("score", "real1", "real5")
 _COLUMNS = ("checkpoint", "seq_len", "lambada_top1", "real1", "real5", "score", "epoch")
 
@@ -145,7 +145,7 @@ def _save(found: Rescoring, out: Path) -> None:
     lines.writerows([_COLUMNS, *([getattr(one, name) for name in _COLUMNS] for one in found.alike())])
     write(out.with_suffix(".csv"), table.getvalue())
 
-# %% ../../nbs/coref/44_rescoring.ipynb #4512c9c7
+# %% ../../nbs/coref/44_rescoring.ipynb #4cd63563
 def _earlier(out: Path) -> list[Rescored]:
     "What an earlier run has written."
     if not out.exists():
@@ -155,7 +155,7 @@ def _earlier(out: Path) -> list[Rescored]:
     except TypeError as error:
         raise FileError(f"{shown(out)} is no file of results ({short(error)}): name another") from None
 
-# %% ../../nbs/coref/44_rescoring.ipynb #4d4cf3bd
+# %% ../../nbs/coref/44_rescoring.ipynb #c3860ea5
 def _one(checkpoint: Path, score: Callable[[Path], Mapping[str, Any]], found: Rescoring) -> None:
     "Score a checkpoint unless that is done."
     info, weights = _info(checkpoint), _weights(checkpoint)
@@ -167,7 +167,7 @@ def _one(checkpoint: Path, score: Callable[[Path], Mapping[str, Any]], found: Re
     found.results = [one for one in found.results if one is not old]
     found.results.append(Rescored(**made, evaluated_at=when, total_time=round(perf_counter() - began, 3)))
 
-# %% ../../nbs/coref/44_rescoring.ipynb #a51df5f6
+# %% ../../nbs/coref/44_rescoring.ipynb #80a7163d
 def _all(
     checkpoints: Sequence[Path],  # to be scored
     score: Callable[[Path], Mapping[str, Any]],  # of one checkpoint
@@ -184,7 +184,7 @@ def _all(
             found.failed[_path(checkpoint)] = kind + short(error, 300)
         yield
 
-# %% ../../nbs/coref/44_rescoring.ipynb #311d9d29
+# %% ../../nbs/coref/44_rescoring.ipynb #f05fe4ec
 def rescore(
     folder: Path | str,  # a checkpoint, or what holds some
     out: Path | str,  # JSON to be written and gone on with; a CSV is written beside it
