@@ -609,6 +609,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'korlab/coref/mentions.py'),
                                        'korlab.coref.mentions.repeated': ('coref/mentions.html#repeated', 'korlab/coref/mentions.py')},
             'korlab.coref.models': { 'korlab.coref.models._check_head': ('coref/models.html#_check_head', 'korlab/coref/models.py'),
+                                     'korlab.coref.models._check_kind': ('coref/models.html#_check_kind', 'korlab/coref/models.py'),
                                      'korlab.coref.models._pieces': ('coref/models.html#_pieces', 'korlab/coref/models.py'),
                                      'korlab.coref.models._positions': ('coref/models.html#_positions', 'korlab/coref/models.py'),
                                      'korlab.coref.models._start_mini': ('coref/models.html#_start_mini', 'korlab/coref/models.py'),
