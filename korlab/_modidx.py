@@ -591,7 +591,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'korlab.coref.fill._layers': ('coref/fill.html#_layers', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill._notes': ('coref/fill.html#_notes', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill._parts': ('coref/fill.html#_parts', 'korlab/coref/fill.py'),
-                                   'korlab.coref.fill._pieces': ('coref/fill.html#_pieces', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill._quote': ('coref/fill.html#_quote', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill._role': ('coref/fill.html#_role', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill._told': ('coref/fill.html#_told', 'korlab/coref/fill.py'),

@@ -34,7 +34,7 @@ from .models import load
 from .positions import length_of
 from .recall import Guess
 from .samples import Sample
-from .windows import Gap, Window, gap, window
+from .windows import Gap, Window, gap, spelled
 from ..experiment import params, studies
 from ..experiment.computing import choose_device
 from ..experiment.params import ParameterError, setting
@@ -338,13 +338,6 @@ class Filled:
         return [note.korean for note in self.notes]
 
 # %% ../../nbs/coref/50_fill.ipynb #d73f373f
-def _pieces(text: str, start: int, end: int, answer: str, tokenizer: Any, max_length: int) -> int:
-    "How many masks an answer takes."
-    whole = text[:start] + answer + text[end:]
-    found = window(Sample("", whole, answer, start, start), tokenizer, max_length, "both") if answer else None
-    return len(found.target) if found else 1
-
-
 def _window(text: str, start: int, end: int, read: Gap) -> Window:
     "A text with its mask as `filling` takes it."
     masks = read.ids[read.places]
@@ -421,7 +414,7 @@ class Filler:
         one = _window(composed, start, end, read)
         guesses = fill([one], self.model, tokenizer, max_pieces=asked.max_pieces, beam=max(asked.beam, asked.top), top=asked.top)[0]
         answer = guesses[0].text if guesses else ""
-        masks = _pieces(composed, start, end, answer, tokenizer, length)
+        masks = len(spelled(one.sample, tokenizer, answer) or [0])
         again = gap(composed, start, end, tokenizer, length - asked.max_pieces + masks, masks)
         look, layers = look_at(self.model, composed, (start, end), answer, again, asked.layer, asked.head)
         return Filled(tuple(guesses), look, layers, tuple(_notes(read, tokenizer, length)))
