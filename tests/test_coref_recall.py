@@ -290,7 +290,7 @@ def test_short_memory_gives_the_same_answers_and_says_so():
         assert [[g.text for g in one] for one in full] == [[g.text for g in one] for one in small]
         assert [g.score for one in full for g in one] == pytest.approx([g.score for one in small for g in one], abs=1e-5)
         assert heard and all(text.startswith("Out of memory while asking: going on with") for text in heard)
-    assert heard[-1] == "Out of memory while asking: going on with 5 rows at once."
+    assert heard[-1] == "Out of memory while asking: going on with batches of 5."
     heard.clear()
     with pytest.raises(LabError, match="out of memory even with one row at once: lower context_length"):
         fill(made, Rigged(len(tokenizer), 1, most=0), tokenizer, batch_size=4, note=heard.append)
@@ -298,6 +298,24 @@ def test_short_memory_gives_the_same_answers_and_says_so():
     with pytest.raises(IndexError):  # what is no lack of memory is no reason to go on
         fill(made, Rigged(3, 1), tokenizer, note=heard.append)
     assert len(heard) == 2 and calm.training
+
+
+def test_a_gpu_without_room_for_one_row_gives_way_to_the_processor():
+    class OnGpu(Rigged):
+        there = True
+
+        def parameters(self, recurse=True):
+            yield SimpleNamespace(is_cuda=self.there, device="cpu")
+
+        def to(self, device):
+            self.there, self.most = device != "cpu", 10**9
+
+    tokenizer, one = letters()
+    heard, model = [], OnGpu(len(tokenizer), 1, most=0)
+    found = fill([one], model, tokenizer, batch_size=2, note=heard.append)
+    assert heard == ["Out of memory while asking: going on with batches of 1.",
+                     "Out of memory while asking even one row: going on on the processor, with batches of 8."]
+    assert not model.there and [g.text for g in found[0]] == [g.text for g in fill([one], Rigged(len(tokenizer), 1), tokenizer)[0]]
 
 
 @pytest.mark.parametrize("context", ["left", "both"])
@@ -395,7 +413,7 @@ def test_half_a_letter_is_no_text_and_special_pieces_are_no_name():
 
 def test_the_published_way_shows_characters_around_one_mask():
     tokenizer = train_tokenizer([TEXT] * 5)
-    long = Sample("", "가" * 0 + " ".join([TEXT] * 40), "삼성전자", 7, TEXT.rindex("삼성전자") + 20 * (len(TEXT) + 1))
+    long = Sample("", " ".join([TEXT] * 40), "삼성전자", 7, TEXT.rindex("삼성전자") + 20 * (len(TEXT) + 1))
     assert long.text[long.start:long.end] == "삼성전자"
 
     class Seen(Rigged):
