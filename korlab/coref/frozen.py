@@ -146,6 +146,8 @@ def _as_sources(given: Any) -> list[Source]:
 
 # %% ../../nbs/coref/17_frozen.ipynb #16703d3f
 def _check_asked(path: Path, limit: int, sources: Sequence[Source]) -> None:
+    if path.suffix != ".jsonl":
+        raise DataError(f"{shown(path)} shall hold JSON lines: end its name in .jsonl")
     if path.exists():
         raise DataError(f"{shown(path)} is there already, and what is frozen stays as it is: name a new file")
     if limit < len(sources) or not sources:
