@@ -516,6 +516,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'korlab.coref.comparison._slices': ('coref/comparison.html#_slices', 'korlab/coref/comparison.py'),
                                          'korlab.coref.comparison._unasked_rows': ( 'coref/comparison.html#_unasked_rows',
                                                                                     'korlab/coref/comparison.py'),
+                                         'korlab.coref.comparison._why': ('coref/comparison.html#_why', 'korlab/coref/comparison.py'),
                                          'korlab.coref.comparison.change_rows': ( 'coref/comparison.html#change_rows',
                                                                                   'korlab/coref/comparison.py'),
                                          'korlab.coref.comparison.changes': ('coref/comparison.html#changes', 'korlab/coref/comparison.py'),

@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError
 from scipy.stats import binomtest
 
 from korlab.core.accounts import DataError
-from korlab.core.files import read_json, read_jsonl, write_json
+from korlab.core.files import read_json, read_jsonl, write_json, write_jsonl
 from korlab.core.text import kiwi, normalize
 from korlab.coref.comparison import COMPARISON, change_rows, gallery
 from korlab.coref.corpora import Source
@@ -445,6 +445,18 @@ def test_questions_are_paired_by_id_and_tested_as_coins(tmp_path):
     assert row["both"] + row["neither"] + only_base + only_late == row["n"] == 200
     assert float(row["p"]) == pytest.approx(binomtest(only_base, only_base + only_late).pvalue, abs=1e-4)
     assert [r["measure"] for r in change_rows(found)] == ["Real@1", "Real@5"], "the reciprocal rank is no right or wrong"
+
+
+def test_reciprocal_ranks_are_no_rate_even_where_all_are_whole_and_nobody_did_well(tmp_path):
+    found = comparison(entry(tmp_path, "base", [0, 0, 0]), entry(tmp_path, "late", [0, 0, 0]))
+    assert [row["measure"] for row in change_rows(found)] == ["Real@1", "Real@5"]
+    assert {row["p"] for row in change_rows(found)} == {"1.0000"}
+    for one in found.done:
+        write_jsonl(one.run.path("recalls", "test.jsonl"), [
+            {"id": f"q{i}", "text": "[MASK]", "target": "서울", "distance": 9, "tokens": None, "pieces": None, "seen": False,
+             "guesses": {}, "rank": {}, "reason": "name has unknown letters"} for i in range(3)])
+    assert str(gallery(found)).count("아무도 맞히지 못했다. 답: 서울, 처음 나온 곳은 9자 앞") == 2
+    assert "name has unknown letters" in str(gallery(found)) and "잘했다" not in str(gallery(found))
 
 
 def test_a_run_on_other_questions_stays_out_and_a_run_without_details_does_not_break_the_page(tmp_path):

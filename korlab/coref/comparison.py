@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from korlab.workbench.verdicts import Setting
 
 # %% ../../nbs/coref/62_comparison.ipynb #c7bb10d7
+_PARTS = {"context_length": "context", "positions": "positions", "attention": "attention"}  # of model.json -> column
+
+
 def describe(
     run: Run,  # evaluated
     split: str,  # one it scored
@@ -43,11 +46,12 @@ class Changed(NamedTuple):
     test: McNemar  # only_a: the baseline alone, only_b: the other alone
 
 
-def _changed(label: str, measure: Measure, base: Mapping[str, float], other: Mapping[str, float]) -> Changed | None:
-    "Count the questions; None for a measure that is not 0 or 1."
+_RATES = ("real@1", "real@5")  # measures that are 0 or 1 for each question
+
+
+def _changed(label: str, measure: Measure, base: Mapping[str, float], other: Mapping[str, float]) -> Changed:
+    "Count the questions."
     ours, theirs = [other[item] for item in base], list(base.values())
-    if not {*ours, *theirs} <= {0.0, 1.0}:
-        return None
     both = sum(a and b for a, b in zip(theirs, ours, strict=True))
     test = mcnemar(theirs, ours)
     return Changed(label, measure, int(both), test.n - int(both) - test.only_a - test.only_b, test)
@@ -61,12 +65,11 @@ def changes(
 
     chosen, base = verdicts.setting_of(found), found.baseline
     others = [entry for entry in verdicts.comparable(found) if entry.name != base.name]
-    counted = [
+    return [
         _changed(entry.label, measure, *(
             results.item_scores(run, chosen.split, chosen.mode, measure.name) for run in (base.run, entry.run)))
-        for entry in others for measure in found.study.measures
+        for entry in others for measure in found.study.measures if measure.name in _RATES
     ]
-    return [one for one in counted if one]
 
 # %% ../../nbs/coref/62_comparison.ipynb #dcc75f87
 def change_rows(
@@ -140,6 +143,11 @@ def _question(rows: Mapping[str, Mapping[str, Any] | None], values: Mapping[str,
                         for label, row in rows.items()], literal=True)
     return f"### {one_line(escape(first['text']))}\n\n{why}. 답: {one_line(escape(first['target']))}, 처음 나온 곳은 {far} 앞\n\n{table}"
 
+# %% ../../nbs/coref/62_comparison.ipynb #08c0bedd
+def _why(values: Sequence[float], why: str) -> str:
+    "Why a question is shown; plainly where all runs answered it, or none."
+    return {(0.0,): "아무도 맞히지 못했다", (1.0,): "모두 맞혔다"}.get(tuple({*values}), why)
+
 # %% ../../nbs/coref/62_comparison.ipynb #45d37e93
 def _details(entries: Sequence["Entry"], split: str) -> dict[str, dict[str, Mapping[str, Any]]]:
     "Label -> id -> what a run kept of a question."
@@ -163,7 +171,7 @@ def gallery(
     values = [[scores[item] for item in ids] for scores in kept.values()]
     return Markdown("\n\n".join(
         _question({label: rows.get(ids[i]) for label, rows in details.items()},
-                  {label: scores[ids[i]] for label, scores in kept.items()}, why, chosen)
+                  {label: scores[ids[i]] for label, scores in kept.items()}, _why([row[i] for row in values], why), chosen)
         for i, why in verdicts.choose_items(values, n, chosen.measure)
     ))
 
@@ -196,7 +204,7 @@ def _slices(found: "Comparison") -> Iterator[Markdown]:
 
 
 COMPARISON = SideBySide(
-    describe=describe, record=record,
+    parts=_PARTS, describe=describe, record=record,
     pages=(
         Page("compare.changes", _changes), Page("compare.slices", _slices),
         Page("compare.gallery", lambda found: [gallery(found)]),
