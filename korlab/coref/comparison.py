@@ -143,10 +143,10 @@ def _question(rows: Mapping[str, Mapping[str, Any] | None], values: Mapping[str,
                         for label, row in rows.items()], literal=True)
     return f"### {one_line(escape(first['text']))}\n\n{why}. 답: {one_line(escape(first['target']))}, 처음 나온 곳은 {far} 앞\n\n{table}"
 
-# %% ../../nbs/coref/62_comparison.ipynb #08c0bedd
+# %% ../../nbs/coref/62_comparison.ipynb #c6bc1f6d
 def _why(values: Sequence[float], why: str) -> str:
     "Why a question is shown; plainly where all runs answered it, or none."
-    return {(0.0,): "아무도 맞히지 못했다", (1.0,): "모두 맞혔다"}.get(tuple({*values}), why)
+    return "아무도 맞히지 못했다" if {*values} == {0.0} else "모두 맞혔다" if {*values} == {1.0} else why
 
 # %% ../../nbs/coref/62_comparison.ipynb #45d37e93
 def _details(entries: Sequence["Entry"], split: str) -> dict[str, dict[str, Mapping[str, Any]]]:

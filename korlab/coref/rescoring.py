@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RescoringError', 'Rescored', 'Rescoring', 'rescore']
 
-# %% ../../nbs/coref/44_rescoring.ipynb #a5b172b8
+# %% ../../nbs/coref/44_rescoring.ipynb #0ae51abf
 import csv
 import hashlib
 import io
@@ -23,7 +23,7 @@ from ..core.files import FileError, read_json, read_record, sha256, write, write
 from ..core.settings import shown
 from ..metrics.recall import composite
 
-# %% ../../nbs/coref/44_rescoring.ipynb #c619ed1d
+# %% ../../nbs/coref/44_rescoring.ipynb #3b5d18f9
 class RescoringError(LabError):
     "Checkpoints that could not be scored; the message names them."
 
@@ -45,7 +45,7 @@ def _under(
                              "the folder of a training")
     return sorted(found, key=lambda path: (path.parent, _number(path) or 0, path.name))
 
-# %% ../../nbs/coref/44_rescoring.ipynb #0177048f
+# %% ../../nbs/coref/44_rescoring.ipynb #23a81b06
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json")
 
 
@@ -67,7 +67,7 @@ def _info(checkpoint: Path) -> dict[str, Any]:
             "model_type": config.get("model_type"), "global_step": told.get("global_step", _number(checkpoint)),
             "epoch": told.get("epoch")}
 
-# %% ../../nbs/coref/44_rescoring.ipynb #71a3497c
+# %% ../../nbs/coref/44_rescoring.ipynb #da61f470
 @dataclass(frozen=True)
 class Rescored:
     "A checkpoint and its scores."
@@ -91,7 +91,7 @@ class Rescored:
     total_time: float  # seconds
     more: Mapping[str, Any] = field(default_factory=dict)  # what else the scorer told
 
-# %% ../../nbs/coref/44_rescoring.ipynb #446581e9
+# %% ../../nbs/coref/44_rescoring.ipynb #091bfeb3
 _SCORED = ("real1", "real5", "mrr", "lambada1", "n", "seq_len")
 
 
@@ -106,7 +106,7 @@ def _taken(given: Mapping[str, Any]) -> dict[str, Any]:
                     "coref_samples": int(given["n"]), "seq_len": int(given["seq_len"]),
                     "more": {key: value for key, value in given.items() if key not in _SCORED}}
 
-# %% ../../nbs/coref/44_rescoring.ipynb #bf669315
+# %% ../../nbs/coref/44_rescoring.ipynb #3ce4fd48
 @dataclass
 class Rescoring:
     "The results so far."
@@ -130,7 +130,7 @@ class Rescoring:
         "The result of one checkpoint among these."
         return next((one for one in self.alike() if one.path == path), None)
 
-# %% ../../nbs/coref/44_rescoring.ipynb #7e3b0776
+# %% ../../nbs/coref/44_rescoring.ipynb #34f6be99
 _BEST = ("score", "real1", "real5")
 _COLUMNS = ("checkpoint", "seq_len", "lambada_top1", "real1", "real5", "score", "epoch")
 
@@ -145,7 +145,7 @@ def _save(found: Rescoring, out: Path) -> None:
     lines.writerows([_COLUMNS, *([getattr(one, name) for name in _COLUMNS] for one in found.alike())])
     write(out.with_suffix(".csv"), table.getvalue())
 
-# %% ../../nbs/coref/44_rescoring.ipynb #844ee71e
+# %% ../../nbs/coref/44_rescoring.ipynb #c8f355ad
 def _earlier(out: Path) -> list[Rescored]:
     "What an earlier run has written."
     if not out.exists():
@@ -155,7 +155,7 @@ def _earlier(out: Path) -> list[Rescored]:
     except TypeError as error:
         raise FileError(f"{shown(out)} is no file of results ({short(error)}): name another") from None
 
-# %% ../../nbs/coref/44_rescoring.ipynb #57044df7
+# %% ../../nbs/coref/44_rescoring.ipynb #6cd006d1
 def _one(checkpoint: Path, score: Callable[[Path], Mapping[str, Any]], found: Rescoring) -> None:
     "Score a checkpoint unless that is done."
     info, weights = _info(checkpoint), _weights(checkpoint)
@@ -167,7 +167,7 @@ def _one(checkpoint: Path, score: Callable[[Path], Mapping[str, Any]], found: Re
     found.results = [one for one in found.results if one is not old]
     found.results.append(Rescored(**made, evaluated_at=when, total_time=round(perf_counter() - began, 3)))
 
-# %% ../../nbs/coref/44_rescoring.ipynb #3985ea01
+# %% ../../nbs/coref/44_rescoring.ipynb #59f6ae85
 def _all(
     checkpoints: Sequence[Path],  # to be scored
     score: Callable[[Path], Mapping[str, Any]],  # of one checkpoint
@@ -184,7 +184,7 @@ def _all(
             found.failed[_path(checkpoint)] = kind + short(error, 300)
         yield
 
-# %% ../../nbs/coref/44_rescoring.ipynb #66de529e
+# %% ../../nbs/coref/44_rescoring.ipynb #567c2375
 def rescore(
     folder: Path | str,  # a checkpoint, or what holds some
     out: Path | str,  # JSON to be written and gone on with; a CSV is written beside it
@@ -203,6 +203,6 @@ def rescore(
     if found.failed:
         told = [f"{path} ({why})" for path, why in [*found.failed.items()][:3]]
         raise RescoringError(f"{len(found.failed)} of {counted(len(checkpoints), 'checkpoint')} could not be scored: "
-                             f"{and_more(told, len(found.failed), '; ')}; all others are in {shown(file)}, and the same "
+                             f"{and_more(told, len(found.failed), '; ')}; what was scored is in {shown(file)}, and the same "
                              "command tries these again")
     return found
