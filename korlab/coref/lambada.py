@@ -30,12 +30,12 @@ def _as_word(
     target: str,  # a noun
 ) -> list[int]:  # where it begins, in order
     "Find a noun where it is a whole word."
-    after = {(token.start, token.tag[:2]) for token in kiwi().tokenize(text) if token.tag.startswith(("J", "VC"))}
+    after = {token.start for token in kiwi().tokenize(text) if token.tag.startswith(("J", "VC")) or token.form == "들"}
     found, at = list[int](), text.find(target)
     while at >= 0:
         end = at + len(target)
         begins, ends = not text[at - 1 : at].isalnum(), not text[end : end + 1].isalnum()
-        if begins and (ends or any(start == end for start, _ in after)):
+        if begins and (ends or end in after):
             found.append(at)
         at = text.find(target, at + 1)
     return found
