@@ -211,11 +211,14 @@ class Look:
     def _repr_markdown_(self) -> str:
         return _quote(self)
 
+    def strongest(self, top: int) -> list[tuple[str, float, str]]:
+        "The words looked at most: the word, its share, and mention, gap or nothing."
+        read = sorted((word for word in self.words if word.share is not None), key=lambda word: -word.share)
+        return [(self.text[word.start : word.end], word.share, _role(self, word)) for word in read[:top]]
+
     def rows(self, top: int = 8) -> list[dict[str, Any]]:
         "One table row a word, the strongest first."
-        read = sorted((word for word in self.words if word.share is not None), key=lambda word: -word.share)
-        return [{"word": self.text[word.start:word.end], "share": f"{word.share:.1%}",
-                 "role": _ROLES[_role(self, word)]} for word in read[:top]]
+        return [{"word": word, "share": f"{share:.1%}", "role": _ROLES[kind]} for word, share, kind in self.strongest(top)]
 
     @property
     def recalled(self) -> float:
