@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'build', 'quality', 'freeze', 'mentions', 'extend', 'fill']
 
-# %% ../../nbs/coref/64_cli.ipynb #2200faf4
+# %% ../../nbs/coref/64_cli.ipynb #d53b9be0
 import json
 import shutil
 import sys
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from korlab.coref.mentions import Rule
     from korlab.coref.positions import Extension
 
-# %% ../../nbs/coref/64_cli.ipynb #5e1ef71f
+# %% ../../nbs/coref/64_cli.ipynb #df17ff67
 app = typer.Typer(
     name="coref", no_args_is_help=True, help="Build sets of repeated names, train models to recall them, and ask these."
 )
@@ -46,13 +46,13 @@ _RULE = Annotated[str, typer.Option(help="compound: names whole; source: proper 
 _WORKERS = Annotated[int, typer.Option(min=1, help="processes that analyse")]
 _POLICY = Annotated[str, typer.Option(help="report: go on without rows that cannot be read; strict: stop")]
 
-# %% ../../nbs/coref/64_cli.ipynb #b035c816
+# %% ../../nbs/coref/64_cli.ipynb #2f7f9eab
 def _one_of(option: str, value: Any, choices: Sequence[str]) -> Any:  # the value, now known to be a choice
     if value not in choices:
         raise ParameterError(f"{option} {value!r}: choose one of {', '.join(choices)}")
     return value
 
-# %% ../../nbs/coref/64_cli.ipynb #9bf0ff2d
+# %% ../../nbs/coref/64_cli.ipynb #a68f48bb
 def _recipe(name: str, **given: Any) -> "Recipe":
     "A recipe with what a person wants otherwise."
     from korlab.coref.corpora import RECIPES
@@ -61,7 +61,7 @@ def _recipe(name: str, **given: Any) -> "Recipe":
     _one_of("--rule", given["rule"] or found.rule, ("compound", "source"))
     return replace(found, **{key: value for key, value in given.items() if value is not None})
 
-# %% ../../nbs/coref/64_cli.ipynb #208e152c
+# %% ../../nbs/coref/64_cli.ipynb #56687b90
 def _print_quality(folder: Path) -> None:
     from korlab.coref.quality import quality as judged
 
@@ -72,7 +72,7 @@ def _print_quality(folder: Path) -> None:
             print_table(rows, title)
     remark_all(found.lost, "sources with rows that were left out or are doubted")
 
-# %% ../../nbs/coref/64_cli.ipynb #4e1bb37d
+# %% ../../nbs/coref/64_cli.ipynb #23372b28
 _RECIPE = Annotated[str, typer.Option(help="plain, v1, v2 or pronouns: which texts, and which of their names, ask")]
 _RULE_OF = Annotated[str | None, typer.Option(help="compound or source; the recipe's if not given")]
 _SAMPLES = Annotated[int | None, typer.Option(min=1, help="samples wanted; the recipe's number if not given")]
@@ -92,7 +92,7 @@ def build(
     _print_quality(made(out, wanted, sources, workers, _one_of("--policy", policy, ("report", "strict"))))
     typer.secho(f"set of questions: {out}", bold=True)
 
-# %% ../../nbs/coref/64_cli.ipynb #914a30c7
+# %% ../../nbs/coref/64_cli.ipynb #964bb363
 _SET = Annotated[Path, typer.Argument(help="what `korlab coref build` made")]
 
 
@@ -101,7 +101,7 @@ def quality(folder: _SET) -> None:
     "Say what a set of questions is like: what was removed, distances, frequent names, examples."
     _print_quality(folder)
 
-# %% ../../nbs/coref/64_cli.ipynb #045dd090
+# %% ../../nbs/coref/64_cli.ipynb #c46e3510
 _LIMIT = Annotated[int, typer.Option(min=1, help="items")]
 _DRAWN_BY = Annotated[int, typer.Option(help="seed of the order in which texts are drawn")]
 _TEXTS = Annotated[list[str], typer.Argument(metavar="DATA", help="files, folders or hub ids of texts")]
@@ -119,7 +119,7 @@ def freeze(
     items, digest = load_frozen(frozen(out, [expanded(one) for one in data], limit, seed, workers, wanted))
     typer.secho(f"{counted(len(items), 'item')}, sha256 {digest[:12]}: {out}", bold=True)
 
-# %% ../../nbs/coref/64_cli.ipynb #06c37ab3
+# %% ../../nbs/coref/64_cli.ipynb #caba9163
 @dataclass
 class _Speed:
     "How much was read in how long."
@@ -134,7 +134,7 @@ class _Speed:
         return (f"{counted(self.texts, 'text')}, {self.characters:,} characters, {counted(self.mentions, 'mention')} in "
                 f"{seconds:,.1f} s: {self.texts / seconds:,.0f} texts and {self.characters / seconds:,.0f} characters a second")
 
-# %% ../../nbs/coref/64_cli.ipynb #3c9c5fbf
+# %% ../../nbs/coref/64_cli.ipynb #bcacd895
 def _find(documents: "list[Document]", rule: "Rule") -> list[list[dict[str, Any]]]:  # imported by other processes
     from korlab.coref.mentions import find_mentions
 
@@ -153,7 +153,7 @@ def _named(file: str, rule: "Rule", workers: int, report: "DataReport") -> "Iter
     title = "" if sys.stdout.isatty() else "mentions"  # lines of names tell how far it is
     yield from over_processes(stream, partial(_find, rule=rule), workers, title)
 
-# %% ../../nbs/coref/64_cli.ipynb #acb89d68
+# %% ../../nbs/coref/64_cli.ipynb #e6cd4800
 _FILE = Annotated[str, typer.Argument(metavar="FILE", help="texts, as for `build`")]
 
 
@@ -172,10 +172,10 @@ def mentions(file: _FILE, rule: _RULE = "compound", workers: _WORKERS = 1, polic
         typer.echo(json.dumps(line, ensure_ascii=False))
     check_outcome(report)
     if lost := accounted(report.to_dict()):
-        remark(lost)
-    typer.secho(f"{speed} with {counted(workers, 'process')}", bold=True, err=True)
+        remark(f"{report.source}: {lost}")
+    typer.secho(f"{speed}, with {workers} at work", bold=True, err=True)
 
-# %% ../../nbs/coref/64_cli.ipynb #50a933dd
+# %% ../../nbs/coref/64_cli.ipynb #0373e606
 def _logits(model: "PreTrainedModel", length: int) -> "torch.Tensor":
     "What a model says of a text that is as long, of random pieces."
     import torch
@@ -188,7 +188,7 @@ def _logits(model: "PreTrainedModel", length: int) -> "torch.Tensor":
 def _farthest(a: "torch.Tensor", b: "torch.Tensor") -> float:
     return float((a - b).abs().max())
 
-# %% ../../nbs/coref/64_cli.ipynb #d6074f96
+# %% ../../nbs/coref/64_cli.ipynb #a6a3105c
 def _extended(checkpoint: str, length: int, mode: str, out: Path) -> "tuple[Extension, float, float]":
     "Extend, save and read back; the difference from what was saved, and from the checkpoint over its own length."
     from transformers import AutoModelForMaskedLM
@@ -211,7 +211,7 @@ def _extended(checkpoint: str, length: int, mode: str, out: Path) -> "tuple[Exte
     again = AutoModelForMaskedLM.from_pretrained(out)
     return done, _farthest(_logits(again, length), _logits(loaded.model, length)), _farthest(_logits(again, done.before), before)
 
-# %% ../../nbs/coref/64_cli.ipynb #dcb74021
+# %% ../../nbs/coref/64_cli.ipynb #2d3db04c
 _CHECKPOINT = Annotated[str, typer.Argument(help="folder or hub id of a masked language model")]
 _LENGTH = Annotated[int, typer.Argument(min=1, help="tokens it shall read, special ones included")]
 _MODE = Annotated[str, typer.Option(help="keep: distances as the checkpoint knows them; rebucket: stretched over the new length")]
@@ -231,10 +231,10 @@ def extend(checkpoint: _CHECKPOINT, length: _LENGTH, out: _OUT, mode: _MODE = "k
     typer.secho(f"{'saved' if good else 'saved, but it is not the same model'}: {out}", bold=True, fg=None if good else "red")
     raise typer.Exit(0 if good else 1)
 
-# %% ../../nbs/coref/64_cli.ipynb #d121d079
+# %% ../../nbs/coref/64_cli.ipynb #dd6a760b
 register(app, {"run": "train", "evaluate": "eval", "compare": "compare"}, "coref")
 
-# %% ../../nbs/coref/64_cli.ipynb #a9260d1c
+# %% ../../nbs/coref/64_cli.ipynb #482073da
 def _looks(look: "Look", asked: bool) -> Iterator[str]:
     "Where the mask looks, for a terminal."
     why = "as asked" if asked else "which looks at the earlier mentions most" if look.mentions else "the last: no earlier mention"
@@ -250,7 +250,7 @@ def _answers(found: "Filled") -> Iterator[str]:
         times = f"  {counted(row['earlier'], 'earlier mention')}" if row["earlier"] else ""
         yield f"{row['rank']:>4}  {row['probability']:>6}  {row['answer']}{times}"
 
-# %% ../../nbs/coref/64_cli.ipynb #9fef4cf0
+# %% ../../nbs/coref/64_cli.ipynb #d35d5c31
 _TEXT = Annotated[str, typer.Argument(help="a text with one [MASK]")]
 _ASKED = Annotated[str, typer.Option(help="a run's name or folder, a checkpoint folder, with --model also a hub id, or 'latest'")]
 _MODEL = Annotated[str | None, typer.Option(help="the registered model that --run is a checkpoint of, for one of the hub")]
