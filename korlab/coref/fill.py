@@ -173,7 +173,7 @@ class Choice(NamedTuple):
 # %% ../../nbs/coref/50_fill.ipynb #7c693ff2
 def choose(
     rows: np.ndarray,  # layers × heads × tokens
-    wanted: Sequence[bool],  # tokens of the antecedent
+    wanted: "np.ndarray | Sequence[bool]",  # tokens of the antecedent
     layer: int | None = None,  # the first is 1; None chooses
     head: int | None = None,  # the first is 1; None takes the mean over all
 ) -> Choice:
@@ -186,7 +186,7 @@ def choose(
         raise ParameterError(f"head={head} of which layer? Give layer, too, from 1 to {layers}")
     if layer is not None:
         return Choice(layer, head, heads, "지정한 대로")
-    if not any(wanted):
+    if not np.any(wanted):
         return Choice(layers, None, heads, "앞선 언급이 없어 마지막 층")
     found = rows.mean(1)[:, np.asarray(wanted)].sum(-1)
     return Choice(int(found.argmax()) + 1, None, heads, "앞선 언급을 가장 많이 보는 층")
@@ -211,11 +211,14 @@ class Look:
     def _repr_markdown_(self) -> str:
         return _quote(self)
 
+    def strongest(self, top: int) -> list[tuple[str, float, str]]:
+        "The words looked at most: the word, its share, and mention, gap or nothing."
+        read = sorted((word for word in self.words if word.share is not None), key=lambda word: -word.share)
+        return [(self.text[word.start : word.end], word.share, _role(self, word)) for word in read[:top]]
+
     def rows(self, top: int = 8) -> list[dict[str, Any]]:
         "One table row a word, the strongest first."
-        read = sorted((word for word in self.words if word.share is not None), key=lambda word: -word.share)
-        return [{"word": self.text[word.start:word.end], "share": f"{word.share:.1%}",
-                 "role": _ROLES[_role(self, word)]} for word in read[:top]]
+        return [{"word": word, "share": f"{share:.1%}", "role": _ROLES[kind]} for word, share, kind in self.strongest(top)]
 
     @property
     def recalled(self) -> float:
@@ -420,34 +423,32 @@ class Filler:
         return Filled(tuple(guesses), look, layers, tuple(_notes(read, tokenizer, length)))
 
 # %% ../../nbs/coref/50_fill.ipynb #75cfcb11
-def _latest() -> Path:
-    "The model of the newest trained run."
+def _latest() -> str:
+    "The folder of the newest trained run."
     home = settings().runs / "coref"
     trained = sorted(home.glob("*/model/config.json"), key=lambda file: file.stat().st_mtime)
     if not trained:
         raise RunError(f"there is no trained run in {shown(home)}: train one first, or name a checkpoint's folder")
-    return trained[-1].parent
+    return str(trained[-1].parents[1])
 
 
 def find_model(
     run: str = "latest",  # a run's name or folder, a checkpoint folder, with model also a hub id, or 'latest'
     model: str | None = None,  # the registered model it is a checkpoint of, for one of the hub
-) -> str:  # folder or hub id
+) -> tuple[str, int | None]:  # folder or hub id, and the tokens that a run reads
     "Find a masked language model; a `RunError` says what was found in its place."
     given = Path(expanded(run))
     if model is not None:
         entry = studies.model(model)
         studies.check_owner(entry.study, "coref", model)
-        return entry.hub_id if run == "latest" else str(given)
-    if run == "latest":
-        return str(_latest())
+        return (entry.hub_id if run == "latest" else str(given)), None
     if (given / "config.json").is_file() and not is_run(given):
-        return str(given)
-    found = find_run(run)
+        return str(given), None
+    found = find_run(_latest() if run == "latest" else run)
     studies.check_owner(found.study.name, "coref", portable(run))
     if not (place := found.path("model")).is_dir():
         raise RunError(f"{shown(found.folder)} has no trained model yet: run the same training command again to finish it")
-    return str(place)
+    return str(place), found.config.own.context_length
 
 # %% ../../nbs/coref/50_fill.ipynb #16f1de05
 def start(
@@ -455,9 +456,10 @@ def start(
 ) -> Filler:  # ready to be called
     "Load the model and keep the text."
     asked: FillParams = params.checked(FillParams, given)
-    source = find_model(asked.run, asked.model)
+    source, length = find_model(asked.run, asked.model)
     loaded = load(source)
     hole(asked.text, loaded.tokenizer)  # before anything is computed
     model = loaded.model.to(choose_device("auto")[0]).eval()
     use_attention(model, "auto")
-    return Filler(model, loaded.tokenizer, portable(asked.model if asked.run == "latest" and asked.model else asked.run), length_of(model), asked)
+    name = asked.model if asked.model and asked.run == "latest" else portable(asked.run)
+    return Filler(model, loaded.tokenizer, name, min(length or length_of(model), length_of(model)), asked)

@@ -167,7 +167,7 @@ def over_processes(
     items: Iterable[Given],  # a stream is enough
     work: Callable[[list[Given]], list[Made]],  # on some of them; a function that another process can import
     workers: int = 1,  # processes; 1 stays in this one
-    title: str = "texts",  # of the progress bar
+    title: str = "texts",  # of the progress bar; empty for none
     total: int | None = None,  # how many there are, if that is known
 ) -> Iterator[tuple[Given, Made]]:  # each with what was made of it, in order
     "Work on many items in bounded memory, with a progress bar."
@@ -175,7 +175,7 @@ def over_processes(
 
     chunks = _in_chunks(items, 64)
     done = ((chunk, work(chunk)) for chunk in chunks) if workers < 2 else _by_processes(chunks, work, workers)
-    with tqdm(desc=title, unit=" texts", total=total, delay=2, leave=False) as bar:
+    with tqdm(desc=title, unit=" texts", total=total, delay=2, leave=False, disable=not title) as bar:
         for chunk, made in done:
             bar.update(len(chunk))
             yield from zip(chunk, made, strict=True)
