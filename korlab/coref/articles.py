@@ -9,7 +9,7 @@ __all__ = ['HELD', 'Sentence', 'Topic', 'topics', 'Article', 'articles', 'embedd
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 from ..core.templates import TemplateError, embedded_each, faults, fill
@@ -81,20 +81,21 @@ class Article:
     @property
     def samples(self) -> list[Sample]:
         "Every later mention as a question."
-        return samples_among(self.text, self.mentions, "articles", Limits(nearest=1, per_name=len(self.mentions)))
+        return samples_among(self.text, self.mentions, "articles", Limits(1, len(self.text), len(self.mentions)))
 
 # %% ../../nbs/coref/14_articles.ipynb #067af4d6
 Sentence = tuple[str, dict[str, str]]  # a template and its values
 
 
-def _plan(topic: Topic, names: Sequence[str], chance: random.Random) -> Iterator[Sentence]:
-    "Choose the sentences of an article."
+def _plan(topic: Topic, names: Sequence[str], chance: random.Random, between: int = 0) -> Iterator[Sentence]:
+    "Choose the sentences of an article, so many about nobody before a name comes back."
     traits = chance.sample(topic.traits, len(names))
     filler = chance.randrange(1, 4 * len(names))  # beyond the names: none
     for i, (name, (said, _)) in enumerate(zip(names, traits, strict=True), 1):
         yield chance.choice(topic.firsts), {"name": name, "said": said}
         if i == filler:
             yield chance.choice(topic.fillers), {}
+    yield from ((chance.choice(topic.fillers), {}) for _ in range(between))
     for _ in names:
         name, (_, recalled) = chance.choice([*zip(names, traits, strict=True)])
         yield chance.choice(topic.laters), {"name": name, "recalled": recalled}
@@ -118,6 +119,7 @@ def articles(
     entities: int = 1,  # names in each
     trained: bool = True,  # whether its names may be trained; False takes those kept out
     seed: int = 42,  # of everything drawn
+    fillers: int = 0,  # sentences about nobody before a name comes back, at most; short stretches are most common
 ) -> list[Article]:  # no two alike
     "Write articles."
     from tqdm.auto import tqdm
@@ -128,7 +130,8 @@ def articles(
             topic = chance.choice(topics())
             groups = [group for group in _alike(topic, trained) if len(group) >= entities]
             names = chance.sample(chance.choices(groups, [*map(len, groups)])[0], entities)
-            one = _written(_plan(topic, names, chance))
+            between = int((fillers + 1) ** chance.random()) - 1 if fillers else 0
+            one = _written(_plan(topic, names, chance, between))
             made.setdefault(one.text, one)
             bar.update(len(made) - bar.n)
     return [*made.values()]
@@ -143,13 +146,15 @@ def embedded(
     rows: int = 6000,  # training articles
     eval_rows: int = 300,  # questions of each held-out split
     shorter: float = 0.2,  # share of training articles with fewer names
+    fillers: int = 0,  # sentences about nobody before a name comes back, at most
     seed: int = 42,  # of everything drawn
 ) -> Splits:
     "Write the articles of a run."
-    few = [articles(round(rows * shorter / (entities - 1)), n, seed=seed) for n in range(1, entities)]
+    write = partial(articles, seed=seed, fillers=fillers)
+    few = [write(round(rows * shorter / (entities - 1)), n) for n in range(1, entities)]
     rest = rows - sum(map(len, few))
-    stream = articles(rest + 2 * eval_rows, entities, seed=seed)
+    stream = write(rest + 2 * eval_rows, entities)
     train = [sample for part in (*few, stream[:rest]) for one in part for sample in one.samples]
-    fresh = _asked(articles(eval_rows, entities, trained=False, seed=seed), eval_rows)
+    fresh = _asked(write(eval_rows, entities, trained=False), eval_rows)
     held = {"dev": _asked(stream[rest:-eval_rows], eval_rows), "test": _asked(stream[-eval_rows:], eval_rows) + fresh, "unseen": fresh}
     return Splits(train, held)
