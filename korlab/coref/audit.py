@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Claim', 'published', 'grim', 'Grain', 'grains', 'Gap', 'gaps', 'parameters', 'fitting', 'buckets', 'pair_share',
            'grow_as_published', 'small_deberta', 'TableUse', 'table_use', 'load_as_published', 'load_error', 'Reload',
-           'reload', 'Coverage', 'coverage', 'frequent_syllables', 'Inflation', 'inflation', 'long_samples', 'View',
-           'view', 'Leak', 'leak']
+           'reload', 'Coverage', 'coverage', 'side_by_side', 'frequent_syllables', 'Inflation', 'inflation',
+           'long_samples', 'View', 'view', 'Leak', 'leak']
 
-# %% ../../nbs/coref/61_audit.ipynb #5eba6cf8
+# %% ../../nbs/coref/61_audit.ipynb #487171ba
 import random
 import tempfile
 from collections import Counter
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-# %% ../../nbs/coref/61_audit.ipynb #5789791f
+# %% ../../nbs/coref/61_audit.ipynb #bc1b4801
 @dataclass(frozen=True, slots=True)
 class Claim:
     "A row of the published table."
@@ -57,7 +57,7 @@ def published() -> tuple[Claim, ...]:
     "The published table, in the order of its updates."
     return embedded_each("korlab.coref", "published.jsonl", Claim)
 
-# %% ../../nbs/coref/61_audit.ipynb #51ab49b7
+# %% ../../nbs/coref/61_audit.ipynb #36d2088f
 def grim(
     share: float,  # as printed
     n: int,  # questions it is said to be of
@@ -68,7 +68,7 @@ def grim(
     hits, unit = round(printed * n), Fraction(1, 2 * 10**decimals)
     return hits if abs(Fraction(hits, n) - printed) <= unit else None
 
-# %% ../../nbs/coref/61_audit.ipynb #cc9f1ee6
+# %% ../../nbs/coref/61_audit.ipynb #02f41f26
 @dataclass(frozen=True, slots=True)
 class Grain:
     "Hits behind a published share, if it was of so many questions."
@@ -87,7 +87,7 @@ def grains(
     shares = [(one, name, getattr(one, name)) for one in claims for name in ("real1", "real5")]
     return [Grain(one.name, name, share, grim(share, one.stated), grim(share, one.used)) for one, name, share in shares]
 
-# %% ../../nbs/coref/61_audit.ipynb #e0027d28
+# %% ../../nbs/coref/61_audit.ipynb #046cdc6c
 @dataclass(frozen=True, slots=True)
 class Gap:
     "Two checkpoints that were asked the same questions."
@@ -119,7 +119,7 @@ def gaps(
     found = [_gap(a, b) for a, b in combinations(claims, 2) if a.seq_len == b.seq_len]
     return sorted(found, key=lambda one: -one.difference)
 
-# %% ../../nbs/coref/61_audit.ipynb #af67e840
+# %% ../../nbs/coref/61_audit.ipynb #89c892e3
 _BASE = dict(  # twelve layers of DeBERTa-v2
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, relative_attention=True, position_buckets=256,
     pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)
@@ -138,7 +138,7 @@ def parameters(
     table = model.deberta.encoder.rel_embeddings.weight
     return sum(weights.numel() for weights in model.parameters()) + (rows - len(table)) * table.shape[1]
 
-# %% ../../nbs/coref/61_audit.ipynb #02dcea13
+# %% ../../nbs/coref/61_audit.ipynb #0334015f
 def fitting(
     size: int,  # of the file, as printed
     rows: int = 512,  # of the table of distances
@@ -149,7 +149,7 @@ def fitting(
     least, most = (Fraction(2 * size + side, 2) * unit for side in (-1, 1))
     return range(ceil((least - none) / one) + 1, floor((most - none) / one) + 2)
 
-# %% ../../nbs/coref/61_audit.ipynb #e108926e
+# %% ../../nbs/coref/61_audit.ipynb #9010d0b8
 def buckets(
     length: int,  # distances 0 to length - 1
     longest: int,  # max_relative_positions as the model was built
@@ -163,7 +163,7 @@ def buckets(
     found = make_log_bucket_position(torch.arange(length), number, longest).long()
     return found.clamp(max=number - 1) if clamped else found
 
-# %% ../../nbs/coref/61_audit.ipynb #fb2f3f6b
+# %% ../../nbs/coref/61_audit.ipynb #6246f628
 def pair_share(
     chosen: "Tensor",  # for each distance from 0, whether it counts
 ) -> float:
@@ -174,7 +174,7 @@ def pair_share(
     pairs[1:] *= 2  # to the left and to the right
     return float(pairs[chosen].sum() / pairs.sum())
 
-# %% ../../nbs/coref/61_audit.ipynb #8bc83bd2
+# %% ../../nbs/coref/61_audit.ipynb #7474d0c1
 def grow_as_published(
     model: "PreTrainedModel",  # a DeBERTa-v2, changed
     length: int,  # tokens
@@ -204,7 +204,7 @@ def small_deberta(
     torch.manual_seed(seed)
     return DebertaV2ForMaskedLM(DebertaV2Config(**_BASE | sizes | {"position_buckets": buckets})).eval()
 
-# %% ../../nbs/coref/61_audit.ipynb #08608f4b
+# %% ../../nbs/coref/61_audit.ipynb #84177fe2
 @dataclass(frozen=True, slots=True)
 class TableUse:
     "Which rows of a table of distances a text reaches."
@@ -228,7 +228,7 @@ def table_use(
     reached = gradient.abs().sum(1).nonzero()[:, 0]
     return TableUse(len(table), len(reached), int(reached[-1]))
 
-# %% ../../nbs/coref/61_audit.ipynb #ff19d5fc
+# %% ../../nbs/coref/61_audit.ipynb #0459bd00
 def load_as_published(
     folder: Path | str,  # where a grown model was saved
 ) -> "PreTrainedModel":
@@ -257,14 +257,14 @@ def load_error(
         return f"size mismatch of {name}, {tuple(saved)} in the file and {tuple(built)} in the model: {error}"
     return ""
 
-# %% ../../nbs/coref/61_audit.ipynb #9c0513b7
+# %% ../../nbs/coref/61_audit.ipynb #db66c7b4
 def _loaded(folder: Path | str, error: str) -> "PreTrainedModel":
     "Plainly where that goes, else as published."
     from transformers import AutoModelForMaskedLM
 
     return load_as_published(folder) if error else AutoModelForMaskedLM.from_pretrained(folder).eval()
 
-# %% ../../nbs/coref/61_audit.ipynb #a7df85cf
+# %% ../../nbs/coref/61_audit.ipynb #4f261b73
 @dataclass(frozen=True, slots=True)
 class Reload:
     "A model before it was saved and after it was loaded."
@@ -279,7 +279,7 @@ def _compared(before: "Tensor", after: "Tensor") -> tuple[float, float]:
     "How far two tables of scores agree."
     return float((before.argmax(-1) == after.argmax(-1)).float().mean()), float((before - after).abs().max())
 
-# %% ../../nbs/coref/61_audit.ipynb #6bdcb0d4
+# %% ../../nbs/coref/61_audit.ipynb #73fa4188
 def reload(
     parent: "PreTrainedModel",  # a DeBERTa-v2
     length: int,  # tokens it shall read
@@ -301,7 +301,7 @@ def reload(
         after = _loaded(folder, error)(ids).logits
     return Reload(error, kept, *_compared(before, after))
 
-# %% ../../nbs/coref/61_audit.ipynb #3ab4d26d
+# %% ../../nbs/coref/61_audit.ipynb #00343fbb
 @dataclass(frozen=True, slots=True)
 class Coverage:
     "How often the hidden name had its label."
@@ -315,7 +315,7 @@ def _hole(sample: Sample, mask: str) -> str:
     "A text as it was published: one mask in place of the name."
     return sample.text[: sample.start] + mask + sample.text[sample.end :]
 
-# %% ../../nbs/coref/61_audit.ipynb #de737a66
+# %% ../../nbs/coref/61_audit.ipynb #dff1eb63
 def coverage(
     asked: Sequence[Window],  # questions
     tokenizer: Any,  # theirs
@@ -340,7 +340,31 @@ def coverage(
         found["ours"] += torch.equal(name, torch.tensor(one.target))
     return Coverage(batches, found["stock"], found["ours"])
 
-# %% ../../nbs/coref/61_audit.ipynb #1eacbd94
+# %% ../../nbs/coref/61_audit.ipynb #e28c5303
+def side_by_side(
+    one: Window,  # a question
+    tokenizer: Any,  # its
+    around: int = 4,  # pieces shown to either side of the name
+    rate: float = 0.15,  # of random masking beside the name
+) -> dict[str, list[tuple[str, str]]]:  # "stock" and "ours" -> pieces and their labels; empty where there is none
+    "Write down what both collators make of a question."
+    from transformers import DataCollatorForLanguageModeling
+
+    from korlab.coref.collator import Collator
+
+    ids = tokenizer(_hole(one.sample, tokenizer.mask_token))["input_ids"]
+    stock = DataCollatorForLanguageModeling(tokenizer, mlm_probability=rate, seed=42)([{"input_ids": ids}])
+    ours, hole = Collator(tokenizer, "entity", mask_min=rate, mask_max=rate)([one]), ids.index(tokenizer.mask_token_id)
+    spans = {"stock": (stock, hole, hole + 1), "ours": (ours, one.place, one.place + len(one.target))}
+    return {name: _pieces(batch, tokenizer, slice(max(0, start - around), end + around)) for name, (batch, start, end) in spans.items()}
+
+
+def _pieces(batch: Any, tokenizer: Any, part: slice) -> list[tuple[str, str]]:
+    "Pieces and labels of a row."
+    read, asked = batch["input_ids"][0, part].tolist(), batch["labels"][0, part].tolist()
+    return [(tokenizer.convert_ids_to_tokens(i), tokenizer.convert_ids_to_tokens(j) if j != -100 else "") for i, j in zip(read, asked)]
+
+# %% ../../nbs/coref/61_audit.ipynb #dfea4e6b
 def frequent_syllables(
     samples: Iterable[Sample],  # of training
     number: int = 5,
@@ -350,7 +374,7 @@ def frequent_syllables(
     nouns = (one for one, _ in counts.most_common() if any(token.tag in ("NNG", "NNP") for token in kiwi().tokenize(one)))
     return [one for one, _ in zip(nouns, range(number), strict=False)]
 
-# %% ../../nbs/coref/61_audit.ipynb #d0af895e
+# %% ../../nbs/coref/61_audit.ipynb #a2ffec2a
 @dataclass(frozen=True, slots=True)
 class Inflation:
     "Hits of guesses that know nothing of the text."
@@ -374,7 +398,7 @@ def inflation(
     first = sum(_touches(guesses[0], one.target) for one in samples)
     return Inflation(len(samples), exact, first, sum(any(_touches(g, one.target) for g in guesses[:5]) for one in samples))
 
-# %% ../../nbs/coref/61_audit.ipynb #130bb017
+# %% ../../nbs/coref/61_audit.ipynb #f91420b7
 def _parts(article: Article) -> tuple[Article, Article]:
     "An article before its first name comes again, and from there on."
     names = [one.text for one in article.mentions]
@@ -393,7 +417,7 @@ def _woven(parts: Iterable[Article]) -> Article:
         text = f"{text} {one.text}".lstrip()
     return Article(text, tuple(mentions))
 
-# %% ../../nbs/coref/61_audit.ipynb #ac1fc7f0
+# %% ../../nbs/coref/61_audit.ipynb #ad18bd2a
 def long_samples(
     number: int,  # of texts
     characters: int,  # of each, about
@@ -409,7 +433,7 @@ def long_samples(
         found += samples_among(one.text, one.mentions, limits=Limits(per_name=1))
     return found
 
-# %% ../../nbs/coref/61_audit.ipynb #df237fb7
+# %% ../../nbs/coref/61_audit.ipynb #de80d943
 @dataclass(frozen=True, slots=True)
 class View:
     "What a window around a hidden name shows of it."
@@ -427,7 +451,7 @@ def view(
     lost = sum(one.text.rfind(one.target, max(0, one.start - reach), one.start) < 0 for one in samples)
     return View(len(samples), lost, sum(one.text.find(one.target, one.end, one.end + reach) >= 0 for one in samples))
 
-# %% ../../nbs/coref/61_audit.ipynb #77c680c7
+# %% ../../nbs/coref/61_audit.ipynb #997e1381
 @dataclass(frozen=True, slots=True)
 class Leak:
     "Held-out samples whose document was trained, too."
