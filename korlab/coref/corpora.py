@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'RECIPES', 'Source', 'Document', 'documents', 'Recipe', 'Splits', 'unseen', 'check_overlap', 'as_row',
-           'from_row', 'Measured', 'build', 'load_samples']
+           'from_row', 'Measured', 'build', 'metadata_of', 'load_samples']
 
 # %% ../../nbs/coref/12_corpora.ipynb #18042c29
 import shutil
@@ -622,18 +622,25 @@ def _read_split(path: Path, texts: dict[str, str]) -> Iterator[Sample]:
             for row in batch.to_pylist():
                 yield from_row(row | {"text": texts.setdefault(row["text"], row["text"])})
 
+# %% ../../nbs/coref/12_corpora.ipynb #99a3e4ee
+def metadata_of(
+    folder: Path | str,  # made by `build`
+) -> dict[str, Any]:  # of a set that is whole
+    "Read what a set tells of itself."
+    place = Path(folder)
+    if not (place / "metadata.json").is_file():
+        raise DataError(f"{shown(place)} holds no set of samples: there is no metadata.json in it; build one")
+    if why := damage(place):
+        raise DataError(f"the set of samples {shown(place)} is damaged ({why}): copy it again, or build it again")
+    return read_json(place / "metadata.json")
+
 # %% ../../nbs/coref/12_corpora.ipynb #ba6c97bc
 def load_samples(
     folder: Path | str,  # made by `build`
 ) -> Splits:  # checked, without overlap
     "Load a set of samples."
-    place, texts = Path(folder), dict[str, str]()
-    if not (place / "metadata.json").is_file():
-        raise DataError(f"{shown(place)} holds no set of samples: there is no metadata.json in it; build one")
-    if why := damage(place):
-        raise DataError(f"the set of samples {shown(place)} is damaged ({why}): copy it again, or build it again")
-    facts = read_json(place / "metadata.json")
-    parts = {name: list(_read_split(place / f"{name}.parquet", texts)) for name in facts["splits"]}
+    facts, texts = metadata_of(folder), dict[str, str]()
+    parts = {name: list(_read_split(Path(folder) / f"{name}.parquet", texts)) for name in facts["splits"]}
     splits = Splits(parts.pop("train"), parts, facts["reports"])
     check_overlap(splits)
     return splits

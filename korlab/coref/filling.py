@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_of', 'Reader', 'Path', 'fill_both', 'fill', 'fill_known', 'candidates_of', 'rank', 'fill_compat']
 
-# %% ../../nbs/coref/41_filling.ipynb #3e3994af
+# %% ../../nbs/coref/41_filling.ipynb #8b5ecc2f
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-# %% ../../nbs/coref/41_filling.ipynb #feed807d
+# %% ../../nbs/coref/41_filling.ipynb #b61f57e1
 @lru_cache(8)
 def _continuing(tokenizer: Any) -> str:
     "How a tokenizer marks what goes on in a word; empty if it marks beginnings."
     kind = tokenizer.backend_tokenizer.model
     return kind.continuing_subword_prefix if type(kind).__name__ == "WordPiece" else ""
 
-# %% ../../nbs/coref/41_filling.ipynb #c4b6e0c6
+# %% ../../nbs/coref/41_filling.ipynb #38db5ed5
 @lru_cache(1 << 16)
 def text_of(
     pieces: tuple[int, ...],  # ids
@@ -47,7 +47,7 @@ def text_of(
         text = tokenizer.decode(pieces, clean_up_tokenization_spaces=False)
     return "" if "\ufffd" in text else normalize(text).strip()
 
-# %% ../../nbs/coref/41_filling.ipynb #a89345b7
+# %% ../../nbs/coref/41_filling.ipynb #14a60c60
 @dataclass
 class Reader:
     "A model that is asked for single pieces."
@@ -64,7 +64,7 @@ class Reader:
     def __post_init__(self) -> None:
         self.collator, self.writer = Collator(self.tokenizer), Writer(self.tokenizer)
 
-# %% ../../nbs/coref/41_filling.ipynb #9e3b23d5
+# %% ../../nbs/coref/41_filling.ipynb #977284e2
 @contextmanager
 def _still(model: "PreTrainedModel") -> "Iterator[torch.device]":
     "Without dropout and gradients, on the device the model is on."
@@ -89,7 +89,7 @@ def _log_probabilities(
         batch = {name: values.to(device) for name, values in reader.collator(rows).items()}
         return scores(reader.model, batch).float().log_softmax(-1)[:, : len(reader.tokenizer)]
 
-# %% ../../nbs/coref/41_filling.ipynb #8fd8569e
+# %% ../../nbs/coref/41_filling.ipynb #0a5c2ee3
 def _yield(
     reader: Reader,
     error: Exception,  # of a forward pass
@@ -112,7 +112,7 @@ def _yield(
         raise LabError("out of memory even with one row at once: lower context_length") from error
     clear_device_cache(garbage_collection=True)
 
-# %% ../../nbs/coref/41_filling.ipynb #0dc94fb3
+# %% ../../nbs/coref/41_filling.ipynb #07dfb707
 _Kept = TypeVar("_Kept")
 
 
@@ -138,7 +138,7 @@ def _read(
             bar.update(len(chosen))
     return [kept[i] for i in range(len(rows))]
 
-# %% ../../nbs/coref/41_filling.ipynb #3b30b839
+# %% ../../nbs/coref/41_filling.ipynb #aad8af03
 def _with_masks(
     reader: Reader,  # its mask token and max_length
     one: Window,  # a question
@@ -160,7 +160,7 @@ def _filled(one: Window, pieces: Sequence[int]) -> Window:
     at = one.place + len(pieces)
     return replace(one, ids=one.ids[: one.place] + [*pieces] + one.ids[at:], target=one.target[:1], place=at)
 
-# %% ../../nbs/coref/41_filling.ipynb #b03e2146
+# %% ../../nbs/coref/41_filling.ipynb #0f36a1a5
 class Path(NamedTuple):
     "The beginning of a name."
 
@@ -168,18 +168,18 @@ class Path(NamedTuple):
     total: float  # log-probability in nats
 
 
-def _best(reader: Reader, beam: int) -> "Callable[[torch.Tensor, list[int]], list[list[tuple[int, float]]]]":
-    "The best pieces of each row."
-    special = sorted(reader.writer.special | {reader.writer.unknown})
+def _best(number: int, never: Iterable[int] = ()) -> "Callable[[torch.Tensor, list[int]], list[list[tuple[int, float]]]]":
+    "The best pieces of each row, without some that are never wanted."
+    without = sorted({*never})
 
     def keep(found: "torch.Tensor", _: list[int]) -> list[list[tuple[int, float]]]:
-        found[:, special] = float("-inf")
-        values, ids = found.topk(min(beam, found.shape[1] - len(special)))
-        return [[*zip(*row)] for row in zip(ids.tolist(), values.tolist())]
+        found[:, without] = float("-inf")
+        values, ids = found.topk(min(number, found.shape[1] - len(without)))
+        return [[*zip(*row, strict=True)] for row in zip(ids.tolist(), values.tolist(), strict=True)]
 
     return keep
 
-# %% ../../nbs/coref/41_filling.ipynb #1ed8ed58
+# %% ../../nbs/coref/41_filling.ipynb #2fcf9dd1
 def _step(
     reader: Reader,
     asked: Sequence[Window],  # with their masks
@@ -189,7 +189,8 @@ def _step(
     "Find the next piece of all names."
     growing = [len(paths[0].pieces) < len(one.target) for one, paths in zip(asked, beams, strict=True)]
     rows = [(i, path) for i, paths in enumerate(beams) if growing[i] for path in paths]
-    tops = _read(reader, [_filled(asked[i], path.pieces) for i, path in rows], _best(reader, beam))
+    wanted = _best(beam, reader.tokenizer.all_special_ids)
+    tops = _read(reader, [_filled(asked[i], path.pieces) for i, path in rows], wanted)
     grown: list[list[Path]] = [[] if grows else paths for grows, paths in zip(growing, beams, strict=True)]
     for (i, path), top in zip(rows, tops, strict=True):
         grown[i] += [Path((*path.pieces, piece), path.total + score) for piece, score in top]
@@ -203,7 +204,7 @@ def _search(reader: Reader, asked: Sequence[Window], beam: int) -> list[list[Pat
         beams = _step(reader, asked, beams, beam)
     return beams
 
-# %% ../../nbs/coref/41_filling.ipynb #5bf702d5
+# %% ../../nbs/coref/41_filling.ipynb #18877fde
 def _merged(
     reader: Reader,
     one: Window,  # a question
@@ -219,7 +220,7 @@ def _merged(
     ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))
     return [Guess(text, score) for text, score in ranked[:top]]
 
-# %% ../../nbs/coref/41_filling.ipynb #e094d03a
+# %% ../../nbs/coref/41_filling.ipynb #68c755f9
 def _found(
     reader: Reader,
     windows: Sequence[Window],  # questions
@@ -234,7 +235,7 @@ def _found(
         made[i][n] = paths
     return made
 
-# %% ../../nbs/coref/41_filling.ipynb #beb59efa
+# %% ../../nbs/coref/41_filling.ipynb #dbb11d7a
 def fill_both(
     windows: Sequence[Window],  # questions
     model: "PreTrainedModel",  # a masked language model
@@ -253,7 +254,7 @@ def fill_both(
         known.append(_merged(reader, one, made.get(len(one.target), []), top))
     return strict, known
 
-# %% ../../nbs/coref/41_filling.ipynb #5226dd59
+# %% ../../nbs/coref/41_filling.ipynb #1f9d58a0
 def fill(
     windows: Sequence[Window],  # questions
     model: "PreTrainedModel",  # a masked language model
@@ -284,7 +285,7 @@ def fill_known(
     found = _found(reader, windows, [[len(one.target)] for one in windows], beam)
     return [_merged(reader, one, paths.get(len(one.target), []), top) for one, paths in zip(windows, found, strict=True)]
 
-# %% ../../nbs/coref/41_filling.ipynb #78332a59
+# %% ../../nbs/coref/41_filling.ipynb #fdf7363f
 def candidates_of(
     samples: Sequence[Sample],  # of a split
     others: int = 20,  # names from elsewhere beside those of the document
@@ -299,7 +300,7 @@ def candidates_of(
         made.append((*own, *[name for name in drawn if name not in own][:others]))
     return made
 
-# %% ../../nbs/coref/41_filling.ipynb #64d9e847
+# %% ../../nbs/coref/41_filling.ipynb #b5dcc337
 def _spelt(
     reader: Reader,
     one: Window,  # a question
@@ -307,10 +308,10 @@ def _spelt(
 ) -> dict[str, tuple[int, ...]]:  # name -> pieces; without those that cannot be written
     "Write names in the place of the hidden one."
     made = {name: spelled(one.sample, reader.tokenizer, name) for name in names}
-    reader.left_out["candidate has unknown letters"] += sum(pieces is None for pieces in made.values())
+    reader.left_out.update("candidate cannot be written" for pieces in made.values() if pieces is None)
     return {name: tuple(pieces) for name, pieces in made.items() if pieces}
 
-# %% ../../nbs/coref/41_filling.ipynb #9190d831
+# %% ../../nbs/coref/41_filling.ipynb #f1196a34
 _Beginning = tuple[int, tuple[int, ...]]  # pieces of the whole name, and those before the one that is asked for
 
 
@@ -333,16 +334,16 @@ def _rows_of(
             row[1].append(pieces[len(beginning[1])])
     return made
 
-# %% ../../nbs/coref/41_filling.ipynb #f1801043
+# %% ../../nbs/coref/41_filling.ipynb #d1503f1b
 def _wanted(wanted: Sequence[list[int]]) -> "Callable[[torch.Tensor, list[int]], list[dict[int, float]]]":
     "The log-probabilities of the wanted pieces of each row."
 
     def keep(found: "torch.Tensor", rows: list[int]) -> list[dict[int, float]]:
-        return [dict(zip(wanted[i], line[wanted[i]].tolist())) for i, line in zip(rows, found.cpu())]
+        return [dict(zip(wanted[i], line[wanted[i]].tolist(), strict=True)) for i, line in zip(rows, found.cpu(), strict=True)]
 
     return keep
 
-# %% ../../nbs/coref/41_filling.ipynb #15df734d
+# %% ../../nbs/coref/41_filling.ipynb #a0ee2dfc
 def rank(
     windows: Sequence[Window],  # questions
     candidates: Sequence[Sequence[str]],  # names to choose from, of each
@@ -367,7 +368,7 @@ def _ranked(names: dict[str, tuple[int, ...]], found: dict[_Beginning, dict[int,
               for name, several in steps.items() if all(one in found for one, _ in several)}
     return [Guess(name, scores[name]) for name in sorted(scores, key=lambda name: (-scores[name], name))]
 
-# %% ../../nbs/coref/41_filling.ipynb #fce2e1a8
+# %% ../../nbs/coref/41_filling.ipynb #db0665b6
 _AROUND = 200  # characters on each side, for every 512 tokens of context
 
 
@@ -397,24 +398,18 @@ def _framed(reader: Reader, sample: Sample, ids: list[int], place: int) -> Windo
     kept = ids[begin : begin + room]
     return Window(head + kept + tail, [reader.writer.mask], len(head) + place - begin, 0, sample)
 
-# %% ../../nbs/coref/41_filling.ipynb #e3d24e51
+# %% ../../nbs/coref/41_filling.ipynb #250f4bba
 def fill_compat(
     samples: Sequence[Sample],  # questions
     model: "PreTrainedModel",  # a masked language model
     tokenizer: Any,  # its
-    context_length: int = 512,  # tokens of the model's context: how many characters are shown
+    max_length: int = 512,  # tokens a row may have; it also says how many characters are shown
     top: int = 50,  # guesses kept of each
     **reading: Any,  # batch_size, note, left_out of `Reader`
 ) -> list[list[Guess]]:  # of each sample, best first; texts of single pieces
     "Fill one mask whatever the length of the name: mode compat, as the published evaluation does."
-    reader = Reader(model, tokenizer, context_length, **reading)
-    asked = [_masked(reader, one, _AROUND * max(1, context_length // 512)) for one in samples]
-    rows = [one for one in asked if one is not None]
-    read = iter(_read(reader, rows, lambda found, _: [[*zip(*row)] for row in zip(*map(list, _top(found, top)))]))
+    reader = Reader(model, tokenizer, max_length, **reading)
+    asked = [_masked(reader, one, _AROUND * max(1, max_length // 512)) for one in samples]
+    read = iter(_read(reader, [one for one in asked if one is not None], _best(top)))
     made = [[Guess(text_of((piece,), tokenizer), score) for piece, score in next(read)] if one else [] for one in asked]
     return [[guess for guess in guesses if guess.text] for guesses in made]
-
-
-def _top(found: "torch.Tensor", top: int) -> tuple[list[list[int]], list[list[float]]]:
-    values, ids = found.topk(min(top, found.shape[1]))
-    return ids.tolist(), values.tolist()

@@ -15,6 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as kinds
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
     DebertaV2Config,
@@ -103,6 +105,14 @@ def _check_head(source: str, missing: Iterable[str], head: Head) -> str:
                               "random numbers. Choose a checkpoint trained with masked language modelling, or set head=train")
     return ", with a new head that this run trains" if absent else ""
 
+# %% ../../nbs/coref/22_models.ipynb #98db7358
+def _check_kind(source: str) -> None:
+    "Refuse a model of a family that fills no masks."
+    config = AutoConfig.from_pretrained(source)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        made = ", ".join(config.architectures or []) or config.model_type
+        raise CheckpointError(f"the checkpoint {source!r} is a {made}, which fills no masks: choose one of a masked language model")
+
 # %% ../../nbs/coref/22_models.ipynb #f6c38a66
 def load(
     source: str,  # folder or hub id
@@ -110,6 +120,7 @@ def load(
 ) -> Loaded[PreTrainedModel]:
     "Load a masked language model with its tokenizer."
     with loading(source):
+        _check_kind(source)
         model, found = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
     rows = model.get_input_embeddings().weight.shape[0]
