@@ -501,7 +501,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'korlab.coref.audit._parts': ('coref/audit.html#_parts', 'korlab/coref/audit.py'),
                                     'korlab.coref.audit._pieces': ('coref/audit.html#_pieces', 'korlab/coref/audit.py'),
                                     'korlab.coref.audit._shared': ('coref/audit.html#_shared', 'korlab/coref/audit.py'),
-                                    'korlab.coref.audit._touches': ('coref/audit.html#_touches', 'korlab/coref/audit.py'),
                                     'korlab.coref.audit._woven': ('coref/audit.html#_woven', 'korlab/coref/audit.py'),
                                     'korlab.coref.audit.buckets': ('coref/audit.html#buckets', 'korlab/coref/audit.py'),
                                     'korlab.coref.audit.coverage': ('coref/audit.html#coverage', 'korlab/coref/audit.py'),

@@ -8,7 +8,7 @@ __all__ = ['Claim', 'published', 'grim', 'Grain', 'grains', 'Gap', 'gaps', 'para
            'reload', 'Coverage', 'coverage', 'side_by_side', 'frequent_syllables', 'Inflation', 'inflation',
            'long_samples', 'View', 'view', 'Leak', 'leak']
 
-# %% ../../nbs/coref/61_audit.ipynb #487171ba
+# %% ../../nbs/coref/61_audit.ipynb #a096082f
 import random
 import tempfile
 from collections import Counter
@@ -17,16 +17,16 @@ from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from itertools import combinations
+from itertools import combinations, islice
 from math import ceil, floor, hypot
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.splitting import cut
 from ..core.templates import embedded_each
-from ..core.text import kiwi
 from .articles import Article, articles
 from .mentions import Mention
+from .recall import Answered, Guess, Mode, has_noun, rank_of
 from .samples import Limits, Sample, samples_among
 from .windows import Window
 from ..metrics.stats import wilson
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-# %% ../../nbs/coref/61_audit.ipynb #bc1b4801
+# %% ../../nbs/coref/61_audit.ipynb #50a1e063
 @dataclass(frozen=True, slots=True)
 class Claim:
     "A row of the published table."
@@ -57,7 +57,7 @@ def published() -> tuple[Claim, ...]:
     "The published table, in the order of its updates."
     return embedded_each("korlab.coref", "published.jsonl", Claim)
 
-# %% ../../nbs/coref/61_audit.ipynb #36d2088f
+# %% ../../nbs/coref/61_audit.ipynb #89bef985
 def grim(
     share: float,  # as printed
     n: int,  # questions it is said to be of
@@ -68,7 +68,7 @@ def grim(
     hits, unit = round(printed * n), Fraction(1, 2 * 10**decimals)
     return hits if abs(Fraction(hits, n) - printed) <= unit else None
 
-# %% ../../nbs/coref/61_audit.ipynb #02f41f26
+# %% ../../nbs/coref/61_audit.ipynb #4b5a8ab2
 @dataclass(frozen=True, slots=True)
 class Grain:
     "Hits behind a published share, if it was of so many questions."
@@ -87,7 +87,7 @@ def grains(
     shares = [(one, name, getattr(one, name)) for one in claims for name in ("real1", "real5")]
     return [Grain(one.name, name, share, grim(share, one.stated), grim(share, one.used)) for one, name, share in shares]
 
-# %% ../../nbs/coref/61_audit.ipynb #046cdc6c
+# %% ../../nbs/coref/61_audit.ipynb #b3fc7705
 @dataclass(frozen=True, slots=True)
 class Gap:
     "Two checkpoints that were asked the same questions."
@@ -119,7 +119,7 @@ def gaps(
     found = [_gap(a, b) for a, b in combinations(claims, 2) if a.seq_len == b.seq_len]
     return sorted(found, key=lambda one: -one.difference)
 
-# %% ../../nbs/coref/61_audit.ipynb #89c892e3
+# %% ../../nbs/coref/61_audit.ipynb #20d5e2d8
 _BASE = dict(  # twelve layers of DeBERTa-v2
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, relative_attention=True, position_buckets=256,
     pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)
@@ -138,7 +138,7 @@ def parameters(
     table = model.deberta.encoder.rel_embeddings.weight
     return sum(weights.numel() for weights in model.parameters()) + (rows - len(table)) * table.shape[1]
 
-# %% ../../nbs/coref/61_audit.ipynb #0334015f
+# %% ../../nbs/coref/61_audit.ipynb #1c2557c8
 def fitting(
     size: int,  # of the file, as printed
     rows: int = 512,  # of the table of distances
@@ -149,7 +149,7 @@ def fitting(
     least, most = (Fraction(2 * size + side, 2) * unit for side in (-1, 1))
     return range(ceil((least - none) / one) + 1, floor((most - none) / one) + 2)
 
-# %% ../../nbs/coref/61_audit.ipynb #9010d0b8
+# %% ../../nbs/coref/61_audit.ipynb #250b36f7
 def buckets(
     length: int,  # distances 0 to length - 1
     longest: int,  # max_relative_positions as the model was built
@@ -163,7 +163,7 @@ def buckets(
     found = make_log_bucket_position(torch.arange(length), number, longest).long()
     return found.clamp(max=number - 1) if clamped else found
 
-# %% ../../nbs/coref/61_audit.ipynb #6246f628
+# %% ../../nbs/coref/61_audit.ipynb #374dea8b
 def pair_share(
     chosen: "Tensor",  # for each distance from 0, whether it counts
 ) -> float:
@@ -174,7 +174,7 @@ def pair_share(
     pairs[1:] *= 2  # to the left and to the right
     return float(pairs[chosen].sum() / pairs.sum())
 
-# %% ../../nbs/coref/61_audit.ipynb #7474d0c1
+# %% ../../nbs/coref/61_audit.ipynb #1674c022
 def grow_as_published(
     model: "PreTrainedModel",  # a DeBERTa-v2, changed
     length: int,  # tokens
@@ -204,7 +204,7 @@ def small_deberta(
     torch.manual_seed(seed)
     return DebertaV2ForMaskedLM(DebertaV2Config(**_BASE | sizes | {"position_buckets": buckets})).eval()
 
-# %% ../../nbs/coref/61_audit.ipynb #84177fe2
+# %% ../../nbs/coref/61_audit.ipynb #b5f2aa7f
 @dataclass(frozen=True, slots=True)
 class TableUse:
     "Which rows of a table of distances a text reaches."
@@ -228,7 +228,7 @@ def table_use(
     reached = gradient.abs().sum(1).nonzero()[:, 0]
     return TableUse(len(table), len(reached), int(reached[-1]))
 
-# %% ../../nbs/coref/61_audit.ipynb #0459bd00
+# %% ../../nbs/coref/61_audit.ipynb #21743d4c
 def load_as_published(
     folder: Path | str,  # where a grown model was saved
 ) -> "PreTrainedModel":
@@ -257,14 +257,14 @@ def load_error(
         return f"size mismatch of {name}, {tuple(saved)} in the file and {tuple(built)} in the model: {error}"
     return ""
 
-# %% ../../nbs/coref/61_audit.ipynb #db66c7b4
+# %% ../../nbs/coref/61_audit.ipynb #8354e092
 def _loaded(folder: Path | str, error: str) -> "PreTrainedModel":
     "Plainly where that goes, else as published."
     from transformers import AutoModelForMaskedLM
 
     return load_as_published(folder) if error else AutoModelForMaskedLM.from_pretrained(folder).eval()
 
-# %% ../../nbs/coref/61_audit.ipynb #4f261b73
+# %% ../../nbs/coref/61_audit.ipynb #4ea1264b
 @dataclass(frozen=True, slots=True)
 class Reload:
     "A model before it was saved and after it was loaded."
@@ -279,7 +279,7 @@ def _compared(before: "Tensor", after: "Tensor") -> tuple[float, float]:
     "How far two tables of scores agree."
     return float((before.argmax(-1) == after.argmax(-1)).float().mean()), float((before - after).abs().max())
 
-# %% ../../nbs/coref/61_audit.ipynb #73fa4188
+# %% ../../nbs/coref/61_audit.ipynb #a1532d69
 def reload(
     parent: "PreTrainedModel",  # a DeBERTa-v2
     length: int,  # tokens it shall read
@@ -301,7 +301,7 @@ def reload(
         after = _loaded(folder, error)(ids).logits
     return Reload(error, kept, *_compared(before, after))
 
-# %% ../../nbs/coref/61_audit.ipynb #00343fbb
+# %% ../../nbs/coref/61_audit.ipynb #48e1cbff
 @dataclass(frozen=True, slots=True)
 class Coverage:
     "How often the hidden name had its label."
@@ -315,7 +315,7 @@ def _hole(sample: Sample, mask: str) -> str:
     "A text as it was published: one mask in place of the name."
     return sample.text[: sample.start] + mask + sample.text[sample.end :]
 
-# %% ../../nbs/coref/61_audit.ipynb #dff1eb63
+# %% ../../nbs/coref/61_audit.ipynb #1ba16e27
 def coverage(
     asked: Sequence[Window],  # questions
     tokenizer: Any,  # theirs
@@ -340,7 +340,7 @@ def coverage(
         found["ours"] += torch.equal(name, torch.tensor(one.target))
     return Coverage(batches, found["stock"], found["ours"])
 
-# %% ../../nbs/coref/61_audit.ipynb #e28c5303
+# %% ../../nbs/coref/61_audit.ipynb #ac5899b0
 def side_by_side(
     one: Window,  # a question
     tokenizer: Any,  # its
@@ -364,29 +364,27 @@ def _pieces(batch: Any, tokenizer: Any, part: slice) -> list[tuple[str, str]]:
     read, asked = batch["input_ids"][0, part].tolist(), batch["labels"][0, part].tolist()
     return [(tokenizer.convert_ids_to_tokens(i), tokenizer.convert_ids_to_tokens(j) if j != -100 else "") for i, j in zip(read, asked)]
 
-# %% ../../nbs/coref/61_audit.ipynb #dfea4e6b
+# %% ../../nbs/coref/61_audit.ipynb #fb4722b1
 def frequent_syllables(
     samples: Iterable[Sample],  # of training
     number: int = 5,
 ) -> list[str]:  # most frequent first
     "The syllables that are in most names, of those that pass for a noun."
     counts = Counter(syllable for name in sorted({one.target for one in samples}) for syllable in dict.fromkeys(name))
-    nouns = (one for one, _ in counts.most_common() if any(token.tag in ("NNG", "NNP") for token in kiwi().tokenize(one)))
-    return [one for one, _ in zip(nouns, range(number), strict=False)]
+    return [*islice(filter(has_noun, (one for one, _ in counts.most_common())), number)]
 
-# %% ../../nbs/coref/61_audit.ipynb #a2ffec2a
+# %% ../../nbs/coref/61_audit.ipynb #3a93c898
 @dataclass(frozen=True, slots=True)
 class Inflation:
     "Hits of guesses that know nothing of the text."
 
     n: int  # questions
-    exact: int  # hits if a guess must be the name
+    exact: int  # hits of the first five if a guess must be the name
     published1: int  # hits of the first guess by the published rule
     published5: int  # hits of the first five
 
 
-def _touches(guess: str, target: str) -> bool:
-    return guess in target or target in guess
+_RULES: tuple[Mode, Mode] = ("strict", "compat")
 
 
 def inflation(
@@ -394,11 +392,11 @@ def inflation(
     guesses: Sequence[str],  # the same for each, best first
 ) -> Inflation:
     "Score constant guesses by both rules."
-    exact = sum(one.target in guesses[:5] for one in samples)
-    first = sum(_touches(guesses[0], one.target) for one in samples)
-    return Inflation(len(samples), exact, first, sum(any(_touches(g, one.target) for g in guesses[:5]) for one in samples))
+    said = tuple(Guess(text, -float(place)) for place, text in enumerate(guesses[:5], 1))
+    exact, published = ([rank_of(mode, Answered(one, said)) for one in samples] for mode in _RULES)
+    return Inflation(len(samples), sum(map(bool, exact)), published.count(1), sum(map(bool, published)))
 
-# %% ../../nbs/coref/61_audit.ipynb #f91420b7
+# %% ../../nbs/coref/61_audit.ipynb #98dac932
 def _parts(article: Article) -> tuple[Article, Article]:
     "An article before its first name comes again, and from there on."
     names = [one.text for one in article.mentions]
@@ -417,7 +415,7 @@ def _woven(parts: Iterable[Article]) -> Article:
         text = f"{text} {one.text}".lstrip()
     return Article(text, tuple(mentions))
 
-# %% ../../nbs/coref/61_audit.ipynb #ad18bd2a
+# %% ../../nbs/coref/61_audit.ipynb #ff559839
 def long_samples(
     number: int,  # of texts
     characters: int,  # of each, about
@@ -433,7 +431,7 @@ def long_samples(
         found += samples_among(one.text, one.mentions, limits=Limits(per_name=1))
     return found
 
-# %% ../../nbs/coref/61_audit.ipynb #de80d943
+# %% ../../nbs/coref/61_audit.ipynb #ef4986a2
 @dataclass(frozen=True, slots=True)
 class View:
     "What a window around a hidden name shows of it."
@@ -451,7 +449,7 @@ def view(
     lost = sum(one.text.rfind(one.target, max(0, one.start - reach), one.start) < 0 for one in samples)
     return View(len(samples), lost, sum(one.text.find(one.target, one.end, one.end + reach) >= 0 for one in samples))
 
-# %% ../../nbs/coref/61_audit.ipynb #997e1381
+# %% ../../nbs/coref/61_audit.ipynb #79084f01
 @dataclass(frozen=True, slots=True)
 class Leak:
     "Held-out samples whose document was trained, too."
