@@ -238,7 +238,8 @@ def score_splits(
         items[name], facts[name] = _items(recalled, floors), facts_of(recalled, names)
         write_jsonl(run.path("recalls", f"{name}.jsonl"), recall_rows(recalled, names))
     first = scored(splits)[0]
-    return results.write(run, rows, items, facts, remarks, composite=_together(rows, first))
+    facts[first]["composite"] = _together(rows, first)
+    return results.write(run, rows, items, facts, remarks)
 
 # %% ../../nbs/coref/43_evaluation.ipynb #747fcc8d
 _FIRST = 100  # questions
