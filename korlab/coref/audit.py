@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Claim', 'published', 'grim', 'Grain', 'grains', 'Gap', 'gaps', 'parameters', 'fitting', 'buckets', 'pair_share',
-           'grow_as_published', 'small_deberta', 'TableUse', 'table_use', 'load_as_published', 'load_error', 'Reload',
-           'reload', 'Coverage', 'coverage', 'side_by_side', 'frequent_syllables', 'Inflation', 'inflation',
-           'long_samples', 'View', 'view', 'Leak', 'leak']
+           'grow_as_published', 'small_deberta', 'TableUse', 'table_use', 'load_as_published', 'Reload', 'reload',
+           'Coverage', 'coverage', 'side_by_side', 'frequent_syllables', 'Inflation', 'inflation', 'long_samples',
+           'View', 'view', 'Leak', 'leak']
 
-# %% ../../nbs/coref/61_audit.ipynb #a096082f
+# %% ../../nbs/coref/61_audit.ipynb #62b88e9c
 import random
 import tempfile
 from collections import Counter
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-# %% ../../nbs/coref/61_audit.ipynb #50a1e063
+# %% ../../nbs/coref/61_audit.ipynb #6b321790
 @dataclass(frozen=True, slots=True)
 class Claim:
     "A row of the published table."
@@ -57,7 +57,7 @@ def published() -> tuple[Claim, ...]:
     "The published table, in the order of its updates."
     return embedded_each("korlab.coref", "published.jsonl", Claim)
 
-# %% ../../nbs/coref/61_audit.ipynb #89bef985
+# %% ../../nbs/coref/61_audit.ipynb #af477fc3
 def grim(
     share: float,  # as printed
     n: int,  # questions it is said to be of
@@ -68,7 +68,7 @@ def grim(
     hits, unit = round(printed * n), Fraction(1, 2 * 10**decimals)
     return hits if abs(Fraction(hits, n) - printed) <= unit else None
 
-# %% ../../nbs/coref/61_audit.ipynb #4b5a8ab2
+# %% ../../nbs/coref/61_audit.ipynb #8f671dd8
 @dataclass(frozen=True, slots=True)
 class Grain:
     "Hits behind a published share, if it was of so many questions."
@@ -87,7 +87,7 @@ def grains(
     shares = [(one, name, getattr(one, name)) for one in claims for name in ("real1", "real5")]
     return [Grain(one.name, name, share, grim(share, one.stated), grim(share, one.used)) for one, name, share in shares]
 
-# %% ../../nbs/coref/61_audit.ipynb #b3fc7705
+# %% ../../nbs/coref/61_audit.ipynb #28e7d5c6
 @dataclass(frozen=True, slots=True)
 class Gap:
     "Two checkpoints that were asked the same questions."
@@ -119,7 +119,7 @@ def gaps(
     found = [_gap(a, b) for a, b in combinations(claims, 2) if a.seq_len == b.seq_len]
     return sorted(found, key=lambda one: -one.difference)
 
-# %% ../../nbs/coref/61_audit.ipynb #20d5e2d8
+# %% ../../nbs/coref/61_audit.ipynb #7a9850fa
 _BASE = dict(  # twelve layers of DeBERTa-v2
     hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, relative_attention=True, position_buckets=256,
     pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)
@@ -138,7 +138,7 @@ def parameters(
     table = model.deberta.encoder.rel_embeddings.weight
     return sum(weights.numel() for weights in model.parameters()) + (rows - len(table)) * table.shape[1]
 
-# %% ../../nbs/coref/61_audit.ipynb #1c2557c8
+# %% ../../nbs/coref/61_audit.ipynb #250a3382
 def fitting(
     size: int,  # of the file, as printed
     rows: int = 512,  # of the table of distances
@@ -149,7 +149,7 @@ def fitting(
     least, most = (Fraction(2 * size + side, 2) * unit for side in (-1, 1))
     return range(ceil((least - none) / one) + 1, floor((most - none) / one) + 2)
 
-# %% ../../nbs/coref/61_audit.ipynb #250b36f7
+# %% ../../nbs/coref/61_audit.ipynb #a37eb899
 def buckets(
     length: int,  # distances 0 to length - 1
     longest: int,  # max_relative_positions as the model was built
@@ -163,7 +163,7 @@ def buckets(
     found = make_log_bucket_position(torch.arange(length), number, longest).long()
     return found.clamp(max=number - 1) if clamped else found
 
-# %% ../../nbs/coref/61_audit.ipynb #374dea8b
+# %% ../../nbs/coref/61_audit.ipynb #4ef75ae9
 def pair_share(
     chosen: "Tensor",  # for each distance from 0, whether it counts
 ) -> float:
@@ -174,7 +174,7 @@ def pair_share(
     pairs[1:] *= 2  # to the left and to the right
     return float(pairs[chosen].sum() / pairs.sum())
 
-# %% ../../nbs/coref/61_audit.ipynb #1674c022
+# %% ../../nbs/coref/61_audit.ipynb #b6202bdc
 def grow_as_published(
     model: "PreTrainedModel",  # a DeBERTa-v2, changed
     length: int,  # tokens
@@ -204,7 +204,7 @@ def small_deberta(
     torch.manual_seed(seed)
     return DebertaV2ForMaskedLM(DebertaV2Config(**_BASE | sizes | {"position_buckets": buckets})).eval()
 
-# %% ../../nbs/coref/61_audit.ipynb #b5f2aa7f
+# %% ../../nbs/coref/61_audit.ipynb #537dc01d
 @dataclass(frozen=True, slots=True)
 class TableUse:
     "Which rows of a table of distances a text reaches."
@@ -228,7 +228,7 @@ def table_use(
     reached = gradient.abs().sum(1).nonzero()[:, 0]
     return TableUse(len(table), len(reached), int(reached[-1]))
 
-# %% ../../nbs/coref/61_audit.ipynb #21743d4c
+# %% ../../nbs/coref/61_audit.ipynb #c9d5bd1b
 def load_as_published(
     folder: Path | str,  # where a grown model was saved
 ) -> "PreTrainedModel":
@@ -243,7 +243,7 @@ def load_as_published(
     return model.eval()
 
 
-def load_error(
+def _load_error(
     folder: Path | str,  # where a model was saved
 ) -> str:  # empty if it loads
     "What plain `from_pretrained` says."
@@ -257,14 +257,14 @@ def load_error(
         return f"size mismatch of {name}, {tuple(saved)} in the file and {tuple(built)} in the model: {error}"
     return ""
 
-# %% ../../nbs/coref/61_audit.ipynb #8354e092
+# %% ../../nbs/coref/61_audit.ipynb #85e61366
 def _loaded(folder: Path | str, error: str) -> "PreTrainedModel":
     "Plainly where that goes, else as published."
     from transformers import AutoModelForMaskedLM
 
     return load_as_published(folder) if error else AutoModelForMaskedLM.from_pretrained(folder).eval()
 
-# %% ../../nbs/coref/61_audit.ipynb #4ea1264b
+# %% ../../nbs/coref/61_audit.ipynb #9ce5af07
 @dataclass(frozen=True, slots=True)
 class Reload:
     "A model before it was saved and after it was loaded."
@@ -279,7 +279,7 @@ def _compared(before: "Tensor", after: "Tensor") -> tuple[float, float]:
     "How far two tables of scores agree."
     return float((before.argmax(-1) == after.argmax(-1)).float().mean()), float((before - after).abs().max())
 
-# %% ../../nbs/coref/61_audit.ipynb #a1532d69
+# %% ../../nbs/coref/61_audit.ipynb #d1c170fc
 def reload(
     parent: "PreTrainedModel",  # a DeBERTa-v2
     length: int,  # tokens it shall read
@@ -297,11 +297,11 @@ def reload(
         first, model = parent(short).logits, deepcopy(parent)
         grow_as_published(model, length) if how == "published" else extend(model, length, how)
         model.save_pretrained(folder)
-        before, kept, error = model(ids).logits, torch.equal(model(short).logits, first), load_error(folder)
+        before, kept, error = model(ids).logits, torch.equal(model(short).logits, first), _load_error(folder)
         after = _loaded(folder, error)(ids).logits
     return Reload(error, kept, *_compared(before, after))
 
-# %% ../../nbs/coref/61_audit.ipynb #48e1cbff
+# %% ../../nbs/coref/61_audit.ipynb #b5585f63
 @dataclass(frozen=True, slots=True)
 class Coverage:
     "How often the hidden name had its label."
@@ -315,7 +315,7 @@ def _hole(sample: Sample, mask: str) -> str:
     "A text as it was published: one mask in place of the name."
     return sample.text[: sample.start] + mask + sample.text[sample.end :]
 
-# %% ../../nbs/coref/61_audit.ipynb #1ba16e27
+# %% ../../nbs/coref/61_audit.ipynb #ecb2152d
 def coverage(
     asked: Sequence[Window],  # questions
     tokenizer: Any,  # theirs
@@ -340,7 +340,7 @@ def coverage(
         found["ours"] += torch.equal(name, torch.tensor(one.target))
     return Coverage(batches, found["stock"], found["ours"])
 
-# %% ../../nbs/coref/61_audit.ipynb #ac5899b0
+# %% ../../nbs/coref/61_audit.ipynb #da40cbf9
 def side_by_side(
     one: Window,  # a question
     tokenizer: Any,  # its
@@ -364,7 +364,7 @@ def _pieces(batch: Any, tokenizer: Any, part: slice) -> list[tuple[str, str]]:
     read, asked = batch["input_ids"][0, part].tolist(), batch["labels"][0, part].tolist()
     return [(tokenizer.convert_ids_to_tokens(i), tokenizer.convert_ids_to_tokens(j) if j != -100 else "") for i, j in zip(read, asked)]
 
-# %% ../../nbs/coref/61_audit.ipynb #fb4722b1
+# %% ../../nbs/coref/61_audit.ipynb #8dc132cc
 def frequent_syllables(
     samples: Iterable[Sample],  # of training
     number: int = 5,
@@ -373,7 +373,7 @@ def frequent_syllables(
     counts = Counter(syllable for name in sorted({one.target for one in samples}) for syllable in dict.fromkeys(name))
     return [*islice(filter(has_noun, (one for one, _ in counts.most_common())), number)]
 
-# %% ../../nbs/coref/61_audit.ipynb #3a93c898
+# %% ../../nbs/coref/61_audit.ipynb #5cd44f74
 @dataclass(frozen=True, slots=True)
 class Inflation:
     "Hits of guesses that know nothing of the text."
@@ -396,7 +396,7 @@ def inflation(
     exact, published = ([rank_of(mode, Answered(one, said)) for one in samples] for mode in _RULES)
     return Inflation(len(samples), sum(map(bool, exact)), published.count(1), sum(map(bool, published)))
 
-# %% ../../nbs/coref/61_audit.ipynb #98dac932
+# %% ../../nbs/coref/61_audit.ipynb #2eadc745
 def _parts(article: Article) -> tuple[Article, Article]:
     "An article before its first name comes again, and from there on."
     names = [one.text for one in article.mentions]
@@ -415,7 +415,7 @@ def _woven(parts: Iterable[Article]) -> Article:
         text = f"{text} {one.text}".lstrip()
     return Article(text, tuple(mentions))
 
-# %% ../../nbs/coref/61_audit.ipynb #ff559839
+# %% ../../nbs/coref/61_audit.ipynb #e26dcc7f
 def long_samples(
     number: int,  # of texts
     characters: int,  # of each, about
@@ -431,7 +431,7 @@ def long_samples(
         found += samples_among(one.text, one.mentions, limits=Limits(per_name=1))
     return found
 
-# %% ../../nbs/coref/61_audit.ipynb #ef4986a2
+# %% ../../nbs/coref/61_audit.ipynb #ed62200a
 @dataclass(frozen=True, slots=True)
 class View:
     "What a window around a hidden name shows of it."
@@ -449,7 +449,7 @@ def view(
     lost = sum(one.text.rfind(one.target, max(0, one.start - reach), one.start) < 0 for one in samples)
     return View(len(samples), lost, sum(one.text.find(one.target, one.end, one.end + reach) >= 0 for one in samples))
 
-# %% ../../nbs/coref/61_audit.ipynb #79084f01
+# %% ../../nbs/coref/61_audit.ipynb #34aacd43
 @dataclass(frozen=True, slots=True)
 class Leak:
     "Held-out samples whose document was trained, too."
