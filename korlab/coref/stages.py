@@ -180,7 +180,7 @@ def train(
         made = {name: windows_of(run, name, part, loaded) for name, part in asked.items()}
         training = RecallTraining(
             run.config, loaded.model, _collator(run, loaded), made["train"], made["dev"], run.folder,
-            run.config.own.misfits or 0.0, run.note, callbacks=callbacks,
+            run.config.own.misfits or 0.0, run.config.own.beginnings or 0.0, run.note, callbacks=callbacks,
             on_smaller=lambda smaller: replace_parameters(run, **smaller),
         )
         run.write("train", training.train() | {"final_model_path": "model"})
