@@ -669,6 +669,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'korlab.coref.fill.Filled.rows': ('coref/fill.html#filled.rows', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill.Filler': ('coref/fill.html#filler', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill.Filler.__call__': ('coref/fill.html#filler.__call__', 'korlab/coref/fill.py'),
+                                   'korlab.coref.fill.Found': ('coref/fill.html#found', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill.Look': ('coref/fill.html#look', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill.Look._repr_html_': ('coref/fill.html#look._repr_html_', 'korlab/coref/fill.py'),
                                    'korlab.coref.fill.Look._repr_markdown_': ( 'coref/fill.html#look._repr_markdown_',

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['hole', 'stock_attention', 'FillError', 'looked_at', 'Word', 'word_sums', 'earlier', 'Choice', 'choose', 'Look',
-           'Filled', 'look_at', 'FillParams', 'Filler', 'find_model', 'start']
+           'Filled', 'look_at', 'FillParams', 'Filler', 'Found', 'find_model', 'start']
 
 # %% ../../nbs/coref/50_fill.ipynb #38de9d82
 import html
@@ -405,8 +405,9 @@ class Filler:
 
     model: PreTrainedModel
     tokenizer: Any
-    source: str  # where they are from
+    name: str  # of the run, or what was named
     max_length: int  # tokens that the model reads
+    source: str = ""  # folder or hub id
     asked: FillParams = FillParams()  # what is not said when it is called
 
     def __call__(self, text: str | None = None) -> Filled:
@@ -423,6 +424,14 @@ class Filler:
         return Filled(tuple(guesses), look, layers, tuple(_notes(read, tokenizer, length)))
 
 # %% ../../nbs/coref/50_fill.ipynb #75cfcb11
+class Found(NamedTuple):
+    "A model to load."
+
+    source: str  # folder or hub id
+    name: str  # of the run, or what was named
+    length: int | None  # tokens that a run reads
+
+
 def _latest() -> str:
     "The folder of the newest trained run."
     home = settings().runs / "coref"
@@ -435,20 +444,20 @@ def _latest() -> str:
 def find_model(
     run: str = "latest",  # a run's name or folder, a checkpoint folder, with model also a hub id, or 'latest'
     model: str | None = None,  # the registered model it is a checkpoint of, for one of the hub
-) -> tuple[str, int | None]:  # folder or hub id, and the tokens that a run reads
+) -> Found:
     "Find a masked language model; a `RunError` says what was found in its place."
     given = Path(expanded(run))
     if model is not None:
         entry = studies.model(model)
         studies.check_owner(entry.study, "coref", model)
-        return (entry.hub_id if run == "latest" else str(given)), None
+        return Found(entry.hub_id, model, None) if run == "latest" else Found(str(given), portable(run), None)
     if (given / "config.json").is_file() and not is_run(given):
-        return str(given), None
+        return Found(str(given), portable(run), None)
     found = find_run(_latest() if run == "latest" else run)
     studies.check_owner(found.study.name, "coref", portable(run))
     if not (place := found.path("model")).is_dir():
         raise RunError(f"{shown(found.folder)} has no trained model yet: run the same training command again to finish it")
-    return str(place), found.config.own.context_length
+    return Found(str(place), found.folder.name, found.config.own.context_length)
 
 # %% ../../nbs/coref/50_fill.ipynb #16f1de05
 def start(
@@ -456,10 +465,10 @@ def start(
 ) -> Filler:  # ready to be called
     "Load the model and keep the text."
     asked: FillParams = params.checked(FillParams, given)
-    source, length = find_model(asked.run, asked.model)
-    loaded = load(source)
+    found = find_model(asked.run, asked.model)
+    loaded = load(found.source)
     hole(asked.text, loaded.tokenizer)  # before anything is computed
     model = loaded.model.to(choose_device("auto")[0]).eval()
     use_attention(model, "auto")
-    name = asked.model if asked.model and asked.run == "latest" else portable(asked.run)
-    return Filler(model, loaded.tokenizer, name, min(length or length_of(model), length_of(model)), asked)
+    length = length_of(model)
+    return Filler(model, loaded.tokenizer, found.name, min(found.length or length, length), found.source, asked)
