@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from korlab.coref.mentions import Rule
     from korlab.coref.parameters import Params
     from korlab.coref.positions import Extension
+    from korlab.coref.recall import Mode
     from korlab.coref.samples import Sample
     from korlab.experiment.models import Loaded
 
@@ -246,7 +247,7 @@ class _Asking:
     items: "list[Sample]"
     lambada: "list[Sample]"
     own: "Params"
-    mode: str
+    mode: "Mode"
 
     def __call__(self, checkpoint: Path) -> dict[str, Any]:
         "The scores of one checkpoint."
@@ -312,7 +313,7 @@ def rescore(
 _TOLD = ("checkpoint", "seq_len", "real1", "real5", "mrr", "lambada_top1", "score")
 
 
-def _questions(items: Path, lambada: str, own: "Params", mode: str) -> tuple[_Asking, str]:
+def _questions(items: Path, lambada: str, own: "Params", mode: "Mode") -> tuple[_Asking, str]:
     "Frozen items with the passages, and one hash of all."
     from korlab.coref.corpora import Splits
     from korlab.coref.frozen import load_frozen

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'nouns', 'freeze', 'load_frozen', 'is_frozen']
 
-# %% ../../nbs/coref/17_frozen.ipynb #9efc57d0
+# %% ../../nbs/coref/17_frozen.ipynb #71d4fbcf
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ from .mentions import over_processes
 from .samples import Quality, Sample, refused_read, refused_unread
 from ..experiment.checkpoints import draft_of
 
-# %% ../../nbs/coref/17_frozen.ipynb #f0dfe860
+# %% ../../nbs/coref/17_frozen.ipynb #386b6bec
 PUBLISHED = (
     Source("wikimedia/wikipedia", "text", "train", "20231101.ko"),
     Source("klue/klue", "title", "validation", "ynat"),
@@ -32,7 +32,7 @@ _A_TEXT = 3  # nouns asked
 _RULE = ("text of 100 characters, no pronoun (NP); nouns (NNG, NNP) of 2 characters that occur twice, by first occurrence, "
          "3 a text; the second occurrence is asked")
 
-# %% ../../nbs/coref/17_frozen.ipynb #d9edd167
+# %% ../../nbs/coref/17_frozen.ipynb #b28d437c
 def nouns(
     text: str,  # in NFC
     tokens: Iterable[Any],  # the analyser's, of that text
@@ -44,7 +44,7 @@ def nouns(
             places.setdefault(text[token.start : token.start + token.len], []).append(token.start)
     return places
 
-# %% ../../nbs/coref/17_frozen.ipynb #ab3d1026
+# %% ../../nbs/coref/17_frozen.ipynb #f3917f10
 def _asked(document: Document) -> list[Sample] | str:
     "The items of a text, or why there is none."
     text = document.text
@@ -58,11 +58,11 @@ def _asked(document: Document) -> list[Sample] | str:
     names = tuple(found)
     return [Sample(document.whole, text, *one, document.source, names) for one in again] or "no noun comes again"
 
-
+# %% ../../nbs/coref/17_frozen.ipynb #a01c477a
 def _asked_all(chunk: list[Document]) -> list[list[Sample] | str]:
     return [_asked(document) for document in chunk]
 
-# %% ../../nbs/coref/17_frozen.ipynb #76e735d4
+# %% ../../nbs/coref/17_frozen.ipynb #85d672e6
 _BUFFER = 10_000  # texts
 
 
@@ -83,7 +83,7 @@ def _shuffled(
     chance.shuffle(buffer)
     yield from buffer
 
-# %% ../../nbs/coref/17_frozen.ipynb #6cbe0229
+# %% ../../nbs/coref/17_frozen.ipynb #4512063f
 @dataclass
 class _Drawn:
     "What one source gave."
@@ -106,7 +106,7 @@ class _Drawn:
         self.n += len(kept)
         return kept
 
-# %% ../../nbs/coref/17_frozen.ipynb #3a1acfde
+# %% ../../nbs/coref/17_frozen.ipynb #6faf1f57
 def _draw(
     source: Source,  # one of them
     drawn: _Drawn,  # counts
@@ -123,35 +123,37 @@ def _draw(
             report.notes.append(f"{source.name}: reading ended with item {drawn.n:,}")
             return
 
-# %% ../../nbs/coref/17_frozen.ipynb #be39a5a7
+# %% ../../nbs/coref/17_frozen.ipynb #2bca0abf
 def _check(drawn: _Drawn, report: DataReport) -> None:
     check_outcome(report)
     if not drawn.n:
         why = ", ".join(f"{rule} {number:,}" for rule, number in drawn.left_out.most_common())
         raise DataError(f"{drawn.source} gives no item ({drawn.read:,} texts read; {why}): leave it out, or name another")
 
-
+# %% ../../nbs/coref/17_frozen.ipynb #058b7048
 def _shares(limit: int, sources: int) -> list[int]:
     "How many items of each source; all of them together are `limit`."
     return [limit // sources + (i < limit % sources) for i in range(sources)]
 
-# %% ../../nbs/coref/17_frozen.ipynb #13b3cd02
+# %% ../../nbs/coref/17_frozen.ipynb #d720757f
 def _record_of(path: Path) -> Path:
     return path.with_suffix(".frozen.json")
 
-
+# %% ../../nbs/coref/17_frozen.ipynb #f6336dda
 def _as_sources(given: Any) -> list[Source]:
     many = given if isinstance(given, (list, tuple)) and all(isinstance(one, (str, Path, Source)) for one in given) else [given]
     return [one if isinstance(one, Source) else Source(one) for one in many]
 
-
+# %% ../../nbs/coref/17_frozen.ipynb #16703d3f
 def _check_asked(path: Path, limit: int, sources: Sequence[Source]) -> None:
+    if path.suffix != ".jsonl":
+        raise DataError(f"{shown(path)} shall hold JSON lines: end its name in .jsonl")
     if path.exists():
         raise DataError(f"{shown(path)} is there already, and what is frozen stays as it is: name a new file")
     if limit < len(sources) or not sources:
         raise DataError(f"limit={limit} items cannot be drawn from {len(sources)} sources: ask for one of each at least")
 
-# %% ../../nbs/coref/17_frozen.ipynb #0b1eeec1
+# %% ../../nbs/coref/17_frozen.ipynb #e2b542f5
 def freeze(
     path: Path | str,  # of the file to be made, e.g. `real.jsonl`; its record is beside it
     sources: Any,  # file, folder, hub id, `Source` or rows; or a list of paths, ids and `Source`s
@@ -174,7 +176,7 @@ def freeze(
         "sources": [vars(drawn) for drawn in every], "reports": [report.to_dict() for report in reports],
     })
 
-# %% ../../nbs/coref/17_frozen.ipynb #73592b44
+# %% ../../nbs/coref/17_frozen.ipynb #3814999d
 def _write(place: Path, items: Sequence[Sample], about: dict[str, Any]) -> Path:
     "Write record and items, each whole."
     draft = draft_of(place)
@@ -185,7 +187,7 @@ def _write(place: Path, items: Sequence[Sample], about: dict[str, Any]) -> Path:
     finally:
         draft.unlink(missing_ok=True)
 
-# %% ../../nbs/coref/17_frozen.ipynb #7f021d52
+# %% ../../nbs/coref/17_frozen.ipynb #2ffae464
 def load_frozen(
     path: Path | str,  # made by `freeze`
 ) -> tuple[list[Sample], str]:  # its items, and the file's sha256 to stand beside their scores

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..core.accounts import DataError, DataReport, check_outcome
+from ..core.accounts import DataError, DataReport, check_outcome, counted
 from ..core.files import Fault
 from ..core.rows import load_rows
 from ..core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
@@ -30,12 +30,12 @@ def _as_word(
     target: str,  # a noun
 ) -> list[int]:  # where it begins, in order
     "Find a noun where it is a whole word."
-    after = {(token.start, token.tag[:2]) for token in kiwi().tokenize(text) if token.tag.startswith(("J", "VC"))}
+    after = {token.start for token in kiwi().tokenize(text) if token.tag.startswith(("J", "VC")) or token.form == "들"}
     found, at = list[int](), text.find(target)
     while at >= 0:
         end = at + len(target)
         begins, ends = not text[at - 1 : at].isalnum(), not text[end : end + 1].isalnum()
-        if begins and (ends or any(start == end for start, _ in after)):
+        if begins and (ends or end in after):
             found.append(at)
         at = text.find(target, at + 1)
     return found
@@ -189,6 +189,9 @@ def load_lambada(
         raise ValueError(f"placement={placement!r}: choose 'strict' or 'published'")
     found, report, name = _read(source, policy)
     check_outcome(report)
-    taken = [(placed(one.text, one.target, placement), one.target) for one in _some(found, limit, seed)]
+    once = [*dict.fromkeys(found)]
+    if again := len(found) - len(once):
+        report.notes.append(f"{counted(again, 'passage')} with the same noun was there before and is left out")
+    taken = [(placed(one.text, one.target, placement), one.target) for one in _some(once, limit, seed)]
     samples = [_sample(passage, target, name) for passage, target in taken]
     return LastNouns(samples, report, placement, Counter(passage.how for passage, _ in taken))

@@ -30,7 +30,7 @@ class Params:
         rescore=True
     )
     positions: Literal["keep", "rebucket"] | None = setting(
-        None, "when a checkpoint is extended: distances as it knows them, or stretched over the new length"
+        None, "when a checkpoint is extended: distances as it knows them, or stretched over the new length", needs=_ON_FULL
     )
     attention: Literal["auto", "stock", "tiled", "disentangled-flash", "flashdeberta"] | None = setting(
         None, "how DeBERTa-v2 attends: the same numbers, other costs", rescore=True
@@ -68,6 +68,11 @@ class Params:
         needs=_ON_ENTITY
     )
 
+    beginnings: float | None = setting(
+        None, "share of names whose first pieces are shown, as they are when answers are filled in", low=0, high=0.9,
+        needs=_ON_ENTITY
+    )
+
     context: Literal["left", "both"] | None = setting(None, "what is read besides the sentence of the name", rescore=True)
     questions: int | None = setting(None, "asked of a scored split at most; None asks all", low=1, rescore=True)
     modes: str | None = setting(None, "ways of counting beside strict, of oracle_len, candidates, compat", rescore=True)
@@ -81,14 +86,13 @@ class Params:
 _COREF: dict[str, Any] = dict(
     data_policy="report", scheduler="linear", weight_decay=0.01, max_grad_norm=1.0, accumulation=1, batching="random",
     gradient_checkpointing=False, patience=0, threshold=0.0, positions="keep", attention="auto", head="keep",
-    entities=1, articles=2000, shorter=0.3, fillers=0, objective="entity", mask_min=0.0, mask_max=0.0, mlm_weight=1.0,
-    misfits=0.0, context="left", modes="oracle_len,candidates,compat", max_pieces=4, beam=10, lambada="embedded",
+    entities=1, articles=4000, shorter=0.3, fillers=0, objective="entity", mask_min=0.0, mask_max=0.0, mlm_weight=1.0,
+    misfits=0.0, beginnings=0.5, context="left", modes="oracle_len,candidates,compat", max_pieces=4, beam=10, lambada="embedded",
 )
 
 _MINI: dict[str, Any] = _COREF | dict(
-    precision="fp32", threads=1, max_steps=250, learning_rate=3e-3, warmup=30, adam_beta2=0.98, batch_size=32, workers=0,
-    eval_steps=0.2, eval_rows=200, eval_batch_size=100, keep_checkpoints=2, vocab_size=1000, context_length=128, misfits=0.15,
-    questions=300,
+    precision="fp32", threads=1, max_steps=400, learning_rate=3e-3, warmup=30, adam_beta2=0.98, batch_size=32, workers=0,
+    eval_steps=0.1, eval_rows=200, eval_batch_size=100, keep_checkpoints=2, vocab_size=1000, context_length=128, misfits=0.15,
 )
 
 # %% ../../nbs/coref/00_parameters.ipynb #fba13da9
@@ -107,7 +111,7 @@ MODELS: tuple[Model, ...] = (
     Model(
         name="klue-roberta", family="roberta", hub_id="klue/roberta-base",
         about="RoBERTa with a table of 512 positions, enlarged for longer texts",
-        recipes={"mini": _MINI, "full": _FULL},
+        recipes={"mini": _MINI | dict(max_steps=1500), "full": _FULL},
         refuses={"positions": {"rebucket": "it has a row for each position and no buckets"}},
     ),
     Model(

@@ -6,7 +6,7 @@
 __all__ = ['Mode', 'MODES', 'MEASURES', 'DEV', 'Guess', 'Answered', 'answered', 'has_noun', 'right', 'rank_of', 'recall_scores',
            'recall_intervals', 'distance_bin', 'tells_ending', 'slices', 'baselines']
 
-# %% ../../nbs/coref/40_recall.ipynb #f696987f
+# %% ../../nbs/coref/40_recall.ipynb #328670a3
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from ..metrics.measures import Interval, Measure
 from ..metrics.recall import rate, reciprocal, within
 from ..metrics.stats import bootstrap
 
-# %% ../../nbs/coref/40_recall.ipynb #edc674f2
+# %% ../../nbs/coref/40_recall.ipynb #5998b680
 @dataclass(frozen=True, slots=True)
 class Guess:
     "A name in place of the hidden one."
@@ -41,7 +41,7 @@ class Answered:
     tokens: int | None = None  # from the antecedent to the name
     pieces: int | None = None  # of the name
 
-# %% ../../nbs/coref/40_recall.ipynb #d2f1d23b
+# %% ../../nbs/coref/40_recall.ipynb #ce83d996
 def answered(
     samples: Iterable[Sample],  # all
     questions: Iterable[Window | str],  # of each, its window, or why there is none
@@ -55,7 +55,7 @@ def answered(
         for sample, one in zip(samples, questions, strict=True)
     ]
 
-# %% ../../nbs/coref/40_recall.ipynb #ec134df2
+# %% ../../nbs/coref/40_recall.ipynb #402738c2
 Mode = Literal["strict", "oracle_len", "candidates", "compat"]
 MODES: tuple[Mode, ...] = ("strict", "oracle_len", "candidates", "compat")
 
@@ -67,7 +67,7 @@ def has_noun(
     "The published filter of guesses."
     return any(token.tag in ("NNG", "NNP") for token in kiwi().tokenize(text))
 
-# %% ../../nbs/coref/40_recall.ipynb #23ca2349
+# %% ../../nbs/coref/40_recall.ipynb #ee8ba361
 def right(
     mode: Mode,  # the rule
     guess: str,  # a text
@@ -86,7 +86,7 @@ def rank_of(
     kept = [guess.text for guess in one.guesses if mode != "compat" or has_noun(guess.text)]
     return next((i for i, guess in enumerate(kept, 1) if right(mode, guess, one.sample.target)), 0)
 
-# %% ../../nbs/coref/40_recall.ipynb #bc17c783
+# %% ../../nbs/coref/40_recall.ipynb #f052d5ea
 MEASURES: tuple[Measure, ...] = (Measure("real@1", "Real@1"), Measure("real@5", "Real@5"), Measure("mrr", "MRR"))
 DEV: tuple[Measure, ...] = MEASURES[:1]  # what training logs, with the number of pieces given
 
@@ -104,7 +104,7 @@ def recall_intervals(
     "Means with their intervals."
     return {name: bootstrap(values) if name == "mrr" else rate(values) for name, values in scores.items()}
 
-# %% ../../nbs/coref/40_recall.ipynb #99c4c948
+# %% ../../nbs/coref/40_recall.ipynb #d2a269ea
 _DISTANCES = (128, 512, 1024, 2048)  # tokens; bins begin here
 _TELLING = {form[0] for pair in PARTICLES for form in pair.split("/")} | {*"다였여"}
 
@@ -126,7 +126,7 @@ def tells_ending(
     "Whether a particle tells how the name ends."
     return sample.text[sample.end : sample.end + 1] in _TELLING
 
-# %% ../../nbs/coref/40_recall.ipynb #eecb0ede
+# %% ../../nbs/coref/40_recall.ipynb #395892b3
 def _groups(names: set[str]) -> dict[str, Callable[[Answered], str]]:
     "Slice -> the group of a question."
     return {
@@ -156,7 +156,7 @@ def _order(name: str) -> tuple[bool, int, str]:
     "Numbers by size, what was not asked last."
     return name == "not asked", int(re.sub(r"\D", "", name.split("–")[0]) or 0), name
 
-# %% ../../nbs/coref/40_recall.ipynb #ed4da65c
+# %% ../../nbs/coref/40_recall.ipynb #a78e6c0b
 @lru_cache(64)
 def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
     "Finds names, the longest where several begin."
@@ -170,7 +170,7 @@ def _before(sample: Sample) -> list[tuple[str, int]]:
         return [(one.text, one.start) for one in find_mentions(left)]
     return [(found[0], found.start()) for found in _pattern(sample.entities).finditer(left)]
 
-# %% ../../nbs/coref/40_recall.ipynb #e97e7012
+# %% ../../nbs/coref/40_recall.ipynb #f14b7ad8
 def _recent(sample: Sample) -> list[str]:
     "The last name first."
     return [*dict.fromkeys(name for name, _ in reversed(_before(sample)))]
@@ -181,7 +181,7 @@ def _frequent(sample: Sample) -> list[str]:
     counts = Counter(name for name, _ in _before(sample))
     return sorted(_recent(sample), key=lambda name: -counts[name])
 
-
+# %% ../../nbs/coref/40_recall.ipynb #f9d69cac
 def _copied(sample: Sample) -> list[str]:
     "The name first that stands after most of the same characters; of equals the more recent."
     shared = [(_alike(sample.text, place, sample.start), name) for name, place in reversed(_before(sample))]
@@ -192,7 +192,7 @@ def _alike(text: str, a: int, b: int, most: int = 100) -> int:
     "How many characters before two places are the same."
     return next((i for i in range(min(a, b, most)) if text[a - 1 - i] != text[b - 1 - i]), min(a, b, most))
 
-# %% ../../nbs/coref/40_recall.ipynb #c0872877
+# %% ../../nbs/coref/40_recall.ipynb #6f65a255
 def _placed(names: Sequence[str], top: int) -> list[Guess]:
     return [Guess(name, -float(i)) for i, name in enumerate(names[:top], 1)]
 

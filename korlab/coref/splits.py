@@ -6,7 +6,7 @@
 __all__ = ['recipe_of', 'is_set', 'Asked', 'questions', 'with_lambada', 'limited', 'load_splits']
 
 # %% ../../nbs/coref/19_splits.ipynb #62602ca6
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,6 @@ from ..core.accounts import counted
 from ..core.settings import portable
 from ..core.sources import find_parts, split_names
 from ..core.text import text_hash
-from ..experiment.config import Config
-from ..experiment.params import ParameterError
 from .articles import embedded
 from .corpora import RECIPES, SHARES, Recipe, Source, Splits, build, check_overlap, load_samples, unseen
 from .frozen import is_frozen, load_frozen
@@ -24,6 +22,8 @@ from .gold import is_gold, load_gold
 from .lambada import load_lambada
 from .parameters import Params
 from .samples import Sample
+from ..experiment.config import Config
+from ..experiment.params import ParameterError
 
 # %% ../../nbs/coref/19_splits.ipynb #db6814b7
 def recipe_of(
@@ -32,7 +32,7 @@ def recipe_of(
     "The recipe for somebody's texts."
     base, own = RECIPES[config.own.recipe or "plain"], config.own
     longest = config.rows.max_chars or base.quality.longest
-    asked = {"rule": own.rule, "target_samples": own.target_samples, "max_entity_freq": own.max_entity_freq}
+    asked: dict[str, Any] = {"rule": own.rule, "target_samples": own.target_samples, "max_entity_freq": own.max_entity_freq}
     return replace(base, quality=replace(base.quality, longest=longest), **{k: v for k, v in asked.items() if v is not None})
 
 # %% ../../nbs/coref/19_splits.ipynb #f4754bc7

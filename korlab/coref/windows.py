@@ -213,9 +213,9 @@ def _name(writer: Writer, sample: Sample) -> list[int] | str:
     pieces = writer.after(_context(sample.text, edge), sample.text[edge : sample.end])
     if writer.unknown in pieces.ids:
         return "name has unknown letters"
-    first = sample.start - edge  # without the blank
-    covered = {i for a, b in zip(pieces.starts, pieces.ends, strict=True) for i in range(a, b)}
-    return pieces.ids if covered.issuperset(range(first, sample.end - edge)) else "tokenizer drops letters of the name"
+    covered = {edge + i for a, b in zip(pieces.starts, pieces.ends, strict=True) for i in range(a, b)}
+    written = {i for i in range(sample.start, sample.end) if not sample.text[i].isspace()}  # a blank may be no piece
+    return pieces.ids if written <= covered else "tokenizer drops letters of the name"
 
 # %% ../../nbs/coref/30_windows.ipynb #c0480a64
 def _made(
