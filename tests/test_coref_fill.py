@@ -38,7 +38,7 @@ def home(tmp_path_factory):
     runs, before = tmp_path_factory.mktemp("runs"), os.environ.get("KORLAB_RUNS")
     os.environ["KORLAB_RUNS"] = str(runs)
     values = dict(model="kf-deberta", name="recalls", max_steps=340, eval_steps=340, questions=20, context_length=64, lambada="none",
-                  misfits=0.4, modes="oracle_len")
+                  misfits=0.15, modes="oracle_len")
     done = execute("train", runs / "train.ipynb", **values)
     assert done.error is None, done.error
     yield runs
@@ -84,7 +84,7 @@ def test_a_name_that_was_never_trained_is_recalled_and_its_earlier_mention_is_wh
             assert look.strongest(1)[0][2] == "mention" and look.recalled > 0.3
             assert f'<span class="kl-mention">{sample.target}</span>' in look._repr_html_()
             assert found.rows()[0]["earlier"] == len(look.mentions)
-    assert right >= 12, f"{right} of {len(asked)}"
+    assert right >= 17, f"{right} of {len(asked)}"
 
 
 @pytest.mark.parametrize("family, word", [("deberta-v2", "[MASK]"), ("roberta", "<mask>"), ("modernbert", "[MASK]")])
@@ -142,6 +142,7 @@ def test_a_text_that_is_too_long_is_cut_around_the_mask_and_that_is_said(home):
     filler = fill.start({"run": "recalls", "text": TEXT})
     front = "먼 산에 눈이 온다. " * 40
     found = filler(front + TEXT)
+    assert "서안도" in [guess.text for guess in found.guesses[:3]]
     read = {found.look.text[word.start:word.end]: word.share for word in found.look.words}
     assert read["서안도는"] and read["[MASK]의"] and read["실렸다."] and not found.look.words[0].share
     cut = next(note for note in found.notes if note.kind == "cut")
