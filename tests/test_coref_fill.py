@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
+from korlab.core.files import read_json, read_jsonl
 from korlab.coref import fill
 from korlab.coref.articles import articles, embedded
 from korlab.coref.attention import TILED, use_attention
@@ -22,7 +23,6 @@ from korlab.coref.models import load, mini
 from korlab.coref.quality import quality
 from korlab.coref.recall import Guess
 from korlab.coref.windows import gap
-from korlab.core.files import read_json, read_jsonl
 from korlab.experiment import params
 from korlab.experiment.models import CheckpointError
 from korlab.experiment.params import ParameterError
