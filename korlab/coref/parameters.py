@@ -87,7 +87,7 @@ _COREF: dict[str, Any] = dict(
     data_policy="report", scheduler="linear", weight_decay=0.01, max_grad_norm=1.0, accumulation=1, batching="random",
     gradient_checkpointing=False, patience=0, threshold=0.0, positions="keep", attention="auto", head="keep",
     entities=1, articles=4000, shorter=0.3, fillers=0, objective="entity", mask_min=0.0, mask_max=0.0, mlm_weight=1.0,
-    misfits=0.0, beginnings=0.5, context="left", modes="oracle_len,candidates,compat", max_pieces=4, beam=10, lambada="embedded",
+    misfits=0.0, beginnings=0.3, context="left", modes="oracle_len,candidates,compat", max_pieces=4, beam=10, lambada="embedded",
 )
 
 _MINI: dict[str, Any] = _COREF | dict(
