@@ -296,6 +296,7 @@ def rescore(
     "Score every checkpoint on the same frozen items, as JSON and CSV; go on where an earlier call was stopped."
     from korlab.coref.parameters import Params
     from korlab.coref.recall import MODES
+    from korlab.coref.rescoring import BEST
     from korlab.coref.rescoring import rescore as again
 
     wanted = _one_of("--mode", mode, MODES)
@@ -304,7 +305,7 @@ def rescore(
     how = {"mode": wanted, "context_length": context_length, "max_pieces": max_pieces, "beam": beam}
     found = again(folder, out, asked, digest, how)
     print_table([{name: getattr(one, name) for name in _TOLD} for one in found.alike()], f"{mode}, {counted(len(asked.items), 'item')}")
-    for measure in ("score", "real1", "real5"):
+    for measure in BEST:
         if best := found.best(measure):
             typer.echo(f"best by {measure}: {best.checkpoint} ({getattr(best, measure):.4f})")
     typer.secho(f"{out} and {out.with_suffix('.csv').name}", bold=True)
