@@ -504,7 +504,7 @@ def _attend(
 # %% ../../nbs/coref/20_attention.ipynb #716a9879
 TILED = "tiled_disentangled"  # what model.set_attn_implementation and attn_implementation= take
 _ABOVE = 1024  # tokens above which tiling pays
-_KEEP = 0.4  # share of heads whose probabilities wait for the backward pass
+_KEEP = 0.5  # share of heads whose probabilities wait for the backward pass
 
 
 def _tiles(encoder: nn.Module, length: int) -> bool:
