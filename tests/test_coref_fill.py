@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 
 import nbformat
@@ -33,16 +32,11 @@ TEXT = "알려진 대로 서안도는 소금을 낸다. 소금을 내는 [MASK]�
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(recalls):
     """Where runs are, with one that recalls the name of an article."""
-    runs, before = tmp_path_factory.mktemp("runs"), os.environ.get("KORLAB_RUNS")
-    os.environ["KORLAB_RUNS"] = str(runs)
-    values = dict(model="kf-deberta", name="recalls", max_steps=340, eval_steps=340, questions=20, context_length=64, lambada="none",
-                  misfits=0.15, modes="oracle_len")
-    done = execute("train", runs / "train.ipynb", **values)
-    assert done.error is None, done.error
-    yield runs
-    os.environ.pop("KORLAB_RUNS") if before is None else os.environ.update(KORLAB_RUNS=before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KORLAB_RUNS", str(recalls))
+        yield recalls
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import random
 
 import pytest
@@ -37,7 +36,7 @@ def page(chance):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with texts, and a checkpoint of 64 tokens whose configuration says no more of distances than a published one's."""
-    folder, before, chance = tmp_path_factory.mktemp("home"), os.environ.get("KORLAB_RUNS"), random.Random(1)
+    folder, chance = tmp_path_factory.mktemp("home"), random.Random(1)
     texts = [*dict.fromkeys(page(chance) for _ in range(70))]
     (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts), "utf-8")
     tokenizer = train_tokenizer(texts * 5)
@@ -46,9 +45,9 @@ def home(tmp_path_factory):
     parent.config.max_relative_positions = -1
     for part in (parent, tokenizer):
         part.save_pretrained(folder / "parent")
-    os.environ["KORLAB_RUNS"] = str(folder / "runs")
-    yield folder
-    os.environ.pop("KORLAB_RUNS") if before is None else os.environ.update(KORLAB_RUNS=before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KORLAB_RUNS", str(folder / "runs"))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +150,7 @@ def test_an_encoder_without_a_head_gets_one_and_more_positions_and_loads_anywher
     mini(tokenizer, "roberta", 64).save_pretrained(home / "whole")
     AutoModel.from_pretrained(home / "whole").save_pretrained(home / "encoder")
     tokenizer.save_pretrained(home / "encoder")
-    how = OWN | dict(model="klue-roberta", data=home / "texts.jsonl", checkpoint=home / "encoder", context_length=112, eval_steps=2,
-                     max_steps=4, epochs=None, modes="", questions=5)
-    how.pop("epochs")
+    how = OWN | dict(model="klue-roberta", data=home / "texts.jsonl", checkpoint=home / "encoder", context_length=112, modes="", questions=5)
     refused = execute("train", home / "refused.ipynb", **how, name="refused")
     assert "has no masked language model head" in str(refused.error) and "or set head=train" in str(refused.error)
     done = execute("train", home / "headed.ipynb", **how, name="headed", head="train")

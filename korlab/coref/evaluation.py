@@ -113,7 +113,7 @@ def _signature(mode: Mode, own: Params, length: int) -> str:
              "candidates": "names of the document + 20 others|sum log p of pieces", "compat": "one mask|top 50|noun filter|substring"}
     return f"{mode}|{shown[mode]}|context:{own.context} {length}|unasked:miss"
 
-
+# %% ../../nbs/coref/43_evaluation.ipynb #a65f2574
 def _scores_of(
     name: str,  # of the split
     recalled: Recalled,
@@ -156,7 +156,7 @@ def _around(sample: Sample) -> str:
     begin = sample.text.rfind(". ", 0, max(0, sample.start - 60)) + 1
     return re.sub(r"\s+", " ", sample.text[begin : sample.start] + "[MASK]" + sample.text[sample.end : sample.end + 40]).strip()
 
-
+# %% ../../nbs/coref/43_evaluation.ipynb #5048c067
 def _recall_rows(
     recalled: Recalled,
     names: set[str],  # that training asks for
@@ -180,7 +180,7 @@ def _outputs(recalled: Recalled) -> dict[str, Any]:
             first.setdefault(one.sample.target, one.guesses[0].text if one.guesses else "")
     return asdict(outputs_of("answers", "답", [*first.values()]))
 
-
+# %% ../../nbs/coref/43_evaluation.ipynb #058f0f8a
 def _facts_of(
     recalled: Recalled,
     names: set[str],  # that training asks for

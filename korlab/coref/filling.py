@@ -154,7 +154,7 @@ def _with_masks(
     ids = one.ids[:head] + one.ids[head + over : one.place] + masks + one.ids[end:]
     return replace(one, ids=ids, target=masks, place=one.place - over, antecedent=one.antecedent - over)
 
-
+# %% ../../nbs/coref/41_filling.ipynb #d6a652a9
 def _filled(one: Window, pieces: Sequence[int]) -> Window:
     "Put pieces in place of the first masks of a question, and ask for the next one."
     at = one.place + len(pieces)
@@ -196,7 +196,7 @@ def _step(
         grown[i] += [_Path((*path.pieces, piece), path.total + score) for piece, score in top]
     return [nlargest(beam, paths, key=lambda path: path.total) for paths in grown]
 
-
+# %% ../../nbs/coref/41_filling.ipynb #f071ef6f
 def _search(reader: Reader, asked: Sequence[Window], beam: int) -> list[list[_Path]]:
     "Find the most probable names of as many pieces as there are masks, best first."
     beams = [[_Path((), 0.0)] for _ in asked]

@@ -36,7 +36,7 @@ def _offset(config: PreTrainedConfig) -> int:
     "Rows of the table before that of the first token."
     return config.pad_token_id + 1 if config.model_type in _OFFSET else 0
 
-
+# %% ../../nbs/coref/21_positions.ipynb #23e017f0
 def length_of(
     model: PreTrainedModel | PreTrainedConfig,  # of any encoder
 ) -> int:  # tokens, special ones included
@@ -102,7 +102,7 @@ def _embeddings(model: PreTrainedModel) -> Iterator[nn.Module]:
         if isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
             yield module
 
-
+# %% ../../nbs/coref/21_positions.ipynb #a4c282e5
 @torch.no_grad()
 def _enlarge(
     module: nn.Module,  # with position_embeddings
@@ -137,7 +137,7 @@ class Extension:
     after: int  # tokens
     changed: str  # in a few words; empty if nothing had to be
 
-
+# %% ../../nbs/coref/21_positions.ipynb #ec3ff4fe
 def _check(model: PreTrainedModel | PreTrainedConfig, length: int, mode: str) -> None:
     "Refuse what cannot be had."
     config, before = _config(model), length_of(model)
@@ -157,7 +157,7 @@ def _has_table(config: PreTrainedConfig) -> bool:
     "Whether there is a row for each position."
     return config.model_type in _ABSOLUTE or bool(getattr(config, "position_biased_input", True))
 
-
+# %% ../../nbs/coref/21_positions.ipynb #db9f243e
 def extend(
     model: PreTrainedModel | PreTrainedConfig,  # changed; a configuration only where no new rows are needed
     length: int,  # tokens, special ones included

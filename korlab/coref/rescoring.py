@@ -32,7 +32,7 @@ def _number(checkpoint: Path) -> int | None:
     tail = checkpoint.name.rpartition("-")[2]
     return int(tail) if tail.isdigit() else None
 
-
+# %% ../../nbs/coref/44_rescoring.ipynb #cd9de4c5
 def _under(
     folder: Path,  # one checkpoint, or what holds some
 ) -> list[Path]:  # by the number in their names
