@@ -138,7 +138,7 @@ def test_gold_chains_and_frozen_items_are_asked_of_a_run(home, entity):
 
 def test_a_runs_own_questions_are_not_made_again_by_another_recipe(home, entity):
     done = execute("evaluate", home / "again.ipynb", run="entity", name="again", rule="source", lambada="none", modes="")
-    assert "rule='source' would have no effect: the run's own questions were made with None" in str(done.error)
+    assert "rule='source' would have no effect: the run's own questions were made with the default" in str(done.error)
 
 
 # ---- other models ------------------------------------------------------------------------------------------------

@@ -283,7 +283,8 @@ def _refuse_remaking(wanted: Params, made: Params) -> None:
     "A run's own questions were made once."
     for name in ("recipe", "rule"):
         if (value := getattr(wanted, name)) != (was := getattr(made, name)):
-            raise ParameterError(f"{name}={value!r} would have no effect: the run's own questions were made with {was!r}; name "
+            how = "the default" if was is None else repr(was)
+            raise ParameterError(f"{name}={value!r} would have no effect: the run's own questions were made with {how}; name "
                                  "other data, or train anew")
 
 # %% ../../nbs/coref/43_evaluation.ipynb #eef436e3
