@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from datasets import Dataset
 from in_process import execute
 from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
+from korlab.core import rows
 from korlab.core.files import read_json, read_jsonl
 from korlab.coref import fill
 from korlab.coref.articles import articles, embedded
@@ -204,7 +206,7 @@ def test_the_page_shows_bars_and_looks_in_both_reports(home, tmp_path):
 
 
 def test_a_set_is_built_and_what_was_removed_is_told(pages, tmp_path):
-    said, remarks = korlab("build", pages, "--out", tmp_path / "set", "--recipe", "v1", "--max-entity-freq", 3, "--workers", 2)
+    said, remarks = korlab("build", pages, "--out", tmp_path / "set", "--recipe", "v1", "--max-entity-freq", 3)
     facts = read_json(tmp_path / "set" / "metadata.json")
     assert said.startswith("v1 1.0, rule compound: ") and "too short" in said and "same text again" in said and "[MASK]" in said
     assert "broken JSON 1" in remarks
@@ -258,6 +260,18 @@ def test_a_text_is_filled_in_a_terminal(home, model):
     said, remarks = korlab("fill", "먼 산에 눈이 온다. " * 40 + TEXT, "--run", model, "--layer", 1, "--head", 2)
     assert "in layer 1 (as asked), head 2" in said and "korlab: The model reads 64 tokens: " in remarks
     assert "korlab: the text has no [MASK]" in korlab("fill", "소금", "--run", "recalls", code=1)[1]
+
+
+def test_without_texts_the_published_source_is_frozen(pages, tmp_path, monkeypatch):
+    asked = []
+
+    def stored(source, split=None, config=None, revision=None):
+        asked.append((source, split, config))
+        return Dataset.from_list([{"title": "제목", "text": json.loads(line)["본문"]} for line in pages.read_text("utf-8").splitlines()[:3]])
+
+    monkeypatch.setattr(rows, "hub_dataset", stored)
+    said, _ = korlab("freeze", "--out", tmp_path / "real.jsonl", "--limit", 2)
+    assert asked == [("wikimedia/wikipedia", "train", "20231101.ko")] and said.startswith("2 items, sha256 ")
 
 
 def test_every_checkpoint_answers_the_same_frozen_items(home, model, pages, tmp_path):
