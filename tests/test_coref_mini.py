@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import Killed, all_at_once
-from transformers import AutoModel, TrainerCallback
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 from korlab.core.files import read_jsonl
 from korlab.core.text import particle
@@ -58,6 +58,15 @@ def test_a_mini_recalls_names_it_never_saw_within_a_minute_without_being_told_ho
     found = results.read(run).own("unseen", "strict")
     assert found.n >= 40 and found.measures["real@1"].mean >= 0.95
     assert run.read("train")["train_metrics"]["cpu_seconds"] < 60
+
+
+def test_the_checkpoint_that_recalls_most_of_dev_is_kept_and_recalls_as_much_when_it_is_loaded(recalls):
+    run = reopen(recalls / "coref" / "recalls")
+    best = max(row["eval_real1"] for row in read_jsonl(run.path("history.jsonl")) if "eval_real1" in row)
+    assert run.read("train")["eval_metrics"]["eval_real1"] == best > 0.9
+    plain, tokenizer = AutoModelForMaskedLM.from_pretrained(run.path("model")), AutoTokenizer.from_pretrained(run.path("model"))
+    dev, _ = windows(embedded(1, 4000, shorter=0.0).held["dev"][:200], tokenizer, 64)
+    assert all_at_once(plain, tokenizer, dev) == pytest.approx(best)
 
 
 def test_the_published_labels_teach_it_nothing(one, tmp_path):

@@ -228,6 +228,8 @@ def _score_splits(
     "Ask and score every split, and write all of it."
     from korlab.coref.positions import length_of
 
+    for name in {*splits.held} - {"dev", *scored(splits)}:
+        run.note(f"{name} has no questions and is not scored.", f"{name}에는 질문이 없어 채점하지 않는다.", once=True)
     length, rows = run.config.own.context_length or length_of(loaded.model), list[Scored]()
     sign = {mode: _signature(mode, run.config.own, length) for mode in MODES}
     items, facts = dict[str, Items](), dict[str, dict[str, Any]]()

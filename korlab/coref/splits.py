@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.accounts import counted
+from ..core.accounts import DataError, counted
 from ..core.settings import portable
 from ..core.sources import find_parts, split_names
 from ..core.text import text_hash
@@ -77,6 +77,9 @@ def _built(
 def _from_gold(data: str, config: Config[Params]) -> Asked:
     gold = load_gold(data, config.rows.data_policy or "report", config.rows.encoding)
     left = ", ".join(f"{why} {number:,}" for why, number in gold.left_out.most_common())
+    if not gold.samples:
+        raise DataError(f"{portable(data)} asks nothing ({counted(gold.chains, 'gold chain')}, {gold.mentions:,} mentions: {left or 'none'}): a "
+                        "question is a mention worded as an earlier one of its chain")
     note = f"{portable(data)}: {counted(gold.chains, 'gold chain')} with {gold.mentions:,} mentions, {gold.chains_asked:,} of them asked about"
     return Asked(gold.samples, [gold.report.to_dict()], [f"{note}; no question: {left or 'none'}."])
 
@@ -88,7 +91,7 @@ def _from_frozen(data: str) -> Asked:
 # %% ../../nbs/coref/19_splits.ipynb #7055d395
 def questions(
     config: Config[Params],  # says how texts become questions
-    data: str,  # a set, gold chains, or texts
+    data: str,  # a set, gold chains, frozen items, or texts
     folder: Path,  # where a set made of texts shall be
     again: bool = False,  # whether a set that is there already may be taken
 ) -> Asked:  # all of it, none for training

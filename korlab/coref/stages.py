@@ -36,8 +36,8 @@ def hashes(
 def scored(
     splits: Splits,  # of a run or an evaluation
 ) -> list[str]:  # names, the headline first
-    "The splits that are asked at the end."
-    return [name for name in splits.held if name != "dev"]
+    "The splits that are asked at the end, where they have questions."
+    return [name for name, part in splits.held.items() if name != "dev" and part]
 
 # %% ../../nbs/coref/33_stages.ipynb #67c3aa1d
 def record(

@@ -108,13 +108,11 @@ def lengths(
     limit: int | None,  # tokens the model reads
     title: str = "글의 길이 (토큰)",  # heading of the figure
     shown: Iterable[str] = (),  # splits to draw where there are any of them; all where none is named
-) -> "Figure | None":  # None before anybody encoded them
-    "How long the encoded texts are."
-    if not run.has("lengths"):
-        return None
-    every, wanted = run.read("lengths"), {*shown}
-    found = {name: values for name, values in every.items() if name in wanted}
-    return charts.length_histogram(found or every, limit=limit, title=title)
+) -> "Figure | None":  # None where nothing is encoded yet
+    "How long the encoded texts are; a split without any is not drawn."
+    every = {name: values for name, values in run.read("lengths").items() if values} if run.has("lengths") else {}
+    found = {name: values for name, values in every.items() if name in {*shown}}
+    return charts.length_histogram(found or every, limit=limit, title=title) if every else None
 
 # %% ../../nbs/report/07_pages.ipynb #0aae3c5c
 def sources(
