@@ -860,6 +860,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'korlab/coref/models.py')},
             'korlab.coref.pages': { 'korlab.coref.pages._answers': ('coref/pages.html#_answers', 'korlab/coref/pages.py'),
                                     'korlab.coref.pages._asked': ('coref/pages.html#_asked', 'korlab/coref/pages.py'),
+                                    'korlab.coref.pages._by_distance': ('coref/pages.html#_by_distance', 'korlab/coref/pages.py'),
                                     'korlab.coref.pages._data': ('coref/pages.html#_data', 'korlab/coref/pages.py'),
                                     'korlab.coref.pages._data_rows': ('coref/pages.html#_data_rows', 'korlab/coref/pages.py'),
                                     'korlab.coref.pages._lengths': ('coref/pages.html#_lengths', 'korlab/coref/pages.py'),

@@ -98,6 +98,16 @@ def _unasked(found: Mapping[str, Mapping[str, Any]]) -> Markdown:
     rows = [{"split": split, "because": why, "questions": n} for split, one in found.items() for why, n in one.get("unasked", {}).items()]
     return pipe_table(rows, empty="묻지 못한 질문이 없다.")
 
+# %% ../../nbs/coref/60_pages.ipynb #14d39a0b
+def _by_distance(run: Run) -> "Figure | None":
+    "Real@1 for every range of distances; None where there is one range only."
+    found, first = results.read(run), MEASURES[0]
+    parts = found.facts[found.splits[0]]["slices"]["distance"]
+    rows = [{"system": f"{name} (n={one['n']:,})"} | {key: first.scale * one[end] for key, end in (("value", "mean"), ("low", "low"), ("high", "high"))}
+            for name, one in parts.items()]
+    title = "처음 나온 곳까지의 토큰과 Real@1"
+    return charts.score_dots(rows, title=title, label=f"{first.label}, 95 % 구간") if len(rows) > 1 else None
+
 # %% ../../nbs/coref/60_pages.ipynb #7bf2168f
 def limits(
     run: Run,  # evaluated
@@ -116,6 +126,7 @@ def limits(
 
 def _scores(run: Run) -> Iterator[Any]:
     yield pages.scores(run)
+    yield _by_distance(run)
 
 # %% ../../nbs/coref/60_pages.ipynb #a68123be
 def _answers(row: Mapping[str, Any], most: int = 3) -> str:
