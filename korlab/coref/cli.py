@@ -337,10 +337,11 @@ def _looks(look: "Look", asked: bool) -> Iterator[str]:
 
 
 def _answers(found: "Filled") -> Iterator[str]:
-    "The answers, for a terminal."
+    "The answers, for a terminal; with how sure each piece was on average."
+    yield f"{'':>4}  {'a piece':>7}  answer"
     for row in found.rows():
         times = f"  {counted(row['earlier'], 'earlier mention')}" if row["earlier"] else ""
-        yield f"{row['rank']:>4}  {row['probability']:>6}  {row['answer']}{times}"
+        yield f"{row['rank']:>4}  {row['a piece']:>7}  {row['answer']}{times}"
 
 # %% ../../nbs/coref/64_cli.ipynb #d35d5c31
 _TEXT = Annotated[str, typer.Argument(help="a text with one [MASK]")]
