@@ -125,8 +125,12 @@ def limits(
 
 
 def _scores(run: Run) -> Iterator[Any]:
-    yield pages.scores(run)
+    rows = results.score_rows(results.read(run), MEASURES)
+    yield pipe_table([row for row in rows if row["mode"] == "strict"], empty="묻지 않았다.")
     yield _by_distance(run)
+    if others := [row for row in rows if row["mode"] != "strict"]:
+        yield pages.prose("coref", "scores.modes")
+        yield pipe_table(others)
 
 # %% ../../nbs/coref/60_pages.ipynb #a68123be
 def _answers(row: Mapping[str, Any], most: int = 3) -> str:
