@@ -71,13 +71,6 @@ def test_eight_rows_of_ten_cannot_be_of_the_stated_number_of_questions():
     assert {one.name for one in found} - rows == {"checkpoint-1188", "checkpoint-1230"}
 
 
-def test_only_the_first_epoch_is_clearly_worse():
-    found = audit.gaps(audit.published())
-    assert [(one.better, one.worse) for one in found if one.clear] == [
-        (f"checkpoint-{name}", "checkpoint-396") for name in (1980, 1584, 1188)]
-    assert all(one.low <= one.difference <= one.high for one in found)
-
-
 def test_a_file_of_713_mib_has_a_vocabulary_of_130000_and_not_of_51201():
     assert audit.parameters(51_201, rows=1536) == 126_202_881
     assert 4 * audit.parameters(130_000, rows=1536) / 2**20 == pytest.approx(712.58, abs=0.01)
@@ -103,12 +96,6 @@ def test_pair_shares_are_those_of_a_square():
     chosen = torch.rand(length, generator=torch.Generator().manual_seed(0)) < 0.4
     places = torch.arange(length)
     assert audit.pair_share(chosen) == pytest.approx(chosen[(places[:, None] - places).abs()].double().mean().item())
-
-
-def test_rows_beyond_twice_the_buckets_get_no_gradient():
-    model = audit.small_deberta()
-    audit.grow_as_published(model, 1536)
-    assert audit.table_use(model, 1536) == audit.TableUse(rows=1536, reached=512, last=511)
 
 
 def test_the_published_extension_does_not_load_and_ours_loads_as_it_was():

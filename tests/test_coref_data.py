@@ -6,9 +6,11 @@ import json
 import os
 import random
 import unicodedata
+import weakref
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,43 @@ def die(chunk: list[str]) -> list[str]:
 def test_a_process_that_is_ended_is_one_clear_error():
     with pytest.raises(WorkerError, match="one of 2 processes that read texts was ended by the system"):
         list(over_processes(iter("abc"), die, workers=2))
+
+
+def lengths(chunk: list[str]) -> list[int]:
+    return list(map(len, chunk))
+
+
+def test_ten_million_texts_pass_without_being_held():
+    class Text:
+        "One in a hundred thousand can be watched."
+
+    watched, read, ahead = [], 0, 0
+
+    def texts():
+        nonlocal read
+        for read in range(1, 10_000_001):
+            one = Text() if read % 100_000 == 1 else read
+            if isinstance(one, Text):
+                watched.append(weakref.ref(one))
+            yield one
+
+    for number, _ in enumerate(over_processes(texts(), lambda chunk: chunk, title=""), 1):
+        if not number % 1000:
+            ahead = max(ahead, read - number)
+        if number == 9_950_000:
+            assert len(watched) == 100 and sum(one() is not None for one in watched) == 0
+    assert number == 10_000_000 and ahead <= 64
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stream_without_end_is_read_no_farther_than_a_few_chunks_ahead(workers):
+    read = count()
+    stream = over_processes((f"{number}" for number in read), lengths, workers, title="")
+    for wanted, (text, size) in enumerate(islice(stream, 20_000)):
+        assert (text, size) == (f"{wanted}", len(text))
+    drawn = next(read) - 20_000
+    stream.close()
+    assert 0 <= drawn <= (2 * workers + 1) * 64, f"{drawn} texts are held"
 
 
 # ---- corpora -----------------------------------------------------------------------------------------------------

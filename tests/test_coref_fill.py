@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 
 import nbformat
@@ -10,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from datasets import Dataset
 from in_process import execute
 from transformers import AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
+from korlab.core import rows
 from korlab.core.files import read_json, read_jsonl
 from korlab.coref import fill
 from korlab.coref.articles import articles, embedded
@@ -33,16 +34,11 @@ TEXT = "알려진 대로 서안도는 소금을 낸다. 소금을 내는 [MASK]�
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(recalls):
     """Where runs are, with one that recalls the name of an article."""
-    runs, before = tmp_path_factory.mktemp("runs"), os.environ.get("KORLAB_RUNS")
-    os.environ["KORLAB_RUNS"] = str(runs)
-    values = dict(model="kf-deberta", name="recalls", max_steps=340, eval_steps=340, questions=20, context_length=64, lambada="none",
-                  misfits=0.15, modes="oracle_len")
-    done = execute("train", runs / "train.ipynb", **values)
-    assert done.error is None, done.error
-    yield runs
-    os.environ.pop("KORLAB_RUNS") if before is None else os.environ.update(KORLAB_RUNS=before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KORLAB_RUNS", str(recalls))
+        yield recalls
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +206,7 @@ def test_the_page_shows_bars_and_looks_in_both_reports(home, tmp_path):
 
 
 def test_a_set_is_built_and_what_was_removed_is_told(pages, tmp_path):
-    said, remarks = korlab("build", pages, "--out", tmp_path / "set", "--recipe", "v1", "--max-entity-freq", 3, "--workers", 2)
+    said, remarks = korlab("build", pages, "--out", tmp_path / "set", "--recipe", "v1", "--max-entity-freq", 3)
     facts = read_json(tmp_path / "set" / "metadata.json")
     assert said.startswith("v1 1.0, rule compound: ") and "too short" in said and "same text again" in said and "[MASK]" in said
     assert "broken JSON 1" in remarks
@@ -264,6 +260,18 @@ def test_a_text_is_filled_in_a_terminal(home, model):
     said, remarks = korlab("fill", "먼 산에 눈이 온다. " * 40 + TEXT, "--run", model, "--layer", 1, "--head", 2)
     assert "in layer 1 (as asked), head 2" in said and "korlab: The model reads 64 tokens: " in remarks
     assert "korlab: the text has no [MASK]" in korlab("fill", "소금", "--run", "recalls", code=1)[1]
+
+
+def test_without_texts_the_published_source_is_frozen(pages, tmp_path, monkeypatch):
+    asked = []
+
+    def stored(source, split=None, config=None, revision=None):
+        asked.append((source, split, config))
+        return Dataset.from_list([{"title": "제목", "text": json.loads(line)["본문"]} for line in pages.read_text("utf-8").splitlines()[:3]])
+
+    monkeypatch.setattr(rows, "hub_dataset", stored)
+    said, _ = korlab("freeze", "--out", tmp_path / "real.jsonl", "--limit", 2)
+    assert asked == [("wikimedia/wikipedia", "train", "20231101.ko")] and said.startswith("2 items, sha256 ")
 
 
 def test_every_checkpoint_answers_the_same_frozen_items(home, model, pages, tmp_path):

@@ -20,7 +20,6 @@ from korlab.coref.filling import (
     fill,
     fill_both,
     fill_compat,
-    fill_known,
     rank,
     text_of,
 )
@@ -217,6 +216,11 @@ def log_probability(model, tokenizer, one, pieces):
             logits = model.eval()(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, one.place + i]
         total += float(logits.double().log_softmax(-1)[piece])
     return total
+
+
+def fill_known(*asked, **how):
+    "What is found where the number of pieces is told."
+    return fill_both(*asked, max_pieces=0, **how)[1]
 
 
 def written(tokenizer, pieces):

@@ -111,7 +111,7 @@ def _gap(a: Claim, b: Claim) -> Gap:
     difference = mine.mean - other.mean
     return Gap(a.name, b.name, difference, difference - down, difference + up)
 
-
+# %% ../../nbs/coref/61_audit.ipynb #110cbd21
 def gaps(
     claims: Iterable[Claim],
 ) -> list[Gap]:  # largest first
@@ -189,7 +189,7 @@ def grow_as_published(
     encoder.rel_embeddings.weight.data[len(old) :] = new
     model.config.max_position_embeddings = length
 
-
+# %% ../../nbs/coref/61_audit.ipynb #fba94f86
 def small_deberta(
     buckets: int = 256,
     length: int = 512,  # tokens it is built for

@@ -109,19 +109,22 @@ def quality(folder: _SET) -> None:
 # %% ../../nbs/coref/64_cli.ipynb #c46e3510
 _LIMIT = Annotated[int, typer.Option(min=1, help="items")]
 _DRAWN_BY = Annotated[int, typer.Option(help="seed of the order in which texts are drawn")]
-_TEXTS = Annotated[list[str], typer.Argument(metavar="DATA", help="files, folders or hub ids of texts")]
+_TEXTS = Annotated[list[str], typer.Argument(
+    metavar="DATA", help="files, folders or hub ids of texts; none takes Korean Wikipedia, the published source that gives items"
+)]
 
 
 @app.command()
 def freeze(
-    data: _TEXTS, out: _OUT, limit: _LIMIT = 1600, seed: _DRAWN_BY = 999, workers: _WORKERS = 1, policy: _POLICY = "report",
+    out: _OUT, data: _TEXTS = [], limit: _LIMIT = 1600, seed: _DRAWN_BY = 999, workers: _WORKERS = 1, policy: _POLICY = "report",
 ) -> None:
     "Draw the items of the published rule once and freeze them, so that every model is asked the same."
+    from korlab.coref.frozen import PUBLISHED, load_frozen
     from korlab.coref.frozen import freeze as frozen
-    from korlab.coref.frozen import load_frozen
 
     wanted = _one_of("--policy", policy, ("report", "strict"))
-    items, digest = load_frozen(frozen(out, [expanded(one) for one in data], limit, seed, workers, wanted))
+    sources = [expanded(one) for one in data] or PUBLISHED[:1]
+    items, digest = load_frozen(frozen(out, sources, limit, seed, workers, wanted))
     typer.secho(f"{counted(len(items), 'item')}, sha256 {digest[:12]}: {out}", bold=True)
 
 # %% ../../nbs/coref/64_cli.ipynb #caba9163
@@ -296,6 +299,7 @@ def rescore(
     "Score every checkpoint on the same frozen items, as JSON and CSV; go on where an earlier call was stopped."
     from korlab.coref.parameters import Params
     from korlab.coref.recall import MODES
+    from korlab.coref.rescoring import BEST
     from korlab.coref.rescoring import rescore as again
 
     wanted = _one_of("--mode", mode, MODES)
@@ -304,7 +308,7 @@ def rescore(
     how = {"mode": wanted, "context_length": context_length, "max_pieces": max_pieces, "beam": beam}
     found = again(folder, out, asked, digest, how)
     print_table([{name: getattr(one, name) for name in _TOLD} for one in found.alike()], f"{mode}, {counted(len(asked.items), 'item')}")
-    for measure in ("score", "real1", "real5"):
+    for measure in BEST:
         if best := found.best(measure):
             typer.echo(f"best by {measure}: {best.checkpoint} ({getattr(best, measure):.4f})")
     typer.secho(f"{out} and {out.with_suffix('.csv').name}", bold=True)

@@ -97,13 +97,13 @@ def ask(
         guesses["candidates"] = rank(windows, [names[one.sample] for one in windows], **how)
     answers = {mode: answered(samples, asked, found) for mode, found in guesses.items() if mode in modes}
     if "compat" in modes:
-        answers["compat"] = _compat(samples, loaded, length, reading)
+        answers["compat"] = _compat(samples, how)
     return Recalled(answers, left_out)
 
 
-def _compat(samples: Sequence[Sample], loaded: "Loaded", length: int, reading: Mapping[str, Any]) -> list[Answered]:
+def _compat(samples: Sequence[Sample], how: Mapping[str, Any]) -> list[Answered]:
     "As published: characters around one mask, whatever a window holds."
-    found = fill_compat(samples, loaded.model, loaded.tokenizer, max_length=length, **reading)
+    found = fill_compat(samples, **how)
     return [Answered(one, tuple(guesses)) for one, guesses in zip(samples, found, strict=True)]
 
 # %% ../../nbs/coref/43_evaluation.ipynb #f5b42714
@@ -113,7 +113,7 @@ def _signature(mode: Mode, own: Params, length: int) -> str:
              "candidates": "names of the document + 20 others|sum log p of pieces", "compat": "one mask|top 50|noun filter|substring"}
     return f"{mode}|{shown[mode]}|context:{own.context} {length}|unasked:miss"
 
-
+# %% ../../nbs/coref/43_evaluation.ipynb #a65f2574
 def _scores_of(
     name: str,  # of the split
     recalled: Recalled,
@@ -156,7 +156,7 @@ def _around(sample: Sample) -> str:
     begin = sample.text.rfind(". ", 0, max(0, sample.start - 60)) + 1
     return re.sub(r"\s+", " ", sample.text[begin : sample.start] + "[MASK]" + sample.text[sample.end : sample.end + 40]).strip()
 
-
+# %% ../../nbs/coref/43_evaluation.ipynb #5048c067
 def _recall_rows(
     recalled: Recalled,
     names: set[str],  # that training asks for
@@ -180,7 +180,7 @@ def _outputs(recalled: Recalled) -> dict[str, Any]:
             first.setdefault(one.sample.target, one.guesses[0].text if one.guesses else "")
     return asdict(outputs_of("answers", "답", [*first.values()]))
 
-
+# %% ../../nbs/coref/43_evaluation.ipynb #058f0f8a
 def _facts_of(
     recalled: Recalled,
     names: set[str],  # that training asks for
@@ -278,12 +278,24 @@ def _brought(run: Run[Params]) -> Splits:
     with_lambada(splits, run.config.own.lambada, rows.data_policy or "report")
     return splits
 
+# %% ../../nbs/coref/43_evaluation.ipynb #b1d89771
+def _refuse_remaking(wanted: Params, made: Params) -> None:
+    "A run's own questions were made once."
+    for name in ("recipe", "rule"):
+        if (value := getattr(wanted, name)) != (was := getattr(made, name)):
+            how = "the default" if was is None else repr(was)
+            raise ParameterError(f"{name}={value!r} would have no effect: the run's own questions were made with {how}; name "
+                                 "other data, or train anew")
 
+# %% ../../nbs/coref/43_evaluation.ipynb #eef436e3
 def _to_be_asked(run: Run[Params]) -> tuple[Splits, list[Remark]]:
     "The run's own splits, or somebody's questions, whose documents training should not have read."
     home, rows = run.folder.parents[1], run.config.rows
     trained = reopen(home) if is_run(home) else None
-    if rows.data == "embedded" or trained and trained.config.rows.data == rows.data:
+    own = rows.data != "embedded" and trained is not None and trained.config.rows.data == rows.data
+    if own and trained:
+        _refuse_remaking(run.config.own, trained.config.own)
+    if own or rows.data == "embedded":
         return load_splits(run.config, home / "samples", again=True), []
     splits = _brought(run)
     return splits, seen_before(run, "test", (one.text for one in splits.held["test"]), "questions")

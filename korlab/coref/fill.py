@@ -126,7 +126,7 @@ class Word(NamedTuple):
     end: int
     share: float | None  # of the attention; None: not read
 
-
+# %% ../../nbs/coref/50_fill.ipynb #36234de8
 def word_sums(
     text: str,  # any
     spans: Sequence[tuple[int, int] | None],  # characters of each piece; None for what is not in the text
@@ -440,7 +440,7 @@ def _latest() -> str:
         raise RunError(f"there is no trained run in {shown(home)}: train one first, or name a checkpoint's folder")
     return str(trained[-1].parents[1])
 
-
+# %% ../../nbs/coref/50_fill.ipynb #f2253ae8
 def find_model(
     run: str = "latest",  # a run's name or folder, a checkpoint folder, with model also a hub id, or 'latest'
     model: str | None = None,  # the registered model it is a checkpoint of, for one of the hub

@@ -52,7 +52,7 @@ class Placed(NamedTuple):
     start: int  # its first character
     how: str  # at the end, last word, first occurrence, or appended
 
-
+# %% ../../nbs/coref/18_lambada.ipynb #b5369cd5
 def placed(
     text: str,  # a passage in NFC
     target: str,  # its noun

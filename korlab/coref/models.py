@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ..experiment.checkpoints import damage, draft_of, publish
-from ..experiment.models import CheckpointError, Loaded, loading, origin_of
+from ..experiment.models import CheckpointError, Loaded, headless, loading, origin_of
 from ..experiment.studies import Model
 
 # %% ../../nbs/coref/22_models.ipynb #1d4a1d3a
@@ -99,11 +99,10 @@ Head = Literal["keep", "train"]
 
 def _check_head(source: str, missing: Iterable[str], head: Head) -> str:
     "What to add to the origin of a checkpoint whose head is new; refuse it where nobody asked for that."
-    absent = sorted(missing)
-    if absent and head == "keep":
-        raise CheckpointError(f"the checkpoint {source!r} has no masked language model head: {', '.join(absent)} would start from "
-                              "random numbers. Choose a checkpoint trained with masked language modelling, or set head=train")
-    return ", with a new head that this run trains" if absent else ""
+    lack = headless(f"the checkpoint {source!r}", missing, "set head=train")
+    if lack and head == "keep":
+        raise CheckpointError(lack)
+    return ", with a new head that this run trains" if lack else ""
 
 # %% ../../nbs/coref/22_models.ipynb #98db7358
 def _check_kind(source: str) -> None:

@@ -7,10 +7,9 @@ __all__ = ['PAGES', 'headline', 'limits', 'gallery']
 
 # %% ../../nbs/coref/60_pages.ipynb #8190e650
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..core import charts
-from ..core.files import read_json, read_jsonl
+from ..core.files import read_jsonl
 from ..core.tables import Markdown, escape, facts, one_line, pipe_table
 from .quality import quality
 from .recall import MEASURES
@@ -21,17 +20,6 @@ from ..experiment.studies import Page
 from ..metrics.measures import Interval, written
 from ..report import pages
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# %% ../../nbs/coref/60_pages.ipynb #dcf2a792
-def _data_rows(
-    run: Run,  # its data is loaded
-) -> list[dict[str, Any]]:  # one row a split
-    "How much of everything there is."
-    found = run.read("data")
-    return [{"split": name, "questions": n, "documents": found["documents"].get(name), "names": found["names"].get(name),
-             "sha256": found["sha256"].get(name, "")[:8]} for name, n in found["rows"].items()]
 
 # %% ../../nbs/coref/60_pages.ipynb #d702991c
 def _quality(run: Run) -> Iterator[Any]:
@@ -44,20 +32,13 @@ def _quality(run: Run) -> Iterator[Any]:
         yield from (pipe_table(rows, literal=True) for rows in (found.removed, found.distances, found.names, found.examples) if rows)
 
 
-def _lengths(run: Run) -> "Figure | None":
-    "How long the documents are; None before anybody read them."
-    file = run.path("lengths.json")
-    if not file.exists():
-        return None
-    return charts.length_histogram(read_json(file), limit=run.config.own.context_length, title="문서의 길이 (토큰)")
-
 # %% ../../nbs/coref/60_pages.ipynb #b56e586b
 def _data(run: Run) -> Iterator[Any]:
-    yield pipe_table(_data_rows(run))
+    yield pages.splits(run, "questions", "documents", "names")
     yield from _quality(run)
     yield pages.prose("coref", "data.lengths")
     yield pages.readings(run)
-    yield _lengths(run)
+    yield pages.lengths(run, run.config.own.context_length, "문서의 길이 (토큰)")
     yield pages.prose("coref", "data.sources")
     yield from pages.sources(run)
 

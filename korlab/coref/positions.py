@@ -36,7 +36,7 @@ def _offset(config: PreTrainedConfig) -> int:
     "Rows of the table before that of the first token."
     return config.pad_token_id + 1 if config.model_type in _OFFSET else 0
 
-
+# %% ../../nbs/coref/21_positions.ipynb #23e017f0
 def length_of(
     model: PreTrainedModel | PreTrainedConfig,  # of any encoder
 ) -> int:  # tokens, special ones included
@@ -102,7 +102,7 @@ def _embeddings(model: PreTrainedModel) -> Iterator[nn.Module]:
         if isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
             yield module
 
-
+# %% ../../nbs/coref/21_positions.ipynb #a4c282e5
 @torch.no_grad()
 def _enlarge(
     module: nn.Module,  # with position_embeddings
@@ -137,7 +137,7 @@ class Extension:
     after: int  # tokens
     changed: str  # in a few words; empty if nothing had to be
 
-
+# %% ../../nbs/coref/21_positions.ipynb #ec3ff4fe
 def _check(model: PreTrainedModel | PreTrainedConfig, length: int, mode: str) -> None:
     "Refuse what cannot be had."
     config, before = _config(model), length_of(model)
@@ -145,10 +145,10 @@ def _check(model: PreTrainedModel | PreTrainedConfig, length: int, mode: str) ->
         raise PositionsError(f"positions={mode!r} is neither keep nor rebucket.")
     if length < before:
         raise PositionsError(f"the checkpoint reads {before} tokens, {length} are fewer: nothing is to be extended, "
-                             f"set max_length={length} alone.")
+                             f"set context_length={length} alone.")
     if config.model_type not in _ABSOLUTE | {"deberta-v2"}:
         raise PositionsError(f"{config.model_type} was trained for {before} tokens and has no table to enlarge: "
-                             f"choose max_length of {before} or less.")
+                             f"choose a context_length of {before} or less.")
     if mode == "rebucket" and config.model_type != "deberta-v2":
         raise PositionsError(f'positions="rebucket" is for DeBERTa-v2, {config.model_type} has no buckets: choose "keep".')
 
@@ -157,7 +157,7 @@ def _has_table(config: PreTrainedConfig) -> bool:
     "Whether there is a row for each position."
     return config.model_type in _ABSOLUTE or bool(getattr(config, "position_biased_input", True))
 
-
+# %% ../../nbs/coref/21_positions.ipynb #db9f243e
 def extend(
     model: PreTrainedModel | PreTrainedConfig,  # changed; a configuration only where no new rows are needed
     length: int,  # tokens, special ones included

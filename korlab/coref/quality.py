@@ -51,7 +51,7 @@ def _near(text: str, start: int, end: int, name: str, around: int = 24) -> str:
     after = after if end + around >= len(text) else after[: after.rfind(" ") + 1]
     return " ".join(f"{before}{name}{after}".split())
 
-
+# %% ../../nbs/coref/16_quality.ipynb #c8495c3a
 def _examples(path: Path, number: int) -> Iterator[dict[str, Any]]:
     "The first questions of a split, no two of a document."
     import pyarrow.parquet as pq

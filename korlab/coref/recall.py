@@ -77,7 +77,7 @@ def right(
     a, b = normalize(guess), normalize(target)
     return a == b or (mode == "compat" and bool(a) and (a in b or b in a))
 
-
+# %% ../../nbs/coref/40_recall.ipynb #511ee011
 def rank_of(
     mode: Mode,  # the rule
     one: Answered,  # with its guesses, best first
@@ -119,7 +119,7 @@ def distance_bin(
     i = max(i for i, edge in enumerate(edges) if tokens >= edge)
     return f"{edges[i]:,}–{edges[i + 1] - 1:,}" if i + 1 < len(edges) else f"{edges[i]:,}–"
 
-
+# %% ../../nbs/coref/40_recall.ipynb #978b7b04
 def tells_ending(
     sample: Sample,  # a question
 ) -> bool:  # whether the letters after the name depend on its last one

@@ -134,6 +134,7 @@ def _brought(config: Config[Params], folder: Path, again: bool) -> Splits:
         splits = load_samples(given["train"])
     else:
         splits = _built(config, given["train"], folder / "train", shares, again)
+    splits.sources = [{"split": ", ".join(shares)} | one for one in splits.sources]
     for name in ("dev", "test"):
         for number, source in enumerate(_listed(given[name])):
             part = questions(config, source, folder / f"{name}-{number}", again)

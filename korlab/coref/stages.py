@@ -16,6 +16,7 @@ from .corpora import Splits
 from .parameters import Params
 from .samples import Sample
 from .splits import load_splits
+from ..experiment.params import ParameterError
 from ..experiment.readings import read_texts, record_readings
 from ..experiment.runs import Run, keep_hashes, record_data, replace_parameters
 
@@ -81,6 +82,15 @@ def make_ready(
     return {"context_length": length, "positions": found.changed if found else "as the checkpoint has them",
             "attention": f"{choice.kind} ({choice.why})"}
 
+# %% ../../nbs/coref/33_stages.ipynb #95d96c19
+def _check_rebucket(own: Params, model: Any) -> None:
+    "Refuse to stretch distances over a length that is not new."
+    from korlab.coref.positions import length_of
+
+    if own.positions == "rebucket" and (own.context_length or 0) <= (before := length_of(model)):
+        raise ParameterError(f"positions='rebucket' would have no effect: the checkpoint reads {before:,} tokens already; give a "
+                             "context_length above that")
+
 # %% ../../nbs/coref/33_stages.ipynb #239c77aa
 def _build(run: Run[Params], splits: Splits) -> "Loaded":
     from transformers import set_seed
@@ -89,10 +99,12 @@ def _build(run: Run[Params], splits: Splits) -> "Loaded":
 
     c = run.config
     set_seed(c.computing.seed)
-    return models.build(
+    made = models.build(
         run.entry, c.run.size, {one.text for one in splits.train}, run.path("base"), c.run.vocab_size or 1000,
         c.own.context_length or 128, c.run.checkpoint, c.own.head or "keep",
     )
+    _check_rebucket(c.own, made.model)
+    return made
 
 # %% ../../nbs/coref/33_stages.ipynb #de4ec724
 def record_lengths(
