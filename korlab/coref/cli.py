@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from korlab.coref.corpora import Document, Recipe
     from korlab.coref.fill import Filled, Look
     from korlab.coref.mentions import Rule
-    from korlab.coref.parameters import Params
+    from korlab.coref.parameters import Mode, Params
     from korlab.coref.positions import Extension
-    from korlab.coref.recall import Mode
     from korlab.coref.samples import Sample
     from korlab.experiment.models import Loaded
 
@@ -294,8 +293,7 @@ def rescore(
     lambada: _LAMBADA = "embedded", max_pieces: _PIECES = 4, beam: _BEAM = 10,
 ) -> None:
     "Score every checkpoint on the same frozen items, as JSON and CSV; go on where an earlier call was stopped."
-    from korlab.coref.parameters import Params
-    from korlab.coref.recall import MODES
+    from korlab.coref.parameters import MODES, Params
     from korlab.coref.rescoring import rescore as again
 
     wanted = _one_of("--mode", mode, MODES)

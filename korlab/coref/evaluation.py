@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ..core.files import read_json, write_jsonl
 from .corpora import Splits
 from .filling import candidates_of, fill_both, fill_compat, rank
-from .parameters import Params
+from .parameters import MODES, Mode, Params, modes_of
 from korlab.coref.recall import (
     MEASURES,
-    MODES,
     Answered,
-    Mode,
     answered,
     baselines,
     rank_of,
@@ -30,13 +28,12 @@ from korlab.coref.recall import (
     slices,
 )
 from .samples import Sample
-from .splits import load_splits, questions, with_lambada
+from .splits import load_splits, questions, refuse_recipe, with_lambada
 from .stages import make_ready, record, record_lengths, scored
 from .windows import Window
 from .windows import questions as hidden
 from ..experiment import results
 from ..experiment.evaluations import seen_before
-from ..experiment.params import ParameterError
 from ..experiment.remarks import Remark, outputs_of
 from ..experiment.results import Items, Results, Scored
 from ..experiment.runs import Run, is_run, reopen
@@ -45,16 +42,6 @@ from ..metrics.recall import composite
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
-
-# %% ../../nbs/coref/43_evaluation.ipynb #f528b140
-def _modes_of(
-    own: Params,  # of a run or an evaluation
-) -> list[Mode]:  # strict first
-    "The ways of counting that were asked for."
-    wanted = [name for name in re.split(r"[\s,]+", own.modes or "") if name]
-    if wrong := [name for name in wanted if name not in MODES]:
-        raise ParameterError(f"modes={own.modes!r}: there is no {wrong[0]!r}, name some of {', '.join(MODES)}")
-    return [name for name in MODES if name == "strict" or name in wanted]
 
 # %% ../../nbs/coref/43_evaluation.ipynb #fc09a5a7
 @dataclass
@@ -87,7 +74,7 @@ def ask(
     **reading: Any,  # batch_size and note of `filling.Reader`
 ) -> Recalled:
     "Ask every question in every way that is wanted."
-    modes, left_out = _modes_of(own), Counter[str]()
+    modes, left_out = modes_of(own.modes), Counter[str]()
     asked = hidden(samples, loaded.tokenizer, length, own.context or "left")
     windows = [one for one in asked if isinstance(one, Window)]
     how = dict(model=loaded.model, tokenizer=loaded.tokenizer, max_length=length, left_out=left_out) | reading
@@ -273,6 +260,7 @@ def evaluate(
 def _brought(run: Run[Params]) -> Splits:
     "Somebody's questions."
     rows = run.config.rows
+    refuse_recipe(run.given, [rows.data])
     asked = questions(run.config, rows.data, run.path("samples"))
     splits = Splits([], {"test": asked.samples}, [{"split": "test"} | one for one in asked.reports], asked.notes)
     with_lambada(splits, run.config.own.lambada, rows.data_policy or "report")
@@ -284,6 +272,7 @@ def _to_be_asked(run: Run[Params]) -> tuple[Splits, list[Remark]]:
     home, rows = run.folder.parents[1], run.config.rows
     trained = reopen(home) if is_run(home) else None
     if rows.data == "embedded" or trained and trained.config.rows.data == rows.data:
+        refuse_recipe(run.given, [])
         return load_splits(run.config, home / "samples", again=True), []
     splits = _brought(run)
     return splits, seen_before(run, "test", (one.text for one in splits.held["test"]), "questions")

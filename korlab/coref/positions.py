@@ -145,10 +145,10 @@ def _check(model: PreTrainedModel | PreTrainedConfig, length: int, mode: str) ->
         raise PositionsError(f"positions={mode!r} is neither keep nor rebucket.")
     if length < before:
         raise PositionsError(f"the checkpoint reads {before} tokens, {length} are fewer: nothing is to be extended, "
-                             f"set max_length={length} alone.")
+                             f"set context_length={length} alone.")
     if config.model_type not in _ABSOLUTE | {"deberta-v2"}:
         raise PositionsError(f"{config.model_type} was trained for {before} tokens and has no table to enlarge: "
-                             f"choose max_length of {before} or less.")
+                             f"choose a context_length of {before} or less.")
     if mode == "rebucket" and config.model_type != "deberta-v2":
         raise PositionsError(f'positions="rebucket" is for DeBERTa-v2, {config.model_type} has no buckets: choose "keep".')
 

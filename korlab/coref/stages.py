@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..core.accounts import DataError
 from ..core.files import write_json
 from ..core.text import text_hash
 from .corpora import Splits
 from .parameters import Params
 from .samples import Sample
 from .splits import load_splits
+from ..experiment.params import ParameterError
 from ..experiment.readings import read_texts, record_readings
 from ..experiment.runs import Run, keep_hashes, record_data, replace_parameters
 
@@ -35,8 +37,8 @@ def hashes(
 def scored(
     splits: Splits,  # of a run or an evaluation
 ) -> list[str]:  # names, the headline first
-    "The splits that are asked at the end."
-    return [name for name in splits.held if name != "dev"]
+    "The splits that are asked at the end: those with a question."
+    return [name for name, part in splits.held.items() if part and name != "dev"]
 
 # %% ../../nbs/coref/33_stages.ipynb #67c3aa1d
 def record(
@@ -46,8 +48,9 @@ def record(
     "Write data.json."
     parts = ({"train": splits.train} if splits.train else {}) | splits.held
     documents = {name: len({one.document for one in part}) for name, part in parts.items()}
+    empty = [f"{name}: there is no question of this kind, so it is not scored." for name, part in parts.items() if not part]
     names = {name: len({one.target for one in part}) for name, part in parts.items()}
-    record_data(run, {name: len(part) for name, part in parts.items()}, hashes(splits), splits.notes, splits.sources,
+    record_data(run, {name: len(part) for name, part in parts.items()}, hashes(splits), [*splits.notes, *empty], splits.sources,
                 documents=documents, names=names)
 
 # %% ../../nbs/coref/33_stages.ipynb #d2fb28f6
@@ -89,10 +92,21 @@ def _build(run: Run[Params], splits: Splits) -> "Loaded":
 
     c = run.config
     set_seed(c.computing.seed)
-    return models.build(
+    found = models.build(
         run.entry, c.run.size, {one.text for one in splits.train}, run.path("base"), c.run.vocab_size or 1000,
         c.own.context_length or 128, c.run.checkpoint, c.own.head or "keep",
     )
+    _refuse_stretching(found, c.own)
+    return found
+
+
+def _refuse_stretching(loaded: "Loaded", own: Params) -> None:
+    "Refuse new distances for a checkpoint that reads as far as it shall."
+    from korlab.coref.positions import length_of
+
+    if own.positions == "rebucket" and (own.context_length or 0) <= length_of(loaded.model):
+        raise ParameterError(f"positions='rebucket' would have no effect: the checkpoint reads {length_of(loaded.model):,} tokens "
+                             f"and context_length={own.context_length} asks for no more, so set that higher or leave positions out")
 
 # %% ../../nbs/coref/33_stages.ipynb #de4ec724
 def record_lengths(
@@ -178,6 +192,9 @@ def train(
     with run.stage("train"):
         asked = {"train": splits.train, "dev": splits.held["dev"][: run.config.rows.eval_rows]}
         made = {name: _windows_of(run, name, part, loaded) for name, part in asked.items()}
+        if not made["train"]:
+            raise DataError(f"none of the {len(splits.train):,} questions of train can be asked: give longer windows (context_length), "
+                            "or other texts")
         training = RecallTraining(
             run.config, loaded.model, _collator(run, loaded), made["train"], made["dev"], run.folder,
             run.config.own.misfits or 0.0, run.config.own.beginnings or 0.0, run.note, callbacks=callbacks,

@@ -230,7 +230,7 @@ class _RecallTraining(Training):
 
     def advice(self, reason: str) -> str:
         "What to change when one row does not fit."
-        return f"out of memory even with batches of one row ({reason}): lower max_length or set gradient_checkpointing=true"
+        return f"out of memory even with batches of one row ({reason}): lower context_length or set gradient_checkpointing=true"
 
 # %% ../../nbs/coref/32_training.ipynb #8b7c89b2
 class RecallTraining(_RecallTraining):
