@@ -74,6 +74,7 @@ def _print_quality(folder: Path) -> None:
     for title, rows in found.tables().items():
         if rows:
             print_table(rows, title)
+    remark_all(found.notes, "notes on what was read")
     remark_all(found.lost, "sources with rows that were left out or are doubted")
 
 # %% ../../nbs/coref/64_cli.ipynb #23372b28

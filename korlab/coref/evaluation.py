@@ -8,7 +8,7 @@ __all__ = ['Recalled', 'ask', 'evaluate', 'evaluate_on']
 # %% ../../nbs/coref/43_evaluation.ipynb #51d6703b
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from korlab.coref.recall import (
 )
 from .samples import Sample
 from .splits import load_splits, questions, refuse_recipe, with_lambada
-from .stages import make_ready, record, record_lengths, scored
+from .stages import make_ready, record, record_lengths, scored, told_counts
 from .windows import Window
 from .windows import questions as hidden
 from ..experiment import results
@@ -225,7 +225,16 @@ def _score_splits(
         write_jsonl(run.path("recalls", f"{name}.jsonl"), _recall_rows(recalled, names))
     first = scored(splits)[0]
     facts[first]["composite"] = _together(rows, first)
-    return results.write(run, rows, items, facts, remarks)
+    return results.write(run, rows, items, facts, [*_not_asked(facts, items), *remarks])
+
+
+def _not_asked(facts: Mapping[str, Mapping[str, Any]], items: Mapping[str, Items]) -> Iterator[Remark]:
+    "Say which splits have misses that nobody could have hit."
+    for name, one in facts.items():
+        if lost := Counter(one["unasked"]):
+            many, why = len(items[name].ids), told_counts(lost)
+            yield Remark("unasked", name, f"{name}: {lost.total():,} of {many:,} questions cannot be asked and count as misses ({why}).",
+                         f"{name}: 질문 {many:,}개 가운데 {lost.total():,}개는 물을 수 없어 틀린 것으로 쳤다 ({why}).")
 
 # %% ../../nbs/coref/43_evaluation.ipynb #747fcc8d
 _FIRST = 100  # questions

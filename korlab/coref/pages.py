@@ -7,6 +7,7 @@ __all__ = ['PAGES', 'headline', 'limits', 'gallery']
 
 # %% ../../nbs/coref/60_pages.ipynb #8190e650
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import charts
@@ -34,12 +35,17 @@ def _data_rows(
              "sha256": found["sha256"].get(name, "")[:8]} for name, n in found["rows"].items()]
 
 # %% ../../nbs/coref/60_pages.ipynb #d702991c
+def _sets(run: Run) -> Iterator[Path]:
+    "The sets that were made of texts of one's own for a run or an evaluation, or the one it was given; none for embedded articles."
+    made, data = run.path("samples"), Path(run.config.rows.data)
+    yield from (one for one in (data, made, *sorted(made.glob("*"), reverse=True)) if is_set(str(one)))
+
+
 def _quality(run: Run) -> Iterator[Any]:
-    "What the recipe removed from texts of one's own; nothing for embedded articles."
-    folder = run.path("samples", "train")
-    if is_set(str(folder)):
+    "What the recipe removed from texts."
+    for i, folder in enumerate(_sets(run)):
         found = quality(folder)
-        yield pages.prose("coref", "data.quality")
+        yield pages.prose("coref", "data.quality") if not i else Markdown(f"#### {folder.name}")
         yield Markdown(found.title)
         yield from (pipe_table(rows, literal=True) for rows in (found.removed, found.distances, found.names, found.examples) if rows)
 

@@ -202,6 +202,7 @@ def baselines(
     counts = Counter(one.target for one in train)
     most = _placed(sorted(counts, key=lambda name: (-counts[name], name)), top)
     guessers = {"most recent": _recent, "most frequent": _frequent, "n-gram copy": _copied}
-    return {"constant": [most for _ in held]} | {
+    constant = {"constant": [most for _ in held]} if counts else {}  # nobody knows what another model learnt from
+    return constant | {
         name: [_placed(guesser(one), top) for one in held] for name, guesser in guessers.items()
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.accounts import DataError, counted
+from ..core.accounts import DataError, accounted, counted
 from ..core.settings import portable
 from ..core.sources import find_parts, split_names
 from ..core.text import text_hash
@@ -112,7 +112,8 @@ def questions(
         found = _built(config, data, folder, {"test": 1.0}, again)
         asked = Asked(found.held["test"], found.sources)
     if not asked.samples:
-        raise DataError(f"nothing can be asked of {' '.join(asked.notes) or portable(data)} Give other data.")
+        lost = [f"{said}." for one in asked.reports if (said := accounted(one))]
+        raise DataError(f"nothing can be asked of {' '.join([*asked.notes, *lost])} Give other data.")
     return asked
 
 # %% ../../nbs/coref/19_splits.ipynb #93191e48
