@@ -990,6 +990,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'korlab.coref.splits._is_texts': ('coref/splits.html#_is_texts', 'korlab/coref/splits.py'),
                                      'korlab.coref.splits._limit': ('coref/splits.html#_limit', 'korlab/coref/splits.py'),
                                      'korlab.coref.splits._listed': ('coref/splits.html#_listed', 'korlab/coref/splits.py'),
+                                     'korlab.coref.splits._not_named': ('coref/splits.html#_not_named', 'korlab/coref/splits.py'),
+                                     'korlab.coref.splits._together': ('coref/splits.html#_together', 'korlab/coref/splits.py'),
                                      'korlab.coref.splits.is_set': ('coref/splits.html#is_set', 'korlab/coref/splits.py'),
                                      'korlab.coref.splits.limited': ('coref/splits.html#limited', 'korlab/coref/splits.py'),
                                      'korlab.coref.splits.load_splits': ('coref/splits.html#load_splits', 'korlab/coref/splits.py'),

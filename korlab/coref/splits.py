@@ -13,12 +13,12 @@ from typing import Any
 
 from ..core.accounts import DataError, accounted, counted
 from ..core.settings import portable
-from ..core.sources import find_parts, split_names
+from ..core.sources import is_data_file, not_read, split_names
 from ..core.text import text_hash
 from .articles import embedded
 from .corpora import RECIPES, SHARES, Recipe, Source, Splits, build, check_overlap, load_samples, unseen
 from .frozen import is_frozen, load_frozen
-from .gold import is_gold, load_gold
+from .gold import CONLL, is_gold, load_gold
 from .lambada import load_lambada
 from .parameters import Params
 from .samples import Sample
@@ -98,15 +98,15 @@ def _from_frozen(data: str) -> Asked:
 # %% ../../nbs/coref/19_splits.ipynb #7055d395
 def questions(
     config: Config[Params],  # says how texts become questions
-    data: str,  # a set, gold chains, or texts
+    data: Any,  # a set, gold chains, or texts, which may be several
     folder: Path,  # where a set made of texts shall be
     again: bool = False,  # whether a set that is there already may be taken
 ) -> Asked:  # all of it, none for training
     "The questions of a source; `DataError` if there are none."
-    if is_set(data):
+    if not _is_texts(data) and is_set(data):
         found = load_samples(data)
         asked = Asked(found.held["test"], found.sources, [f"{portable(data)} is a built set: its split test is asked."])
-    elif is_frozen(data) or is_gold(data):
+    elif not _is_texts(data):
         asked = _from_frozen(data) if is_frozen(data) else _from_gold(data, config)
     else:
         found = _built(config, data, folder, {"test": 1.0}, again)
@@ -120,12 +120,22 @@ def questions(
 def _by_name(
     data: str,  # a folder
 ) -> dict[str, list[str]]:  # split -> files; empty where no name speaks of one
-    "Part the files of a folder by their names."
+    "Part the files and folders of a folder by their names."
     found: dict[str, list[str]] = {}
-    for part in find_parts(data, also=(".txt",)) if Path(data).is_dir() else []:
-        for name in split_names(Path(part.where)) or ["train"]:
-            found.setdefault(name, []).append(str(part.where))
+    for one in sorted(Path(data).iterdir()) if Path(data).is_dir() and not is_set(data) else []:
+        names = split_names(one)
+        if is_data_file(one, _ENDINGS) or one.is_dir() and names:
+            for name in names or ["train"]:
+                found.setdefault(name, []).append(str(one))
     return found if {*found} - {"train"} else {}
+
+
+_ENDINGS = (".txt", *CONLL)
+
+
+def _not_named(data: str, named: Mapping[str, Sequence[str]]) -> list[str]:
+    "A note of what else lies in a folder whose files say their split."
+    return not_read(Path(data), {Path(one) for several in named.values() for one in several}) if named else []
 
 # %% ../../nbs/coref/19_splits.ipynb #5035104c
 def _given(config: Config[Params]) -> dict[str, Any]:
@@ -134,6 +144,8 @@ def _given(config: Config[Params]) -> dict[str, Any]:
     named = _by_name(rows.data)
     if named and "train" not in named:
         raise ParameterError(f"data={portable(rows.data)!r}: its files speak of {', '.join(named)} and none is for training")
+    if not named and not is_set(rows.data) and not _is_texts(rows.data):
+        raise ParameterError(f"data={portable(rows.data)!r} holds questions for scoring and nothing to learn from: give it as test_data")
     asked = {"dev": rows.dev_data, "test": rows.test_data}
     return {"train": named.get("train", rows.data)} | {name: asked.get(name) or named.get(name) for name in ("dev", "test")}
 
@@ -149,12 +161,19 @@ def _brought(config: Config[Params], folder: Path, again: bool) -> Splits:
         splits = _built(config, given["train"], folder / "train", shares, again)
     splits.sources = [{"split": ", ".join(shares)} | one for one in splits.sources]
     for name in ("dev", "test"):
-        for number, source in enumerate(_listed(given[name])):
+        for number, source in enumerate(_together(given[name])):
             part = questions(config, source, folder / f"{name}-{number}", again)
             splits.held[name] = part.samples if not number else splits.held[name] + part.samples
             splits.sources += [{"split": name} | one for one in part.reports]
             splits.notes += part.notes
+    splits.notes += _not_named(config.rows.data, _by_name(config.rows.data))
     return replace(splits, held=splits.held | {"unseen": unseen(splits.train, splits.held["test"])})
+
+
+def _together(source: Any) -> list[Any]:
+    "Sources of a split, all texts as one: a single one of them may have no name that comes again."
+    texts = [one for one in _listed(source) if _is_texts(one)]
+    return [one for one in _listed(source) if one not in texts] + ([texts if len(texts) > 1 else texts[0]] if texts else [])
 
 
 def _listed(source: Any) -> Sequence[str]:
