@@ -225,16 +225,22 @@ def _score_splits(
         write_jsonl(run.path("recalls", f"{name}.jsonl"), _recall_rows(recalled, names))
     first = scored(splits)[0]
     facts[first]["composite"] = _together(rows, first)
-    return results.write(run, rows, items, facts, [*_not_asked(facts, items), *remarks])
+    return results.write(run, rows, items, facts, [*_not_asked(run, facts, items), *remarks])
 
 
-def _not_asked(facts: Mapping[str, Mapping[str, Any]], items: Mapping[str, Items]) -> Iterator[Remark]:
-    "Say which splits have misses that nobody could have hit."
+_MANY = 0.1  # share of a split: from here on the report begins with what could not be asked
+
+
+def _not_asked(run: Run[Params], facts: Mapping[str, Mapping[str, Any]], items: Mapping[str, Items]) -> Iterator[Remark]:
+    "Note which splits have misses that nobody could have hit; give what has many."
     for name, one in facts.items():
         if lost := Counter(one["unasked"]):
-            many, why = len(items[name].ids), told_counts(lost)
-            yield Remark("unasked", name, f"{name}: {lost.total():,} of {many:,} questions cannot be asked and count as misses ({why}).",
-                         f"{name}: 질문 {many:,}개 가운데 {lost.total():,}개는 물을 수 없어 틀린 것으로 쳤다 ({why}).")
+            n, many, why = lost.total(), len(items[name].ids), told_counts(lost)
+            said = (f"{name}: {n:,} of {many:,} questions cannot be asked and count as misses ({why}).",
+                    f"{name}: 질문 {many:,}개 가운데 {n:,}개는 물을 수 없어 틀린 것으로 쳤다 ({why}).")
+            run.note(*said, once=True)
+            if n >= _MANY * many:
+                yield Remark("unasked", name, *said)
 
 # %% ../../nbs/coref/43_evaluation.ipynb #747fcc8d
 _FIRST = 100  # questions
