@@ -7,30 +7,38 @@ __all__ = ['PAGES', 'headline', 'limits', 'gallery']
 
 # %% ../../nbs/coref/60_pages.ipynb #8190e650
 from collections.abc import Iterator, Mapping
+<<<<<<< ours
 from typing import Any
+=======
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+>>>>>>> theirs
 
-from ..core.files import read_jsonl
-from ..core.tables import Markdown, escape, facts, one_line, pipe_table
-from .quality import quality
-from .recall import MEASURES
-from .splits import is_set
-from ..experiment import results
-from ..experiment.runs import Run
-from ..experiment.studies import Page
-from ..metrics.measures import Interval, written
-from ..report import pages
-
+from korlab.core.files import read_jsonl
+from korlab.core.tables import Markdown, escape, facts, one_line, pipe_table
+from korlab.coref.quality import quality
+from korlab.coref.recall import MEASURES
+from korlab.coref.splits import is_set
+from korlab.experiment import results
+from korlab.experiment.runs import Run
+from korlab.experiment.studies import Page
+from korlab.metrics.measures import Interval, written
+from korlab.report import pages
 
 # %% ../../nbs/coref/60_pages.ipynb #d702991c
+def _sets(run: Run) -> Iterator[Path]:
+    "The sets that were made of texts of one's own for a run or an evaluation, or the one it was given; none for embedded articles."
+    made, data = run.path("samples"), Path(run.config.rows.data)
+    yield from (one for one in (data, made, *sorted(made.glob("*"), reverse=True)) if is_set(str(one)))
+
+
 def _quality(run: Run) -> Iterator[Any]:
-    "What the recipe removed from texts of one's own; nothing for embedded articles."
-    folder = run.path("samples", "train")
-    if is_set(str(folder)):
+    "What the recipe removed from texts."
+    for i, folder in enumerate(_sets(run)):
         found = quality(folder)
-        yield pages.prose("coref", "data.quality")
+        yield pages.prose("coref", "data.quality") if not i else Markdown(f"#### {folder.name}")
         yield Markdown(found.title)
         yield from (pipe_table(rows, literal=True) for rows in (found.removed, found.distances, found.names, found.examples) if rows)
-
 
 # %% ../../nbs/coref/60_pages.ipynb #b56e586b
 def _data(run: Run) -> Iterator[Any]:
