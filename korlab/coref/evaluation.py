@@ -34,6 +34,7 @@ from .windows import Window
 from .windows import questions as hidden
 from ..experiment import results
 from ..experiment.evaluations import seen_before
+from ..experiment.params import ParameterError
 from ..experiment.remarks import Remark, outputs_of
 from ..experiment.results import Items, Results, Scored
 from ..experiment.runs import Run, is_run, reopen
@@ -280,20 +281,6 @@ def _brought(run: Run[Params]) -> Splits:
     splits = Splits([], {"test": asked.samples}, [{"split": "test"} | one for one in asked.reports], asked.notes)
     with_lambada(splits, run.config.own.lambada, rows.data_policy or "report")
     return splits
-<<<<<<< ours
-=======
-
-
-def _to_be_asked(run: Run[Params]) -> tuple[Splits, list[Remark]]:
-    "The run's own splits, or somebody's questions, whose documents training should not have read."
-    home, rows = run.folder.parents[1], run.config.rows
-    trained = reopen(home) if is_run(home) else None
-    if rows.data == "embedded" or trained and trained.config.rows.data == rows.data:
-        refuse_recipe(run.given, [])
-        return load_splits(run.config, home / "samples", again=True), []
-    splits = _brought(run)
-    return splits, seen_before(run, "test", (one.text for one in splits.held["test"]), "questions")
->>>>>>> theirs
 
 # %% ../../nbs/coref/43_evaluation.ipynb #b1d89771
 def _refuse_remaking(wanted: Params, made: Params) -> None:
@@ -313,6 +300,7 @@ def _to_be_asked(run: Run[Params]) -> tuple[Splits, list[Remark]]:
     if own and trained:
         _refuse_remaking(run.config.own, trained.config.own)
     if own or rows.data == "embedded":
+        refuse_recipe({} if own else run.given, [])
         return load_splits(run.config, home / "samples", again=True), []
     splits = _brought(run)
     return splits, seen_before(run, "test", (one.text for one in splits.held["test"]), "questions")

@@ -7,23 +7,23 @@ __all__ = ['PAGES', 'headline', 'limits', 'gallery']
 
 # %% ../../nbs/coref/60_pages.ipynb #8190e650
 from collections.abc import Iterator, Mapping
-<<<<<<< ours
-from typing import Any
-=======
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
->>>>>>> theirs
 
-from korlab.core.files import read_jsonl
-from korlab.core.tables import Markdown, escape, facts, one_line, pipe_table
-from korlab.coref.quality import quality
-from korlab.coref.recall import MEASURES
-from korlab.coref.splits import is_set
-from korlab.experiment import results
-from korlab.experiment.runs import Run
-from korlab.experiment.studies import Page
-from korlab.metrics.measures import Interval, written
-from korlab.report import pages
+from ..core import charts
+from ..core.files import read_jsonl
+from ..core.tables import Markdown, escape, facts, one_line, pipe_table
+from .quality import quality
+from .recall import MEASURES
+from .splits import is_set
+from ..experiment import results
+from ..experiment.runs import Run
+from ..experiment.studies import Page
+from ..metrics.measures import Interval, written
+from ..report import pages
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/coref/60_pages.ipynb #d702991c
 def _sets(run: Run) -> Iterator[Path]:

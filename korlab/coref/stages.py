@@ -101,30 +101,12 @@ def _build(run: Run[Params], splits: Splits) -> "Loaded":
 
     c = run.config
     set_seed(c.computing.seed)
-<<<<<<< ours
     made = models.build(
         run.entry, c.run.size, {one.text for one in splits.train}, run.path("base"), c.run.vocab_size or 1000,
         c.own.context_length or 128, c.run.checkpoint, c.own.head or "keep",
     )
     _check_rebucket(c.own, made.model)
     return made
-=======
-    found = models.build(
-        run.entry, c.run.size, {one.text for one in splits.train}, run.path("base"), c.run.vocab_size or 1000,
-        c.own.context_length or 128, c.run.checkpoint, c.own.head or "keep",
-    )
-    _refuse_stretching(found, c.own)
-    return found
-
-
-def _refuse_stretching(loaded: "Loaded", own: Params) -> None:
-    "Refuse new distances for a checkpoint that reads as far as it shall."
-    from korlab.coref.positions import length_of
-
-    if own.positions == "rebucket" and (own.context_length or 0) <= length_of(loaded.model):
-        raise ParameterError(f"positions='rebucket' would have no effect: the checkpoint reads {length_of(loaded.model):,} tokens "
-                             f"and context_length={own.context_length} asks for no more, so set that higher or leave positions out")
->>>>>>> theirs
 
 # %% ../../nbs/coref/33_stages.ipynb #de4ec724
 def record_lengths(
