@@ -28,6 +28,20 @@ def modes_of(
         raise ParameterError(f"modes={wanted!r}: there is no {wrong[0]!r}, name some of {', '.join(MODES)}")
     return [name for name in MODES if name == "strict" or name in given]
 
+# %% ../../nbs/coref/00_parameters.ipynb #new-possible
+class _Possible:
+    "Parameters that are refused together before any work begins."
+
+    def __post_init__(self: Any) -> None:
+        "Refuse what would only be found out after hours."
+        modes_of(self.modes)
+        least, most = self.mask_min or 0.0, self.mask_max or 0.0
+        if least > most:
+            raise ParameterError(f"mask_min={least} is above mask_max={most}: give 0 <= mask_min <= mask_max")
+        if self.objective in ("combined", "published") and not most:
+            raise ParameterError(f"objective={self.objective!r} learns from pieces masked at random and from nothing else, and "
+                                 f"mask_max={most} masks none: set mask_max, e.g. 0.15")
+
 # %% ../../nbs/coref/00_parameters.ipynb #71d80695
 _ON_EMBEDDED = Needs("data", "'embedded'", lambda data: data == "embedded")
 _ON_FULL = Needs("size", "'full'", lambda size: size == "full")
@@ -37,7 +51,7 @@ _ON_RANDOM = Needs("mask_max", "above 0", bool)
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(_Possible):
     "What an entity recall run can be told, besides what every run can."
 
     context_length: int | None = setting(
@@ -98,16 +112,6 @@ class Params:
     lambada: str | None = setting(
         None, "passages whose last noun is asked: 'embedded', 'none', a file or a hub dataset id", rescore=True, path="one"
     )
-
-    def __post_init__(self) -> None:
-        "Refuse what would only be found out after hours."
-        modes_of(self.modes)
-        least, most = self.mask_min or 0.0, self.mask_max or 0.0
-        if least > most:
-            raise ParameterError(f"mask_min={least} is above mask_max={most}: give 0 <= mask_min <= mask_max")
-        if self.objective in ("combined", "published") and not most:
-            raise ParameterError(f"objective={self.objective!r} learns from pieces masked at random and from nothing else, and "
-                                 f"mask_max={most} masks none: set mask_max, e.g. 0.15")
 
 # %% ../../nbs/coref/00_parameters.ipynb #b173a38a
 _COREF: dict[str, Any] = dict(
