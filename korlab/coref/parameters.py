@@ -28,17 +28,12 @@ def modes_of(
         raise ParameterError(f"modes={wanted!r}: there is no {wrong[0]!r}, name some of {', '.join(MODES)}")
     return [name for name in MODES if name == "strict" or name in given]
 
-# %% ../../nbs/coref/00_parameters.ipynb #ba7394e4
-class _Checked:
-    "What is looked at as a whole, before hours are spent."
+# %% ../../nbs/coref/00_parameters.ipynb #new-possible
+class _Possible:
+    "Parameters that are refused together before any work begins."
 
-    modes: str | None
-    objective: str | None
-    mask_min: float | None
-    mask_max: float | None
-
-    def __post_init__(self) -> None:
-        "Refuse what would only be found out at the end."
+    def __post_init__(self: Any) -> None:
+        "Refuse what would only be found out after hours."
         modes_of(self.modes)
         least, most = self.mask_min or 0.0, self.mask_max or 0.0
         if least > most:
@@ -56,7 +51,7 @@ _ON_RANDOM = Needs("mask_max", "above 0", bool)
 
 
 @dataclass(frozen=True)
-class Params(_Checked):
+class Params(_Possible):
     "What an entity recall run can be told, besides what every run can."
 
     context_length: int | None = setting(
