@@ -187,7 +187,7 @@ def test_splits_share_no_document_and_unseen_no_name(tmp_path):
     assert splits.held["unseen"] and not asked & {one.target for one in splits.held["unseen"]}
     assert splits.held["unseen"] == unseen(splits.train, splits.held["test"])
     assert facts["removed_samples"]["name kept back for unseen"] > 0
-    with pytest.raises(DataError, match="train and test share 1 documents"):
+    with pytest.raises(DataError, match="train and test share 1 document, one of which begins"):
         check_overlap(Splits([*splits.train, splits.held["test"][0]], splits.held))
 
 
@@ -260,7 +260,7 @@ def test_a_set_is_whole_or_not_there(tmp_path, monkeypatch):
     (lines(["짧다."] * 3), r"gave no sample \(3 documents read; too short 3\)"),
     ("", "is empty"),
     ('{"id": 3}\n', "has no column 'text'"),
-    (lines([article("삼성전자", "한국은행", 3)]), "1 documents with samples are too few"),
+    (lines([article("삼성전자", "한국은행", 3)]), "1 document with samples cannot be parted"),
 ])  # fmt: skip
 def test_what_cannot_be_built_says_why(tmp_path, content, message):
     with pytest.raises(DataError, match=message):

@@ -26,7 +26,8 @@ from ..core.splitting import cut
 from ..core.templates import embedded_each
 from .articles import Article, articles
 from .mentions import Mention
-from .recall import Answered, Guess, Mode, has_noun, rank_of
+from .parameters import Mode
+from .recall import Answered, Guess, has_noun, rank_of
 from .samples import Limits, Sample, samples_among
 from .windows import Window
 from ..metrics.stats import wilson

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from korlab.coref.corpora import Document, Recipe
     from korlab.coref.fill import Filled, Look
     from korlab.coref.mentions import Rule
-    from korlab.coref.parameters import Params
+    from korlab.coref.parameters import Mode, Params
     from korlab.coref.positions import Extension
-    from korlab.coref.recall import Mode
     from korlab.coref.samples import Sample
     from korlab.experiment.models import Loaded
 
@@ -75,6 +74,7 @@ def _print_quality(folder: Path) -> None:
     for title, rows in found.tables().items():
         if rows:
             print_table(rows, title)
+    remark_all(found.notes, "notes on what was read")
     remark_all(found.lost, "sources with rows that were left out or are doubted")
 
 # %% ../../nbs/coref/64_cli.ipynb #23372b28
@@ -297,8 +297,7 @@ def rescore(
     lambada: _LAMBADA = "embedded", max_pieces: _PIECES = 4, beam: _BEAM = 10,
 ) -> None:
     "Score every checkpoint on the same frozen items, as JSON and CSV; go on where an earlier call was stopped."
-    from korlab.coref.parameters import Params
-    from korlab.coref.recall import MODES
+    from korlab.coref.parameters import MODES, Params
     from korlab.coref.rescoring import BEST
     from korlab.coref.rescoring import rescore as again
 
@@ -341,10 +340,11 @@ def _looks(look: "Look", asked: bool) -> Iterator[str]:
 
 
 def _answers(found: "Filled") -> Iterator[str]:
-    "The answers, for a terminal."
+    "The answers, for a terminal; with how sure each piece was on average."
+    yield f"{'':>4}  {'a piece':>7}  answer"
     for row in found.rows():
         times = f"  {counted(row['earlier'], 'earlier mention')}" if row["earlier"] else ""
-        yield f"{row['rank']:>4}  {row['probability']:>6}  {row['answer']}{times}"
+        yield f"{row['rank']:>4}  {row['a piece']:>7}  {row['answer']}{times}"
 
 # %% ../../nbs/coref/64_cli.ipynb #d35d5c31
 _TEXT = Annotated[str, typer.Argument(help="a text with one [MASK]")]

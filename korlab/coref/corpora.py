@@ -22,7 +22,7 @@ from statistics import mean, median
 from typing import Any, NamedTuple, Self
 
 from ..core import splitting
-from ..core.accounts import DataError, DataReport, FileFault, check_outcome, check_policy, label
+from ..core.accounts import DataError, DataReport, FileFault, check_outcome, check_policy, counted, label, short
 from ..core.files import Fault, read_json, write_json
 from ..core.rows import judged_rows
 from ..core.schemas import Field, Numbered, Row, Schema, Verdict, as_text, text_fault
@@ -406,7 +406,8 @@ def _parted(store: _Documents, chosen: Sequence[int], shares: Mapping[str, float
     wanted = [end - start for start, end in zip([0, *ends], ends)]
     parts, rank = splitting.cut(chosen, lambda n: store.cell(n, "document"), wanted), {n: i for i, n in enumerate(chosen)}
     if not all(parts):
-        raise DataError(f"{len(chosen)} documents with samples are too few to be parted into {', '.join(shares)}: give more")
+        raise DataError(f"{counted(len(chosen), 'document')} with samples cannot be parted into {', '.join(shares)}: give more texts, "
+                        "or ask for more samples")
     return dict.fromkeys(SHARES, []) | {name: sorted(part, key=rank.__getitem__) for name, part in zip(shares, parts, strict=True)}
 
 # %% ../../nbs/coref/12_corpora.ipynb #b83e195f
@@ -437,9 +438,10 @@ def check_overlap(
     parts = {"train": splits.train} | {name: part for name, part in splits.held.items() if name != "unseen"}
     keys = {name: _keys(part) for name, part in parts.items()}
     for a, b in combinations(parts, 2):
-        if shared := len(keys[a] & keys[b]):
-            raise DataError(f"{a} and {b} share {shared:,} documents, so scores would tell what was learnt by heart: "
-                            "split by document before anything else")
+        if shared := keys[a] & keys[b]:
+            one = next(one for one in parts[b] if one.document in shared or text_hash(one.text) in shared)
+            raise DataError(f"{a} and {b} share {counted(len(shared), 'document')}, one of which begins {short(one.text, 40)!r}, so "
+                            "scores would tell what was learnt by heart: leave them out of one, or let the lab split one source")
     asked = splits.held.get("unseen", [])
     if strange := len(asked) - len(unseen(splits.train, asked)):
         raise DataError(f"unseen asks {strange:,} times for a name that train asks for, too: build the set again")

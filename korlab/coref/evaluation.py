@@ -8,7 +8,7 @@ __all__ = ['Recalled', 'ask', 'evaluate', 'evaluate_on']
 # %% ../../nbs/coref/43_evaluation.ipynb #51d6703b
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 from ..core.files import read_json, write_jsonl
 from .corpora import Splits
 from .filling import candidates_of, fill_both, fill_compat, rank
-from .parameters import Params
+from .parameters import MODES, Mode, Params, modes_of
 from korlab.coref.recall import (
     MEASURES,
-    MODES,
     Answered,
-    Mode,
     answered,
     baselines,
     rank_of,
@@ -30,8 +28,8 @@ from korlab.coref.recall import (
     slices,
 )
 from .samples import Sample
-from .splits import load_splits, questions, with_lambada
-from .stages import make_ready, record, record_lengths, scored
+from .splits import load_splits, questions, refuse_recipe, with_lambada
+from .stages import make_ready, record, record_lengths, scored, told_counts
 from .windows import Window
 from .windows import questions as hidden
 from ..experiment import results
@@ -45,16 +43,6 @@ from ..metrics.recall import composite
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
-
-# %% ../../nbs/coref/43_evaluation.ipynb #f528b140
-def _modes_of(
-    own: Params,  # of a run or an evaluation
-) -> list[Mode]:  # strict first
-    "The ways of counting that were asked for."
-    wanted = [name for name in re.split(r"[\s,]+", own.modes or "") if name]
-    if wrong := [name for name in wanted if name not in MODES]:
-        raise ParameterError(f"modes={own.modes!r}: there is no {wrong[0]!r}, name some of {', '.join(MODES)}")
-    return [name for name in MODES if name == "strict" or name in wanted]
 
 # %% ../../nbs/coref/43_evaluation.ipynb #fc09a5a7
 @dataclass
@@ -87,7 +75,7 @@ def ask(
     **reading: Any,  # batch_size and note of `filling.Reader`
 ) -> Recalled:
     "Ask every question in every way that is wanted."
-    modes, left_out = _modes_of(own), Counter[str]()
+    modes, left_out = modes_of(own.modes), Counter[str]()
     asked = hidden(samples, loaded.tokenizer, length, own.context or "left")
     windows = [one for one in asked if isinstance(one, Window)]
     how = dict(model=loaded.model, tokenizer=loaded.tokenizer, max_length=length, left_out=left_out) | reading
@@ -240,7 +228,22 @@ def _score_splits(
         write_jsonl(run.path("recalls", f"{name}.jsonl"), _recall_rows(recalled, names))
     first = scored(splits)[0]
     facts[first]["composite"] = _together(rows, first)
-    return results.write(run, rows, items, facts, remarks)
+    return results.write(run, rows, items, facts, [*_not_asked(run, facts, items), *remarks])
+
+
+_MANY = 0.1  # share of a split: from here on the report begins with what could not be asked
+
+
+def _not_asked(run: Run[Params], facts: Mapping[str, Mapping[str, Any]], items: Mapping[str, Items]) -> Iterator[Remark]:
+    "Note which splits have misses that nobody could have hit; give what has many."
+    for name, one in facts.items():
+        if lost := Counter(one["unasked"]):
+            n, many, why = lost.total(), len(items[name].ids), told_counts(lost)
+            said = (f"{name}: {n:,} of {many:,} questions cannot be asked and count as misses ({why}).",
+                    f"{name}: 질문 {many:,}개 가운데 {n:,}개는 물을 수 없어 틀린 것으로 쳤다 ({why}).")
+            run.note(*said, once=True)
+            if n >= _MANY * many:
+                yield Remark("unasked", name, *said)
 
 # %% ../../nbs/coref/43_evaluation.ipynb #747fcc8d
 _FIRST = 100  # questions
@@ -275,6 +278,7 @@ def evaluate(
 def _brought(run: Run[Params]) -> Splits:
     "Somebody's questions."
     rows = run.config.rows
+    refuse_recipe(run.given, [rows.data])
     asked = questions(run.config, rows.data, run.path("samples"))
     splits = Splits([], {"test": asked.samples}, [{"split": "test"} | one for one in asked.reports], asked.notes)
     with_lambada(splits, run.config.own.lambada, rows.data_policy or "report")
@@ -298,6 +302,7 @@ def _to_be_asked(run: Run[Params]) -> tuple[Splits, list[Remark]]:
     if own and trained:
         _refuse_remaking(run.config.own, trained.config.own)
     if own or rows.data == "embedded":
+        refuse_recipe({} if own else run.given, [])
         return load_splits(run.config, home / "samples", again=True), []
     splits = _brought(run)
     return splits, seen_before(run, "test", (one.text for one in splits.held["test"]), "questions")

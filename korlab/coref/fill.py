@@ -325,8 +325,8 @@ class Filled:
     notes: tuple[Remark, ...]  # what to know of how the text was read
 
     def rows(self) -> list[dict[str, Any]]:
-        "One table row an answer: its rank, its probability, and how often the text says it before the mask."
-        return [{"rank": rank, "answer": one.text, "probability": f"{math.exp(one.score):.1%}",
+        "One table row an answer: its rank, how sure its pieces are on average, and how often the text says it before the mask."
+        return [{"rank": rank, "answer": one.text, "a piece": f"{math.exp(one.score):.1%}",
                  "earlier": len(earlier(self.look.text, one.text, self.look.gap[0]))} for rank, one in enumerate(self.guesses, 1)]
 
     def bars(self) -> "Figure":

@@ -7,8 +7,10 @@ __all__ = ['PAGES', 'headline', 'limits', 'gallery']
 
 # %% ../../nbs/coref/60_pages.ipynb #8190e650
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..core import charts
 from ..core.files import read_jsonl
 from ..core.tables import Markdown, escape, facts, one_line, pipe_table
 from .quality import quality
@@ -20,17 +22,23 @@ from ..experiment.studies import Page
 from ..metrics.measures import Interval, written
 from ..report import pages
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/coref/60_pages.ipynb #d702991c
+def _sets(run: Run) -> Iterator[Path]:
+    "The sets that were made of texts of one's own for a run or an evaluation, or the one it was given; none for embedded articles."
+    made, data = run.path("samples"), Path(run.config.rows.data)
+    yield from (one for one in (data, made, *sorted(made.glob("*"), reverse=True)) if is_set(str(one)))
+
+
 def _quality(run: Run) -> Iterator[Any]:
-    "What the recipe removed from texts of one's own; nothing for embedded articles."
-    folder = run.path("samples", "train")
-    if is_set(str(folder)):
+    "What the recipe removed from texts."
+    for i, folder in enumerate(_sets(run)):
         found = quality(folder)
-        yield pages.prose("coref", "data.quality")
+        yield pages.prose("coref", "data.quality") if not i else Markdown(f"#### {folder.name}")
         yield Markdown(found.title)
         yield from (pipe_table(rows, literal=True) for rows in (found.removed, found.distances, found.names, found.examples) if rows)
-
 
 # %% ../../nbs/coref/60_pages.ipynb #b56e586b
 def _data(run: Run) -> Iterator[Any]:
@@ -79,6 +87,16 @@ def _unasked(found: Mapping[str, Mapping[str, Any]]) -> Markdown:
     rows = [{"split": split, "because": why, "questions": n} for split, one in found.items() for why, n in one.get("unasked", {}).items()]
     return pipe_table(rows, empty="묻지 못한 질문이 없다.")
 
+# %% ../../nbs/coref/60_pages.ipynb #14d39a0b
+def _by_distance(run: Run) -> "Figure | None":
+    "Real@1 for every range of distances; None where there is one range only."
+    found, first = results.read(run), MEASURES[0]
+    parts = found.facts[found.splits[0]]["slices"]["distance"]
+    rows = [{"system": f"{name} (n={one['n']:,})"} | {key: first.scale * one[end] for key, end in (("value", "mean"), ("low", "low"), ("high", "high"))}
+            for name, one in parts.items()]
+    title = "처음 나온 곳까지의 토큰과 Real@1"
+    return charts.score_dots(rows, title=title, label=f"{first.label}, 95 % 구간") if len(rows) > 1 else None
+
 # %% ../../nbs/coref/60_pages.ipynb #7bf2168f
 def limits(
     run: Run,  # evaluated
@@ -96,7 +114,12 @@ def limits(
 
 
 def _scores(run: Run) -> Iterator[Any]:
-    yield pages.scores(run)
+    rows = results.score_rows(results.read(run), MEASURES)
+    yield pipe_table([row for row in rows if row["mode"] == "strict"], empty="묻지 않았다.")
+    yield _by_distance(run)
+    if others := [row for row in rows if row["mode"] != "strict"]:
+        yield pages.prose("coref", "scores.modes")
+        yield pipe_table(others)
 
 # %% ../../nbs/coref/60_pages.ipynb #a68123be
 def _answers(row: Mapping[str, Any], most: int = 3) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.accounts import accounted
+from ..core.accounts import accounted, few_problems, noted
 from ..core.charts import length_histogram
 from .corpora import metadata_of
 
@@ -80,12 +80,14 @@ class SetQuality:
     names: list[dict[str, Any]]  # a row for each of the most frequent ones
     examples: list[dict[str, Any]]  # a row a question
     lost: list[str]  # a line for every source with rows that could not be read
+    problems: list[dict[str, Any]]  # some of these rows, and how many more
+    notes: list[str]  # a line for whatever else was noted, e.g. files that were not read
     characters: dict[str, list[int]]  # split -> from the first mention to the question
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         "Every table under its name."
         return {"Sources": self.sources, "Removed": self.removed, "Distances": self.distances, "Names": self.names,
-                "Questions": self.examples}
+                "Questions": self.examples, "Rows that were left out or are doubted": self.problems}
 
     def figure(self) -> "Figure":
         "How far back the first mention lies."
@@ -124,9 +126,11 @@ def quality(
     stats, splits = facts["distance_stats"], {name: part["samples"] for name, part in facts["splits"].items()}
     title = (f"{facts['recipe']} {facts['version']}, rule {facts['rule']}: {facts['num_samples']:,} samples, "
              f"{facts['num_unique_entities']:,} names, {stats['mean']:,.0f} characters back on average")
-    lost = [f"{report['source']}: {said}" for report in facts["reports"] if (said := accounted(report))]
+    reports = facts["reports"]
+    lost = [f"{report['source']}: {said}" for report in reports if (said := accounted(report))]
+    problems = [row for report in reports for row in few_problems(report["problems"], report["unlisted"])]
     return SetQuality(
         title, [*_sources(facts)], [*_removed(facts)], [*_distances(facts)], [*_names(facts, names)],
-        [*_examples(place / "test.parquet", examples)], lost,
+        [*_examples(place / "test.parquet", examples)], lost, problems, [note for report in reports for note in noted(report)],
         {name: _characters(place / f"{name}.parquet") for name, number in splits.items() if number},
     )
