@@ -87,9 +87,6 @@ def _built(
 def _from_gold(data: str, config: Config[Params]) -> Asked:
     gold = load_gold(data, config.rows.data_policy or "report", config.rows.encoding)
     left = ", ".join(f"{why} {number:,}" for why, number in gold.left_out.most_common())
-    if not gold.samples:
-        raise DataError(f"{portable(data)} asks nothing ({counted(gold.chains, 'gold chain')}, {gold.mentions:,} mentions: {left or 'none'}): a "
-                        "question is a mention worded as an earlier one of its chain")
     note = f"{portable(data)}: {counted(gold.chains, 'gold chain')} with {gold.mentions:,} mentions, {gold.chains_asked:,} of them asked about"
     return Asked(gold.samples, [gold.report.to_dict()], [f"{note}; no question: {left or 'none'}."])
 
