@@ -116,8 +116,8 @@ def record_lengths(
     limit: int,  # tokens that are read at once
 ) -> None:
     "Count the tokens of every document, and keep the lengths that the figure draws."
-    parts = ({"train": splits.train} if splits.train else {}) | splits.held
-    read = {name: read_texts({one.text: None for one in part}, loaded.tokenizer, limit) for name, part in parts.items()}
+    parts = {"train": splits.train} | splits.held
+    read = {name: read_texts({one.text: None for one in part}, loaded.tokenizer, limit) for name, part in parts.items() if part}
     record_readings(run, {name: {"documents": found} for name, (found, _) in read.items()})
     write_json(run.path("lengths.json"), {name: lengths for name, (_, lengths) in read.items()})
 
