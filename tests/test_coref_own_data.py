@@ -18,7 +18,7 @@ from korlab.coref.corpora import RECIPES, build, load_samples
 from korlab.coref.models import load
 from korlab.coref.recall import baselines
 from korlab.coref.splits import load_splits, questions, refuse_recipe
-from korlab.coref.stages import _refuse_stretching
+from korlab.coref.stages import _check_rebucket
 from korlab.experiment.params import ParameterError
 from korlab.experiment.studies import configure
 
@@ -211,8 +211,8 @@ def test_a_parameter_that_could_do_nothing_is_refused(values, said):
 def test_distances_are_not_stretched_where_no_longer_text_is_read(own):
     loaded = load(str(own.folder / "model"))
     with pytest.raises(ParameterError, match="positions='rebucket' would have no effect: the checkpoint reads 64 tokens"):
-        _refuse_stretching(loaded, configure(dict(model="kf-deberta", size="full", positions="rebucket", context_length=64)).own)
-    _refuse_stretching(loaded, configure(dict(model="kf-deberta", size="full", positions="rebucket", context_length=128)).own)
+        _check_rebucket(configure(dict(model="kf-deberta", size="full", positions="rebucket", context_length=64)).own, loaded.model)
+    _check_rebucket(configure(dict(model="kf-deberta", size="full", positions="rebucket", context_length=128)).own, loaded.model)
 
 
 def test_every_recipe_of_the_repository_is_possible():

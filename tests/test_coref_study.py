@@ -15,8 +15,8 @@ from korlab.coref.collator import Collator
 from korlab.coref.corpora import load_samples
 from korlab.coref.frozen import freeze
 from korlab.coref.models import mini, train_tokenizer
+from korlab.coref.parameters import MODES
 from korlab.coref.positions import extend, length_of
-from korlab.coref.recall import MODES
 from korlab.coref.windows import windows
 from korlab.experiment import results
 from korlab.experiment.runs import reopen
@@ -142,7 +142,7 @@ def test_gold_chains_and_frozen_items_are_asked_of_a_run(home, entity):
 
 def test_a_runs_own_questions_are_not_made_again_by_another_recipe(home, entity):
     done = execute("evaluate", home / "again.ipynb", run="entity", name="again", rule="source", lambada="none", modes="")
-    assert "rule='source' would have no effect: the run's own questions were made with the default" in str(done.error)
+    assert "rule='source' would have no effect: the data hold questions already" in str(done.error)
 
 
 # ---- other models ------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_a_published_recipe_fits_two_cores_and_keeps_what_makes_it_one(name):
     folder = ROOT / "params" / "coref"
     small = configure(plans.layers(folder / f"{name}.yaml", [folder / "overlays" / "mini.yaml"]))
     whole = configure(plans.layers(folder / f"{name}.yaml", given={"data": "texts"}))
-    assert small.run.size == "mini" and small.rows.data == "embedded" and small.own.fillers == 300
+    assert small.run.size == "mini" and small.rows.data == "embedded"
     for kept in ("context_length", "objective", "mask_min", "mask_max"):
         assert getattr(small.own, kept) == getattr(whole.own, kept)
     assert small.training.learning_rate == 3e-3
