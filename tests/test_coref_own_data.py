@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,7 +93,7 @@ def test_a_run_on_texts_shows_every_row_that_it_lost(own):
 
 def test_what_another_file_cannot_be_asked_is_told(own, home, tmp_path):
     (tmp_path / "other.jsonl").write_text(lines([*TEXTS[70:80], "이름이 없는 글은 아무것도 묻지 않는다. " * 4]), "utf-8")
-    done = execute("evaluate", tmp_path / "out.ipynb", run="own", data=tmp_path / "other.jsonl", context_length=32, modes="strict")
+    done = execute("evaluate", tmp_path / "out.ipynb", run="own", data=tmp_path / "other.jsonl", context_length=16, modes="strict")
     assert done.error is None, done.error
     assert "no name comes again | 1" in done.page  # as a run says it of what it learns from
     found = read_json(next((home / "coref" / "own" / "evaluations").glob("*/metrics.json")))
@@ -220,3 +221,18 @@ def test_every_recipe_of_the_repository_is_possible():
 
     for file in sorted((ROOT / "params" / "coref").glob("*.yaml")):
         configure(read_yaml(file))
+
+
+# ---- runs side by side -------------------------------------------------------------------------------------------------
+
+
+def test_runs_with_and_without_last_nouns_stand_side_by_side(own, home, tmp_path):
+    other = home / "coref" / "asked-nouns"
+    shutil.copytree(own.folder, other, ignore=shutil.ignore_patterns("evaluations", "model", "checkpoints", "base"))
+    found = read_json(other / "metrics.json")
+    found["splits"]["test"]["composite"] = 0.25
+    (other / "metrics.json").write_text(json.dumps(found), "utf-8")
+    done = execute("compare", tmp_path / "out.ipynb", runs="own,asked-nouns")
+    assert done.error is None, done.error
+    head, row = (next(line for line in done.page.splitlines() if line.startswith(one)) for one in ("| run | composite |", "| asked-nouns | 25.0 |"))
+    assert head.count("|") == row.count("|")
