@@ -684,8 +684,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'korlab/coref/evaluation.py'),
                                          'korlab.coref.evaluation._recall_rows': ( 'coref/evaluation.html#_recall_rows',
                                                                                    'korlab/coref/evaluation.py'),
-                                         'korlab.coref.evaluation._refuse_remaking': ( 'coref/evaluation.html#_refuse_remaking',
-                                                                                       'korlab/coref/evaluation.py'),
                                          'korlab.coref.evaluation._score_splits': ( 'coref/evaluation.html#_score_splits',
                                                                                     'korlab/coref/evaluation.py'),
                                          'korlab.coref.evaluation._scores_of': ( 'coref/evaluation.html#_scores_of',

@@ -34,7 +34,6 @@ from .windows import Window
 from .windows import questions as hidden
 from ..experiment import results
 from ..experiment.evaluations import seen_before
-from ..experiment.params import ParameterError
 from ..experiment.remarks import Remark, outputs_of
 from ..experiment.results import Items, Results, Scored
 from ..experiment.runs import Run, is_run, reopen
@@ -284,25 +283,13 @@ def _brought(run: Run[Params]) -> Splits:
     with_lambada(splits, run.config.own.lambada, rows.data_policy or "report")
     return splits
 
-# %% ../../nbs/coref/43_evaluation.ipynb #b1d89771
-def _refuse_remaking(wanted: Params, made: Params) -> None:
-    "A run's own questions were made once."
-    for name in ("recipe", "rule"):
-        if (value := getattr(wanted, name)) != (was := getattr(made, name)):
-            how = "the default" if was is None else repr(was)
-            raise ParameterError(f"{name}={value!r} would have no effect: the run's own questions were made with {how}; name "
-                                 "other data, or train anew")
-
 # %% ../../nbs/coref/43_evaluation.ipynb #eef436e3
 def _to_be_asked(run: Run[Params]) -> tuple[Splits, list[Remark]]:
     "The run's own splits, or somebody's questions, whose documents training should not have read."
     home, rows = run.folder.parents[1], run.config.rows
     trained = reopen(home) if is_run(home) else None
-    own = rows.data != "embedded" and trained is not None and trained.config.rows.data == rows.data
-    if own and trained:
-        _refuse_remaking(run.config.own, trained.config.own)
-    if own or rows.data == "embedded":
-        refuse_recipe({} if own else run.given, [])
+    if rows.data == "embedded" or trained and trained.config.rows.data == rows.data:
+        refuse_recipe(run.given, [])  # a run asks its own questions again as they were made
         return load_splits(run.config, home / "samples", again=True), []
     splits = _brought(run)
     return splits, seen_before(run, "test", (one.text for one in splits.held["test"]), "questions")
