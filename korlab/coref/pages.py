@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/coref/60_pages.ipynb #d702991c
+_TABLES = {"Removed": "무엇이 왜 빠졌나", "Distances": "처음 나온 곳까지의 글자 수", "Names": "많이 나온 이름", "Questions": "질문의 보기"}
+
+
 def _sets(run: Run) -> Iterator[Path]:
     "The sets that were made of texts of one's own for a run or an evaluation, or the one it was given; none for embedded articles."
     made, data = run.path("samples"), Path(run.config.rows.data)
@@ -38,7 +41,8 @@ def _quality(run: Run) -> Iterator[Any]:
         found = quality(folder)
         yield pages.prose("coref", "data.quality") if not i else Markdown(f"#### {folder.name}")
         yield Markdown(found.title)
-        yield from (pipe_table(rows, literal=True) for rows in (found.removed, found.distances, found.names, found.examples) if rows)
+        yield from (item for title, rows in found.tables().items() if rows and title in _TABLES
+                    for item in (Markdown(f"**{_TABLES[title]}**"), pipe_table(rows, literal=True)))
 
 # %% ../../nbs/coref/60_pages.ipynb #b56e586b
 def _data(run: Run) -> Iterator[Any]:

@@ -77,6 +77,8 @@ def loading(
 ) -> Iterator[None]:
     "Turn the library's failure to load a checkpoint into one sentence on how to get it; a broken seal is one before that."
     require_whole(Path(source), sealed=False)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
+        raise CheckpointError(f"the {what} {shown(source)} does not exist: check the path (a model on the hub is written owner/name)")
     try:
         yield
     except errors as error:
