@@ -329,16 +329,18 @@ def coverage(
 
     from korlab.coref.collator import Collator
 
-    theirs = DataCollatorForLanguageModeling(tokenizer, mlm_probability=rate, seed=42)
+    theirs = DataCollatorForLanguageModeling(tokenizer, mlm_probability=rate)
     mine = Collator(tokenizer, "entity", mask_min=rate, mask_max=rate)
     texts = [tokenizer(_hole(one.sample, tokenizer.mask_token))["input_ids"] for one in asked]
     found = Counter[str]()
-    for number in range(batches):
-        one, ids = asked[number % len(asked)], texts[number % len(asked)]
-        labels = theirs([{"input_ids": ids}])["labels"][0]
-        found["stock"] += bool(labels[ids.index(tokenizer.mask_token_id)] != -100)
-        name = mine([one])["labels"][0, one.place : one.place + len(one.target)]
-        found["ours"] += torch.equal(name, torch.tensor(one.target))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(42)
+        for number in range(batches):
+            one, ids = asked[number % len(asked)], texts[number % len(asked)]
+            labels = theirs([{"input_ids": ids}])["labels"][0]
+            found["stock"] += bool(labels[ids.index(tokenizer.mask_token_id)] != -100)
+            name = mine([one])["labels"][0, one.place : one.place + len(one.target)]
+            found["ours"] += torch.equal(name, torch.tensor(one.target))
     return Coverage(batches, found["stock"], found["ours"])
 
 # %% ../../nbs/coref/61_audit.ipynb #da40cbf9
@@ -349,12 +351,15 @@ def side_by_side(
     rate: float = 0.15,  # of random masking beside the name
 ) -> dict[str, list[tuple[str, str]]]:  # "stock" and "ours" -> pieces and their labels; empty where there is none
     "Write down what both collators make of a question."
+    import torch
     from transformers import DataCollatorForLanguageModeling
 
     from korlab.coref.collator import Collator
 
     ids = tokenizer(_hole(one.sample, tokenizer.mask_token))["input_ids"]
-    stock = DataCollatorForLanguageModeling(tokenizer, mlm_probability=rate, seed=42)([{"input_ids": ids}])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(42)
+        stock = DataCollatorForLanguageModeling(tokenizer, mlm_probability=rate)([{"input_ids": ids}])
     ours, hole = Collator(tokenizer, "entity", mask_min=rate, mask_max=rate)([one]), ids.index(tokenizer.mask_token_id)
     spans = {"stock": (stock, hole, hole + 1), "ours": (ours, one.place, one.place + len(one.target))}
     return {name: _pieces(batch, tokenizer, slice(max(0, start - around), end + around)) for name, (batch, start, end) in spans.items()}
