@@ -255,8 +255,9 @@ def test_an_extended_checkpoint_is_what_anybody_loads(model, tmp_path, mode):
 def test_a_text_is_filled_in_a_terminal(home, model):
     said, _ = korlab("fill", TEXT, "--run", "recalls", "--top", 3)
     lines = said.splitlines()
-    assert len(lines) == 5 and "서안도  1 earlier mention" in lines[0] and "looks at: 서안도는 " in lines[3] and "%*, " in lines[3]
-    assert "(which looks at the earlier mentions most), the mean over 4 heads" in lines[4]
+    assert len(lines) == 6 and "a piece" in lines[0] and "서안도  1 earlier mention" in lines[1]
+    assert "looks at: 서안도는 " in lines[4] and "%*, " in lines[4]
+    assert "(which looks at the earlier mentions most), the mean over 4 heads" in lines[5]
     said, remarks = korlab("fill", "먼 산에 눈이 온다. " * 40 + TEXT, "--run", model, "--layer", 1, "--head", 2)
     assert "in layer 1 (as asked), head 2" in said and "korlab: The model reads 64 tokens: " in remarks
     assert "korlab: the text has no [MASK]" in korlab("fill", "소금", "--run", "recalls", code=1)[1]

@@ -24,10 +24,10 @@ from korlab.coref.filling import (
     text_of,
 )
 from korlab.coref.models import mini, train_tokenizer
+from korlab.coref.parameters import MODES
 from korlab.coref.recall import (
     DEV,
     MEASURES,
-    MODES,
     Answered,
     Guess,
     answered,
