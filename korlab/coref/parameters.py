@@ -122,7 +122,7 @@ _COREF: dict[str, Any] = dict(
 )
 
 _MINI: dict[str, Any] = _COREF | dict(
-    precision="fp32", threads=1, max_steps=400, learning_rate=3e-3, warmup=30, adam_beta2=0.98, batch_size=32, workers=0,
+    precision="fp32", threads=1, epochs=3.2, learning_rate=3e-3, warmup=30, adam_beta2=0.98, batch_size=32, workers=0,
     eval_steps=0.1, eval_rows=200, eval_batch_size=100, keep_checkpoints=2, vocab_size=1000, context_length=128, misfits=0.15,
 )
 
@@ -144,7 +144,7 @@ MODELS: tuple[Model, ...] = (
     Model(
         name="klue-roberta", family="roberta", hub_id="klue/roberta-base",
         about="RoBERTa with a table of 512 positions, enlarged for longer texts",
-        recipes={"mini": _MINI | dict(max_steps=1500), "full": _FULL},
+        recipes={"mini": _MINI | dict(epochs=12), "full": _FULL},
         refuses=_REFUSES | {"positions": {"rebucket": "it has a row for each position and no buckets"}},
     ),
     Model(
