@@ -54,6 +54,39 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def recalls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs are, with `recalls` among them: params/coref/one.yaml with shorter windows and fewer questions, trained once."""
+    from in_process import execute
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    runs = shared / "recalls"
+    runs.mkdir(exist_ok=True)
+    with open(shared / "recalls.lock", "w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (runs / "coref" / "recalls" / "metrics.json").exists():
+            patch.setenv("KORLAB_RUNS", str(runs))
+            done = execute("train", runs / "train.ipynb", model="kf-deberta", name="recalls", entities=1, context_length=64,
+                           eval_steps=0.5, questions=100, lambada="none", modes="oracle_len")
+            assert done.error is None, done.error
+    return runs
+
+
+def all_at_once(model, tokenizer, asked) -> float:
+    """The share of windows whose name a masked language model gets wholly right in one pass, as many masks given as it has pieces."""
+    import torch
+
+    from korlab.coref.collator import Collator
+    from korlab.coref.training import scores
+
+    batch = Collator(tokenizer)(asked)
+    with torch.no_grad():
+        best = scores(model.eval(), batch).argmax(-1)
+    right = torch.split(best == batch["labels"][batch["labels"] != -100], [len(one.target) for one in asked])
+    return sum(bool(part.all()) for part in right) / len(asked)
+
+
 DYING = """
 import os, signal, sys
 from pathlib import Path

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['counted', 'short', 'and_more', 'Problem', 'FileFault', 'DataError', 'SourceFile', 'label', 'spread', 'Removed',
-           'DataReport', 'few_problems', 'few_files', 'few_notes', 'account', 'account_removed', 'removals',
-           'accounted', 'check_policy', 'check_outcome']
+           'DataReport', 'few_problems', 'few_files', 'noted', 'account', 'account_removed', 'removals', 'accounted',
+           'check_policy', 'check_outcome']
 
 # %% ../../nbs/core/10_accounts.ipynb #351f7be2
 import math
@@ -280,12 +280,19 @@ def few_files(
     return [*(dict(file) for file in files[:most]), more | total]
 
 
-def few_notes(
+def _few_notes(
     notes: Sequence[str],  # of files
     most: int = 20,  # told
 ) -> list[str]:  # the first of them, and how many more there are
     "A few notes."
     return list(notes) if len(notes) <= most + 1 else [*notes[:most], f"… and {len(notes) - most:,} more notes"]
+
+
+def noted(
+    source: Mapping[str, Any],  # as `data.json` holds it
+) -> list[str]:  # one line a note
+    "What was noted about a source and its files."
+    return [*_few_notes([f"{file['name']}: {note}" for file in source["files"] for note in file["notes"]]), *source["notes"]]
 
 # %% ../../nbs/core/10_accounts.ipynb #c3a55910
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -314,7 +321,7 @@ def _report_markdown(
     problems = [list(row.values()) for row in few_problems(listed, report.unlisted)]
     lengths = [[name.replace("_", " "), *sizes.values()] for name, sizes in report.lengths.items() if sizes]
     removed = [[kind, one.times, one.rows, one.first, one.near] for kind, one in report.removed.items()]
-    notes = few_notes([f"{label(file.name)}: {note}" for file in report.files for note in file.notes]) + report.notes
+    notes = noted(_report_dict(report))
     return printable("".join([
         _opening(report),
         _table([*names, "left out"], map(_file_row, few_files([asdict(file) for file in report.files]))),

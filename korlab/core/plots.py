@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'SKY', 'PALETTE', 'INK', 'MUTED', 'GREY', 'FontError', 'bundled_fonts', 'hangul_font',
-           'house_rc', 'use_house_style', 'house_style', 'no_missing_glyphs', 'check_glyphs', 'png', 'save',
+           'house_rc', 'use_house_style', 'house_style', 'no_missing_glyphs', 'check_glyphs', 'drawable', 'png', 'save',
            'new_figure']
 
 # %% ../../nbs/core/05_plots.ipynb #ad9f13f2
@@ -139,6 +139,23 @@ def check_glyphs(
     with no_missing_glyphs():
         figure.savefig(io.BytesIO(), format="png")
     return figure
+
+# %% ../../nbs/core/05_plots.ipynb #9cfd5bc4
+@cache
+def _has_glyph(letter: str) -> bool:
+    "Whether one of the style's fonts can draw a letter."
+    from matplotlib.font_manager import findfont, get_font
+
+    fonts = (get_font(findfont(name)) for name in house_rc()["font.family"])
+    return any(font.get_char_index(ord(letter)) for font in fonts)
+
+
+def drawable(
+    text: str,  # any
+) -> str:  # for a label
+    "Write letters that no font of the style has as their code points, and dollar signs so that they stay."
+    letters = (letter if _has_glyph(letter) else f"U+{ord(letter):04X}" for letter in text)
+    return "".join("\\$" if letter == "$" else letter for letter in letters)
 
 # %% ../../nbs/core/05_plots.ipynb #8b756d13
 def png(

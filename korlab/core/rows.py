@@ -201,6 +201,14 @@ def _jsonl(part: Part, file: SourceFile, schema: Schema) -> Found:
     for line, item in line_rows(lines()):
         yield line, _under(columns, item)
 
+# %% ../../nbs/core/15_rows.ipynb #2e3db6ee
+def _in_own_form(part: Part, file: SourceFile, schema: Schema) -> Found:
+    "Rows a schema makes of all lines of a text file."
+    encoding = _judged_text(part, file)
+    file.encoding, file.notes = encoding.name, list(encoding.tried)
+    lines = (line.text if line.broken is None else misplaced(line.broken) for line in text_lines(part.where, encoding))
+    yield from cast(Any, schema.parse)(enumerate(lines, 1))
+
 # %% ../../nbs/core/15_rows.ipynb #2464acc9
 def _unreadable(error: Exception, read: int, rows: int | None = None) -> FileFault:
     after = f" after row {read:,} of {rows:,}" if read else ""
@@ -343,7 +351,8 @@ def read_rows(
     if part.format == "hub":
         rows = _hub(part, file, schema, **hub)
     else:
-        rows = (_jsonl if schema.line else _READERS[part.format])(part, file, schema)
+        own = _in_own_form if f".{part.format}" in schema.suffixes else None
+        rows = (own or (_jsonl if schema.line else _READERS[part.format]))(part, file, schema)
     number = 0
     for number, (line, found) in enumerate(rows, 1):
         values, doubts = (found.values, (found.doubt,)) if isinstance(found, _Doubtful) else (found, ())
@@ -372,7 +381,8 @@ def judged_rows(
     try:
         for row in read_rows(part, file, schema, **hub):
             verdict = Verdict(problems=[row.fault]) if row.fault else schema.judge(row)
-            account_removed(report, row.place, verdict.removed)
+            if verdict.removed:
+                account_removed(report, row.place, verdict.removed)
             if account(report, file, (row.row, row.line), [*verdict.problems, *row.doubts], warnings):
                 report.nfc_changed += verdict.nfc
                 report.cleaned += verdict.cleaned
@@ -395,8 +405,8 @@ def load_rows(
 ) -> tuple[list[Item], DataReport]:  # what can be used, and the report so far; `check_outcome` it when it is complete
     "Read a whole source; `DataError` for a path that does not exist."
     check_policy(policy)
-    parts = [replace(part, encoding=encoding) for part in find_parts(source, made=schema.made.__name__)]
+    parts = [replace(part, encoding=encoding) for part in find_parts(source, schema.made.__name__, schema.suffixes)]
     names = [source] if isinstance(source, (str, Path)) else [part.name for part in parts]
     report = DataReport(and_more([label(name) for name in names[:5]], len(names), ", "), policy, max_chars, dict(options or {}))
-    report.notes = files_not_read(source)
+    report.notes = files_not_read(source, schema.suffixes)
     return [item for part in parts for item in judged_rows(part, schema, report, **hub)], report

@@ -55,9 +55,10 @@ def is_hub_id(
 # %% ../../nbs/core/14_sources.ipynb #b23a875a
 def is_data_file(
     path: Path,  # in a folder
+    also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
 ) -> bool:  # whether it is to be read
     "Tell a data file from hidden and temporary ones, and from folders."
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith((".", "~")) and path.is_file()
+    return path.suffix.lower() in SUFFIXES + also and not path.name.startswith((".", "~")) and path.is_file()
 
 # %% ../../nbs/core/14_sources.ipynb #76f52217
 _SHARD = re.compile(r"(.+?)-(\d+)-of-(\d+)(?:-[0-9a-f]{6,})?")
@@ -99,7 +100,6 @@ def split_tables(
     return found
 
 # %% ../../nbs/core/14_sources.ipynb #f8299096
-_KINDS = "CSV, TSV, JSONL or Parquet"
 _REMEDIES: dict[str, str] = {
     **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z"), "unpack it"),
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".hwp", ".hwpx"), "save its table as CSV in the program it is from"),
@@ -107,29 +107,37 @@ _REMEDIES: dict[str, str] = {
 }
 
 
+def _kinds(also: tuple[str, ...]) -> str:
+    *names, last = "CSV", "TSV", "JSONL", "Parquet", *(suffix[1:].upper() for suffix in also)
+    return f"{', '.join(names)} or {last}"
+
+
 def _no_data_file(
     path: Path,  # of a file
+    also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
 ) -> DataError:  # to be raised
     "Say what to do about a file of another kind."
     remedy = _REMEDIES.get(path.suffix.lower(), "convert it, or rename it if it is one")
-    return DataError(f"{path} is not a {_KINDS} file by its name: {remedy}")
+    return DataError(f"{path} is not a {_kinds(also)} file by its name: {remedy}")
 
 # %% ../../nbs/core/14_sources.ipynb #3678befd
 def _find_files(
     source: str | Path,  # a file or a folder
+    also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
 ) -> list[Path]:  # the file, or the folder's data files by name
     "Find the files of a local source; `DataError` for what is missing or not a data file."
     path = Path(expanded(str(source)))
     if path.is_dir():
-        files = [file for table in _tables(list(filter(is_data_file, path.iterdir()))).values() for file in table]
+        read = [one for one in path.iterdir() if is_data_file(one, also)]
+        files = [file for table in _tables(read).values() for file in table]
         if not files:
-            raise DataError(f"{source} is a folder without a {_KINDS} file in it: name the folder that holds them")
+            raise DataError(f"{source} is a folder without a {_kinds(also)} file in it: name the folder that holds them")
         return files
     if not path.exists():
         raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)"
                         f"{looked_in(expanded(str(source)))}")
-    if path.suffix.lower() not in SUFFIXES:
-        raise _no_data_file(path)
+    if path.suffix.lower() not in SUFFIXES + also:
+        raise _no_data_file(path, also)
     return [path]
 
 # %% ../../nbs/core/14_sources.ipynb #40ea6557
@@ -146,28 +154,30 @@ def not_read(
 
 def files_not_read(
     source: object,  # as given to `find_parts`
+    also: tuple[str, ...] = (),  # as given to it
 ) -> list[str]:  # one note for each folder that holds anything else
     "Note what the folders of a source hold besides their data files."
     items = source if isinstance(source, (list, tuple)) else [source]
     folders = [Path(expanded(str(item))) for item in items if isinstance(item, (str, Path))]
-    return [note for folder in folders if folder.is_dir() for note in not_read(folder, _find_files(folder))]
+    return [note for folder in folders if folder.is_dir() for note in not_read(folder, _find_files(folder, also))]
 
 # %% ../../nbs/core/14_sources.ipynb #8426bfcd
 def find_parts(
     source: str | Path | list | tuple,  # file, folder, hub id, a list of these, or rows
     made: str = "items",  # what rows in memory may be besides mappings
+    also: tuple[str, ...] = (),  # endings of files to be read besides `SUFFIXES`, e.g. `.txt`
 ) -> list[Part]:  # what there is to read
     "Take a source apart; `DataError` for what is missing, `TypeError` for what is no source."
     if isinstance(source, (str, Path)):
         if not Path(expanded(str(source))).exists() and is_hub_id(source):
             return [Part(str(source), "hub", source)]
-        return [Part(str(path), path.suffix.lower()[1:], path) for path in _find_files(source)]
+        return [Part(str(path), path.suffix.lower()[1:], path) for path in _find_files(source, also)]
     paths = {isinstance(item, (str, Path)) for item in source} if isinstance(source, (list, tuple)) else set()
     if len(paths) != 1:
         raise TypeError(f"this {type(source).__name__} is no source: give a path, a hub id, a list of these, or a list "
                         f"of rows ({made} or mappings); not empty, not mixed")
     if True in paths:
-        return [part for item in source for part in find_parts(item, made)]
+        return [part for item in source for part in find_parts(item, made, also)]
     return [Part("rows in memory", "memory", source)]
 
 # %% ../../nbs/core/14_sources.ipynb #fd5ebd3a

@@ -103,7 +103,7 @@ def _element(
 
 def _tells_itself(tag: str, kind: str) -> bool:
     "Whether a tag is surely markup: one that never closes, or one with attributes."
-    return kind in ("<br>", "<hr>", "<img>", "<wbr>", "<!-- -->") or len(tag.strip("</> ")) > len(kind) - 2
+    return kind in ("<br>", "<hr>", "<img>", "<wbr>", "<!-- -->") or len(re.sub(r"[</>\s]", "", tag)) > len(kind) - 2
 
 # %% ../../nbs/core/04_text.ipynb #15ba8618
 _BRACKET = re.compile(r"[<>\n]")

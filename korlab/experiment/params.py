@@ -39,12 +39,13 @@ def setting(
     low: float | None = None,  # smallest accepted value
     high: float | None = None,  # largest accepted value
     above: float | None = None,  # values must be greater than this
-    needs: Needs | None = None,  # when the parameter has an effect; None = always
+    needs: Needs | Sequence[Needs] = (),  # when the parameter has an effect: where all of these hold
     rescore: bool | str = False,  # whether it may differ when a checkpoint is scored again; text is the help there
     path: Literal["one", "several"] | None = None,  # whether it may be a path, or paths separated by commas
 ) -> Any:  # a dataclass field carrying all of this as metadata
     "Declare one parameter of a params dataclass."
-    meta = dict(help=help, low=low, high=high, above=above, needs=needs, rescore=rescore, path=path)
+    every = (needs,) if isinstance(needs, Needs) else tuple(needs)
+    meta = dict(help=help, low=low, high=high, above=above, needs=every, rescore=rescore, path=path)
     return field(default=default, metadata=meta)
 
 # %% ../../nbs/experiment/00_params.ipynb #0e8713f0
@@ -162,8 +163,8 @@ def _blank(known: Mapping[str, Field], values: dict[str, Any], given: Mapping[st
     "Values without those that have no effect."
     found = dict(values)
     for name, one in known.items():
-        needs = one.metadata["needs"]
-        if needs is None or needs.test(values[needs.name]):
+        needs = next((some for some in one.metadata["needs"] if not some.test(values[some.name])), None)
+        if needs is None:
             continue
         if name in given:
             other = f"{needs.name}={values[needs.name]!r}"
@@ -255,7 +256,7 @@ def rescoring(
     kinds, kept = get_type_hints(spec), []
     for one in fields(spec):
         if again := one.metadata["rescore"]:
-            meta = dict(one.metadata) | {"needs": None} | ({"help": again} if isinstance(again, str) else {})
+            meta = dict(one.metadata) | {"needs": ()} | ({"help": again} if isinstance(again, str) else {})
             kept.append((one.name, kinds[one.name] | None, field(default=None, metadata=meta)))
     return make_dataclass(spec.__name__, kept, frozen=True, namespace={"__module__": spec.__module__})
 

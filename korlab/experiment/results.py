@@ -74,7 +74,7 @@ def against(
     from korlab.metrics.stats import compare_scores
 
     ours = next(iter(one.scores.values()), {}).get(measure.name, [])
-    return {system: compare_scores(ours[: len(theirs)], theirs).to_dict() for system, theirs in one.floors.items()}
+    return {system: compare_scores(ours[: len(theirs)], theirs).to_dict() for system, theirs in one.floors.items() if len(theirs)}
 
 # %% ../../nbs/experiment/07_results.ipynb #5ed97652
 def _facts(run: Run, items: Mapping[str, Items], facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

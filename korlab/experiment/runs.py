@@ -151,8 +151,9 @@ class Run(RunFolder, Generic[Own]):
 
     @property
     def title(self) -> str:
-        "Model, size and data: the first line of every report."
-        return f"{self.config.run.model} · {self.config.run.size} · {portable(self.config.rows.data)}"
+        "Model, size, the checkpoint in place of the registered one, and data: the first line of every report."
+        run, data = self.config.run, portable(self.config.rows.data)
+        return f"{run.model} · {run.size}{f' from {portable(run.checkpoint)}' if run.checkpoint else ''} · {data}"
 
     def stage(self, name: str) -> AbstractContextManager[None]:
         "Record one stage of work: running, then done, failed or interrupted."

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.accounts import few_files, few_notes, few_problems
+from ..core.accounts import few_files, few_problems, noted
 from ..core.settings import portable, shown
 from ..core.tables import Markdown, escape
 
@@ -55,11 +55,7 @@ def source_notes(
     run: "Run",  # whose data is loaded
 ) -> list[str]:  # one line a note
     "What was noted about every source and its files."
-    return [
-        f"{source['split']}: {escape(note)}"
-        for source in run.read("data")["sources"]
-        for note in [*few_notes([f"{file['name']}: {note}" for file in source["files"] for note in file["notes"]]), *source["notes"]]
-    ]
+    return [f"{source['split']}: {escape(note)}" for source in run.read("data")["sources"] for note in noted(source)]
 
 # %% ../../nbs/report/05_facts.ipynb #263f7be8
 def removed_rows(

@@ -24,7 +24,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from ..core.files import FileError, reading
 from ..core.settings import portable, shown
 from ..experiment.checkpoints import require_whole
-from ..experiment.models import check_positions, positions_of
+from ..experiment.models import check_positions, headless, positions_of
 
 # %% ../../nbs/sparse/20_head.ipynb #260b58e2
 def _highest(
@@ -247,12 +247,10 @@ def check_mlm_head(
 ) -> None:
     "Raise an `EncoderError` naming the file where weights of the masked language model are missing; nothing is allocated."
     _, info = AutoModelForMaskedLM.from_pretrained(checkpoint, device_map="meta", output_loading_info=True, **kwargs)
-    if missing := sorted(info["missing_keys"]):
-        folder = Path(checkpoint)
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]) if folder.is_dir() else []
-        name = ", ".join(shown(file) for file in files) or str(checkpoint)
-        raise EncoderError(f"{name} has no masked language model head: {', '.join(missing)} would start from random "
-                           "numbers. Choose a checkpoint trained with masked language modelling, or train one first.")
+    folder = Path(checkpoint)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]) if folder.is_dir() else []
+    if lack := headless(", ".join(map(shown, files)) or str(checkpoint), info["missing_keys"], "train one first."):
+        raise EncoderError(lack)
 
 # %% ../../nbs/sparse/20_head.ipynb #48dfa6b7
 def _check_reach(model: SparseEncoder, folder: str | Path, max_length: int | None) -> None:

@@ -7,9 +7,8 @@ __all__ = ['PAGES', 'headline', 'limits', 'gallery']
 
 # %% ../../nbs/sparse/60_pages.ipynb #a1eb91a6
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..core import charts
 from ..core.files import read_json, read_jsonl
 from ..core.tables import Markdown, escape, facts, one_line, pipe_table, signed
 from ..experiment import results
@@ -20,35 +19,13 @@ from ..report import pages
 from .evaluation import LEXICAL, MEASURES, OURS, in_words
 from .sparsity import goal_rows, sparsity_table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# %% ../../nbs/sparse/60_pages.ipynb #31ce8692
-def _data_rows(
-    run: Run,  # its data is loaded
-) -> list[dict[str, Any]]:  # one row a split
-    "How much of everything there is."
-    found = run.read("data")
-    return [
-        {"split": name, "questions": n, "documents": found["documents"].get(name), "sha256": found["sha256"].get(name, "")[:8]}
-        for name, n in found["rows"].items()
-    ]
-
-# %% ../../nbs/sparse/60_pages.ipynb #17e343b9
-def _lengths(run: Run) -> "Figure | None":
-    "How long the encoded texts are; None before anybody encoded them."
-    file = run.path("lengths.json")
-    if not file.exists():
-        return None
-    return charts.length_histogram(read_json(file), limit=run.config.own.max_length, title="글의 길이 (토큰)")
-
 # %% ../../nbs/sparse/60_pages.ipynb #b86f4e17
 def _data(run: Run) -> Iterator[Any]:
     yield pages.prose("sparse", "data.rows")
-    yield pipe_table(_data_rows(run))
+    yield pages.splits(run, "questions", "documents")
     yield pages.prose("sparse", "data.lengths")
     yield pages.readings(run)
-    yield _lengths(run)
+    yield pages.lengths(run, run.config.own.max_length)
     yield pages.prose("sparse", "data.sources")
     yield from pages.sources(run)
 

@@ -24,29 +24,19 @@ from .summarizer import read_predictions
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# %% ../../nbs/summarization/60_pages.ipynb #019c230e
-def _split_rows(run: Run[Params]) -> list[dict[str, Any]]:
-    "Rows and hash of every split."
-    found = run.read("data")
-    return [{"split": name, "rows": n, "sha256": found["sha256"][name][:8]} for name, n in found["rows"].items()]
-
 # %% ../../nbs/summarization/60_pages.ipynb #8942d3a5
 _DRAWN = ("train", "test", "natural")  # the splits of the length figure, where there are any of them
 
 
 def _lengths(run: Run[Params]) -> "Figure | None":
     "How long the encoded dialogues are, with the limit and the share beyond it; None before they are encoded."
-    if not run.has("lengths"):
-        return None
-    every = run.read("lengths")
-    found = {name: values for name, values in every.items() if name in _DRAWN} or every
-    return charts.length_histogram(found, limit=run.config.own.max_source_length, title="대화 길이 (토큰)")
+    return pages.lengths(run, run.config.own.max_source_length, "대화 길이 (토큰)", _DRAWN)
 
 # %% ../../nbs/summarization/60_pages.ipynb #80c35bc9
 def _data(run: Run[Params]) -> Iterator[Any]:
     "Splits, lengths, decisions, files, problems."
     yield pages.prose("summarization", "data.splits")
-    yield pipe_table(_split_rows(run))
+    yield pages.splits(run)
     yield pages.prose("summarization", "data.lengths")
     yield pages.readings(run)
     yield _lengths(run)

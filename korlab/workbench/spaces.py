@@ -17,6 +17,7 @@ from ..core.yamls import read_yaml
 from ..experiment import studies
 from ..experiment.config import Config
 from korlab.experiment.params import (
+    Needs,
     ParameterError,
     check_bounds,
     coerce,
@@ -164,8 +165,8 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
-def _needs(config: Config) -> dict[str, Any]:
-    "Parameter -> the circumstance in which it has an effect, or None."
+def _needs(config: Config) -> dict[str, Sequence[Needs]]:
+    "Parameter -> the circumstances in which it has an effect."
     known = declared([type(part) for part in vars(config).values()])
     return {name: one.metadata["needs"] for name, one in known.items()}
 
@@ -178,7 +179,7 @@ def runnable(
     "Lay sampled values over the experiment's and leave out those that would have no effect."
     values = config.flat() | {name: _rounded(value) for name, value in sampled.items()}
     needs = _needs(config)
-    kept = (n for n in (*base, *sampled) if needs[n] is None or needs[n].test(values[needs[n].name]))
+    kept = (n for n in (*base, *sampled) if all(one.test(values[one.name]) for one in needs[n]))
     return {name: values[name] for name in kept}
 
 # %% ../../nbs/workbench/03_spaces.ipynb #d62967fe
@@ -187,15 +188,13 @@ def _ends(d: "BaseDistribution") -> Sequence[Any]:
 
 
 def _refuse_without_effect(name: str, space: Mapping[str, "BaseDistribution"], config: Config) -> None:
-    needs = _needs(config)[name]
-    if not needs:
-        return
-    others = _ends(space[needs.name]) if needs.name in space else [config.flat()[needs.name]]
-    if not any(map(needs.test, others)):
-        raise ParameterError(
-            f"{name} would have no effect in any trial: it needs {needs.name} to be {needs.words}, "
-            f"and here it is {' or '.join(map(repr, others))}"
-        )
+    for needs in _needs(config)[name]:
+        others = _ends(space[needs.name]) if needs.name in space else [config.flat()[needs.name]]
+        if not any(map(needs.test, others)):
+            raise ParameterError(
+                f"{name} would have no effect in any trial: it needs {needs.name} to be {needs.words}, "
+                f"and here it is {' or '.join(map(repr, others))}"
+            )
 
 # %% ../../nbs/workbench/03_spaces.ipynb #30ed0ff6
 def load_space(

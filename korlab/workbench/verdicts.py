@@ -78,6 +78,12 @@ def _columns(measures: Sequence[Measure], one: Scored) -> dict[str, Any]:
     return {k: v for k, v in results.score_row(one, measures).items() if k not in ("split", "system", "mode")}
 
 
+def _beside(found: Comparison, split: str) -> dict[str, None]:
+    "The study's own columns, with nothing in them; one run may have what another lacks."
+    there = (entry.run for entry in found.done if split in results.read(entry.run).splits)
+    return {name: None for run in there for name in found.study.comparison.describe(run, split)}
+
+
 def scores(
     found: Comparison,  # any
     split: str | None = None,  # another split than the one in question
@@ -86,11 +92,10 @@ def scores(
     "The first measures of every finished run with 95 % intervals, in one split and mode."
     chosen, study, rows = setting_of(found), found.study, []
     place = split or chosen.split, mode or chosen.mode
-    beside = study.comparison.describe
+    beside, blank, base = study.comparison.describe, _beside(found, place[0]), results.read(found.baseline.run)
     for entry in found.done:
         if one := results.read(entry.run).own(*place):
-            rows.append({"run": entry.label, **beside(entry.run, place[0]), **_columns(study.measures, one)})
-    blank, base = dict.fromkeys(beside(found.baseline.run, place[0])), results.read(found.baseline.run)
+            rows.append({"run": entry.label, **blank, **beside(entry.run, place[0]), **_columns(study.measures, one)})
     return rows + [{"run": one.system, **blank, **_columns(study.measures, one)} for one in base.baselines(*place)]
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #c219f7b8
@@ -211,7 +216,7 @@ def _starred(one: Versus, measure: Measure) -> str | None:
 def _short_scores(found: Comparison, split: str, mode: str) -> list[dict[str, Any]]:
     "Scores without the columns beside them; with differences where the runs stored the score of every item."
     run, measure = found.baseline.run, setting_of(found).measure
-    blank = found.study.comparison.describe(run, split)
+    blank = _beside(found, split)
     rows = [{key: value for key, value in row.items() if key not in blank} for row in scores(found, split, mode)]
     if mode != results.read(run).modes(split)[0]:
         return rows
