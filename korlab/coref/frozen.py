@@ -207,5 +207,10 @@ def load_frozen(
 def is_frozen(
     source: str,  # anything that may hold questions
 ) -> bool:  # False for what was never frozen
-    "Whether a source is a file of frozen items."
-    return _record_of(Path(source)).is_file() and Path(source).suffix == ".jsonl"
+    "Whether a source is a file of frozen items, with its record or without."
+    path = Path(source)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        first = lines.readline()
+    return _record_of(path).is_file() or ('"antecedent_pos"' in first and '"coref_pos"' in first)
