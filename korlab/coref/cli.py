@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..core.accounts import accounted, counted
 from ..core.settings import expanded
 from ..experiment.params import ParameterError
 from ..workbench.commands import register
-from ..workbench.terminal import print_table, remark, remark_all
+from ..workbench.terminal import one_of, print_table, remark, remark_all
 
 if TYPE_CHECKING:
     import torch
@@ -50,19 +50,13 @@ _RULE = Annotated[str, typer.Option(help="compound: names whole; source: proper 
 _WORKERS = Annotated[int, typer.Option(min=1, help="processes that analyse")]
 _POLICY = Annotated[str, typer.Option(help="report: go on without rows that cannot be read; strict: stop")]
 
-# %% ../../nbs/coref/64_cli.ipynb #2f7f9eab
-def _one_of(option: str, value: Any, choices: Sequence[str]) -> Any:  # the value, now known to be a choice
-    if value not in choices:
-        raise ParameterError(f"{option} {value!r}: choose one of {', '.join(choices)}")
-    return value
-
 # %% ../../nbs/coref/64_cli.ipynb #a68f48bb
 def _recipe(name: str, **given: Any) -> "Recipe":
     "A recipe with what a person wants otherwise."
     from korlab.coref.corpora import RECIPES
 
-    found = RECIPES[_one_of("--recipe", name, tuple(RECIPES))]
-    _one_of("--rule", given["rule"] or found.rule, ("compound", "source"))
+    found = RECIPES[one_of("--recipe", name, tuple(RECIPES))]
+    one_of("--rule", given["rule"] or found.rule, ("compound", "source"))
     return replace(found, **{key: value for key, value in given.items() if value is not None})
 
 # %% ../../nbs/coref/64_cli.ipynb #56687b90
@@ -94,7 +88,7 @@ def build(
 
     wanted = _recipe(recipe, rule=rule, target_samples=target_samples, max_entity_freq=max_entity_freq)
     sources = [expanded(one) for one in data] or None
-    _print_quality(made(out, wanted, sources, workers, _one_of("--policy", policy, ("report", "strict"))))
+    _print_quality(made(out, wanted, sources, workers, one_of("--policy", policy, ("report", "strict"))))
     typer.secho(f"set of questions: {out}", bold=True)
 
 # %% ../../nbs/coref/64_cli.ipynb #964bb363
@@ -122,7 +116,7 @@ def freeze(
     from korlab.coref.frozen import PUBLISHED, load_frozen
     from korlab.coref.frozen import freeze as frozen
 
-    wanted = _one_of("--policy", policy, ("report", "strict"))
+    wanted = one_of("--policy", policy, ("report", "strict"))
     sources = [expanded(one) for one in data] or PUBLISHED[:1]
     items, digest = load_frozen(frozen(out, sources, limit, seed, workers, wanted))
     typer.secho(f"{counted(len(items), 'item')}, sha256 {digest[:12]}: {out}", bold=True)
@@ -170,8 +164,8 @@ def mentions(file: _FILE, rule: _RULE = "compound", workers: _WORKERS = 1, polic
     "Find every name of every text: one JSON line a text, with places in its NFC form."
     from korlab.core.accounts import DataReport, check_outcome
 
-    wanted = _one_of("--rule", rule, ("compound", "source"))
-    report = DataReport(file, _one_of("--policy", policy, ("report", "strict")))
+    wanted = one_of("--rule", rule, ("compound", "source"))
+    report = DataReport(file, one_of("--policy", policy, ("report", "strict")))
     speed = _Speed(time.perf_counter())
     for document, found in _named(file, wanted, workers, report):
         speed.texts, speed.characters = speed.texts + 1, speed.characters + len(document.text)
@@ -228,7 +222,7 @@ _MODE = Annotated[str, typer.Option(help="keep: distances as the checkpoint know
 @app.command()
 def extend(checkpoint: _CHECKPOINT, length: _LENGTH, out: _OUT, mode: _MODE = "keep") -> None:
     "Let a checkpoint read longer texts, save it, and compare what plain from_pretrained loads; exit code 1 if it differs."
-    wanted = _one_of("--mode", mode, ("keep", "rebucket"))
+    wanted = one_of("--mode", mode, ("keep", "rebucket"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ParameterError(f"--out {out} is there already: name a new folder")
     done, reloaded, parent = _extended(checkpoint, length, wanted, out)
@@ -257,7 +251,7 @@ class _Asking:
         from korlab.coref.evaluation import ask
         from korlab.coref.recall import recall_scores
 
-        loaded, length = _ready(checkpoint, self.own.context_length)
+        loaded, length = _ready(checkpoint, self.own)
         told: dict[str, Any] = {"n": len(self.items), "seq_len": length}
         for samples, names in ((self.items, {"real@1": "real1", "real@5": "real5", "mrr": "mrr"}), (self.lambada, {"real@1": "lambada1"})):
             if samples:
@@ -266,20 +260,14 @@ class _Asking:
         return told
 
 # %% ../../nbs/coref/64_cli.ipynb #d38e9972
-def _ready(checkpoint: Path, wanted: int | None) -> "tuple[Loaded, int]":
+def _ready(checkpoint: Path, own: "Params") -> "tuple[Loaded, int]":
     "A checkpoint where it computes, and the tokens it reads."
-    from korlab.coref.attention import use_attention
     from korlab.coref.models import load
-    from korlab.coref.positions import extend as longer
-    from korlab.coref.positions import length_of
+    from korlab.coref.stages import adapt
     from korlab.experiment.computing import choose_device
 
     loaded = load(str(checkpoint))
-    if (length := wanted or length_of(loaded.model)) > length_of(loaded.model):
-        longer(loaded.model, length, tokenizer=loaded.tokenizer)
-    loaded.model.to(choose_device("auto")[0])
-    use_attention(loaded.model, "auto")
-    return loaded, length
+    return loaded, adapt(loaded, own, choose_device("auto")[0])["context_length"]
 
 # %% ../../nbs/coref/64_cli.ipynb #d2ed3064
 _CHECKPOINTS = Annotated[Path, typer.Argument(help="a checkpoint, or a folder with some, e.g. a run's")]
@@ -301,7 +289,7 @@ def rescore(
     from korlab.coref.rescoring import BEST
     from korlab.coref.rescoring import rescore as again
 
-    wanted = _one_of("--mode", mode, MODES)
+    wanted = one_of("--mode", mode, MODES)
     own = Params(context_length=context_length, context="left", modes=wanted, max_pieces=max_pieces, beam=beam)
     asked, digest = _questions(items, lambada, own, wanted)
     how = {"mode": wanted, "context_length": context_length, "max_pieces": max_pieces, "beam": beam}

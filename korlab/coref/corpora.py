@@ -22,7 +22,17 @@ from statistics import mean, median
 from typing import Any, NamedTuple, Self
 
 from ..core import splitting
-from ..core.accounts import DataError, DataReport, FileFault, check_outcome, check_policy, counted, label, short
+from korlab.core.accounts import (
+    DataError,
+    DataReport,
+    FileFault,
+    check_outcome,
+    check_policy,
+    counted,
+    label,
+    short,
+    tallied,
+)
 from ..core.files import Fault, read_json, write_json
 from ..core.rows import judged_rows
 from ..core.schemas import Field, Numbered, Row, Schema, Verdict, as_text, text_fault
@@ -399,6 +409,11 @@ class Splits:
     sources: list[dict[str, Any]] = field(default_factory=list)  # one data report a source
     notes: list[str] = field(default_factory=list)  # decisions a reader should know of
 
+    @property
+    def parts(self) -> dict[str, list[Sample]]:
+        "Every split by its name; train only where something is learnt."
+        return ({"train": self.train} if self.train else {}) | self.held
+
 # %% ../../nbs/coref/12_corpora.ipynb #17f75e7a
 def _parted(store: _Documents, chosen: Sequence[int], shares: Mapping[str, float]) -> dict[str, list[int]]:
     "Part the chosen documents, keeping their order within each split."
@@ -558,8 +573,7 @@ def _check_sources(tallies: Mapping[str, _Tally], reports: Mapping[str, DataRepo
     for name, tally in tallies.items():
         check_outcome(reports[name])
         if not tally.samples:
-            why = ", ".join(f"{rule} {number:,}" for rule, number in tally.documents.most_common())
-            raise DataError(f"{name} gave no sample ({tally.read:,} documents read; {why}): choose another recipe, or "
+            raise DataError(f"{name} gave no sample ({tally.read:,} documents read; {tallied(tally.documents)}): choose another recipe, or "
                             "leave it out")
 
 # %% ../../nbs/coref/12_corpora.ipynb #efc5b4a8

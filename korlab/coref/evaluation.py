@@ -10,9 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.accounts import tallied
 from ..core.files import read_json, write_jsonl
 from .corpora import Splits
 from .filling import candidates_of, fill_both, fill_compat, rank
@@ -29,7 +31,7 @@ from korlab.coref.recall import (
 )
 from .samples import Sample
 from .splits import load_splits, questions, refuse_recipe, with_lambada
-from .stages import make_ready, record, record_lengths, scored, told_counts
+from .stages import length_read, make_ready, record, record_lengths, scored
 from .windows import Window
 from .windows import questions as hidden
 from ..experiment import results
@@ -51,9 +53,13 @@ class Recalled:
     answers: dict[Mode, list[Answered]]  # one a question
     left_out: Counter[str]  # what could not be tried, besides whole questions
 
+    @cached_property
+    def _ranks(self) -> dict[Mode, list[int]]:
+        return {mode: [rank_of(mode, one) for one in several] for mode, several in self.answers.items()}
+
     def ranks(self, mode: Mode) -> list[int]:
         "The rank of each hidden name, 0 where it was not found."
-        return [rank_of(mode, one) for one in self.answers[mode]]
+        return self._ranks[mode]
 
     def only(self, samples: Iterable[Sample]) -> "Recalled":
         "The same for some of the questions."
@@ -213,11 +219,9 @@ def _score_splits(
     remarks: Sequence[Remark] = (),  # what else is to be said
 ) -> Results:
     "Ask and score every split, and write all of it."
-    from korlab.coref.positions import length_of
-
     for name in {*splits.held} - {"dev", *scored(splits)}:
         run.note(f"{name} has no questions and is not scored.", f"{name}에는 질문이 없어 채점하지 않는다.", once=True)
-    length, rows = run.config.own.context_length or length_of(loaded.model), list[Scored]()
+    length, rows = length_read(run.config.own, loaded.model), list[Scored]()
     sign = {mode: _signature(mode, run.config.own, length) for mode in MODES}
     items, facts = dict[str, Items](), dict[str, dict[str, Any]]()
     for name, recalled in _asked(run, splits, loaded, length).items():
@@ -237,7 +241,7 @@ def _not_asked(run: Run[Params], facts: Mapping[str, Mapping[str, Any]], items: 
     "Note which splits have misses that nobody could have hit; give what has many."
     for name, one in facts.items():
         if lost := Counter(one["unasked"]):
-            n, many, why = lost.total(), len(items[name].ids), told_counts(lost)
+            n, many, why = lost.total(), len(items[name].ids), tallied(lost)
             said = (f"{name}: {n:,} of {many:,} questions cannot be asked and count as misses ({why}).",
                     f"{name}: 질문 {many:,}개 가운데 {n:,}개는 물을 수 없어 틀린 것으로 쳤다 ({why}).")
             run.note(*said, once=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.accounts import DataError, DataReport, check_outcome, check_policy
+from ..core.accounts import DataError, DataReport, check_outcome, check_policy, tallied
 from ..core.files import read_jsonl, read_record, sha256, write_json, write_jsonl
 from ..core.settings import shown
 from ..core.text import kiwi, kiwi_version, text_hash
@@ -127,8 +127,7 @@ def _draw(
 def _check(drawn: _Drawn, report: DataReport) -> None:
     check_outcome(report)
     if not drawn.n:
-        why = ", ".join(f"{rule} {number:,}" for rule, number in drawn.left_out.most_common())
-        raise DataError(f"{drawn.source} gives no item ({drawn.read:,} texts read; {why}): leave it out, or name another")
+        raise DataError(f"{drawn.source} gives no item ({drawn.read:,} texts read; {tallied(drawn.left_out)}): leave it out, or name another")
 
 # %% ../../nbs/coref/17_frozen.ipynb #058b7048
 def _shares(limit: int, sources: int) -> list[int]:

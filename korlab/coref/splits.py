@@ -9,9 +9,9 @@ __all__ = ['recipe_of', 'is_set', 'refuse_recipe', 'Asked', 'questions', 'with_l
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..core.accounts import DataError, accounted, counted
+from ..core.accounts import DataError, accounted, counted, tallied
 from ..core.settings import portable
 from ..core.sources import is_data_file, not_read, split_names
 from ..core.text import text_hash
@@ -43,9 +43,11 @@ def is_set(
     return (Path(data) / "metadata.json").is_file()
 
 
-def _is_texts(source: Any) -> bool:
-    "Whether questions are still to be made of a source."
-    return not isinstance(source, str) or not (is_set(source) or is_frozen(source) or is_gold(source))
+def _kind(source: Any) -> Literal["texts", "set", "frozen", "gold"]:
+    "What a source is; questions are still to be made of texts."
+    if not isinstance(source, str):
+        return "texts"
+    return "set" if is_set(source) else "frozen" if is_frozen(source) else "gold" if is_gold(source) else "texts"
 
 
 _OF_TEXTS = ("recipe", "rule", "target_samples", "max_entity_freq", "max_chars")
@@ -56,7 +58,7 @@ def refuse_recipe(
     sources: Iterable[Any],  # everything that is read
 ) -> None:
     "Refuse what only texts need where there are none."
-    if (asked := [name for name in _OF_TEXTS if given.get(name) is not None]) and not any(map(_is_texts, sources)):
+    if (asked := [name for name in _OF_TEXTS if given.get(name) is not None]) and "texts" not in map(_kind, sources):
         raise ParameterError(f"{asked[0]}={given[asked[0]]!r} would have no effect: the data hold questions already")
 
 # %% ../../nbs/coref/19_splits.ipynb #984dcd2e
@@ -86,9 +88,8 @@ def _built(
 # %% ../../nbs/coref/19_splits.ipynb #2152a397
 def _from_gold(data: str, config: Config[Params]) -> Asked:
     gold = load_gold(data, config.rows.data_policy or "report", config.rows.encoding)
-    left = ", ".join(f"{why} {number:,}" for why, number in gold.left_out.most_common())
     note = f"{portable(data)}: {counted(gold.chains, 'gold chain')} with {gold.mentions:,} mentions, {gold.chains_asked:,} of them asked about"
-    return Asked(gold.samples, [gold.report.to_dict()], [f"{note}; no question: {left or 'none'}."])
+    return Asked(gold.samples, [gold.report.to_dict()], [f"{note}; no question: {tallied(gold.left_out) or 'none'}."])
 
 # %% ../../nbs/coref/19_splits.ipynb #259706a9
 def _from_frozen(data: str) -> Asked:
@@ -103,11 +104,14 @@ def questions(
     again: bool = False,  # whether a set that is there already may be taken
 ) -> Asked:  # all of it, none for training
     "The questions of a source; `DataError` if there are none."
-    if not _is_texts(data) and is_set(data):
+    kind = _kind(data)
+    if kind == "set":
         found = load_samples(data)
         asked = Asked(found.held["test"], found.sources, [f"{portable(data)} is a built set: its split test is asked."])
-    elif not _is_texts(data):
-        asked = _from_frozen(data) if is_frozen(data) else _from_gold(data, config)
+    elif kind == "frozen":
+        asked = _from_frozen(data)
+    elif kind == "gold":
+        asked = _from_gold(data, config)
     else:
         found = _built(config, data, folder, {"test": 1.0}, again)
         asked = Asked(found.held["test"], found.sources)
@@ -144,7 +148,7 @@ def _given(config: Config[Params]) -> dict[str, Any]:
     named = _by_name(rows.data)
     if named and "train" not in named:
         raise ParameterError(f"data={portable(rows.data)!r}: its files speak of {', '.join(named)} and none is for training")
-    if not named and not is_set(rows.data) and not _is_texts(rows.data):
+    if not named and _kind(rows.data) in ("frozen", "gold"):
         raise ParameterError(f"data={portable(rows.data)!r} holds questions for scoring and nothing to learn from: give it as test_data")
     asked = {"dev": rows.dev_data, "test": rows.test_data}
     return {"train": named.get("train", rows.data)} | {name: asked.get(name) or named.get(name) for name in ("dev", "test")}
@@ -172,7 +176,7 @@ def _brought(config: Config[Params], folder: Path, again: bool) -> Splits:
 
 def _together(source: Any) -> list[Any]:
     "Sources of a split, all texts as one: a single one of them may have no name that comes again."
-    texts = [one for one in _listed(source) if _is_texts(one)]
+    texts = [one for one in _listed(source) if _kind(one) == "texts"]
     return [one for one in _listed(source) if one not in texts] + ([texts if len(texts) > 1 else texts[0]] if texts else [])
 
 
@@ -191,8 +195,7 @@ def with_lambada(
     found = load_lambada(source, limit=None, policy=policy)
     splits.held["lambada"] = found.samples
     splits.sources = splits.sources + ([] if source == "embedded" else [{"split": "lambada"} | found.report.to_dict()])
-    where = ", ".join(f"{how} {number:,}" for how, number in found.places.most_common())
-    splits.notes = [*splits.notes, f"lambada: {len(found.samples):,} passages; the noun asked stands {where}."]
+    splits.notes = [*splits.notes, f"lambada: {len(found.samples):,} passages; the noun asked stands {tallied(found.places)}."]
 
 # %% ../../nbs/coref/19_splits.ipynb #4762c855
 def limited(

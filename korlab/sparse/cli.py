@@ -6,7 +6,7 @@
 __all__ = ['app', 'idf', 'stopwords', 'verify', 'quick', 'export', 'upload', 'index', 'search']
 
 # %% ../../nbs/sparse/64_cli.ipynb #c6e87db7
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ from ..core.settings import expanded
 from ..experiment.params import ParameterError
 from ..experiment.runs import RunError
 from ..workbench.commands import register
-from ..workbench.terminal import live, remark
+from ..workbench.terminal import live, one_of, remark
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +41,6 @@ _OVERLAY = Annotated[list[Path], typer.Option("-f", "--file", help="YAML laid ov
 _MINI = Annotated[
     bool, typer.Option("--mini", help="with params/sparse/overlays/mini.yaml: a model from nothing, for two cores")
 ]
-
-# %% ../../nbs/sparse/64_cli.ipynb #c0da2c86
-def _one_of(option: str, value: str, choices: Sequence[str]) -> Any:  # the value, now known to be a choice
-    if value not in choices:
-        raise ParameterError(f"{option} {value!r}: choose one of {', '.join(choices)}")
-    return value
 
 # %% ../../nbs/sparse/64_cli.ipynb #0b65d489
 def _without_effect(place: str, **options: object) -> None:
@@ -265,7 +259,7 @@ def _into_opensearch(run: str, documents: str, alias: str, layout: str, rules: M
     from korlab.sparse.encoders import load_encoder, pruning
     from korlab.sparse.search import read_passages
 
-    kind = opensearch.Layout(_one_of("--layout", layout, ("rank_features", "sparse_vector")))
+    kind = opensearch.Layout(one_of("--layout", layout, ("rank_features", "sparse_vector")))
     service, passages = opensearch.connect(), read_passages(documents, remark)
     done = opensearch.index_collection(service, pruning(load_encoder(run), **rules), passages, alias, kind)
     counts = f"{done.sent:,} passages sent, {done.present:,} were there, {done.empty:,} of those sent without any token"
@@ -346,7 +340,7 @@ def _from_opensearch(query: str, run: str, alias: str, mode: str, k: int) -> "Hi
     from korlab.sparse import opensearch
     from korlab.sparse.encoders import load_encoder
 
-    how = _one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
+    how = one_of("--mode", mode, ("sparse", "two_phase", "hybrid"))
     service, encoder = opensearch.connect(), load_encoder(run)
     typer.echo(f"searching what OpenSearch holds under {alias}", err=True)
     found = opensearch.search_collection(service, encoder, {"query": query}, alias, how, k)["query"]

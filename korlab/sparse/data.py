@@ -27,6 +27,7 @@ from korlab.core.accounts import (
     label,
     short,
     spread,
+    tallied,
 )
 from ..core.files import Fault, write, write_jsonl
 from ..core.rows import judged_rows, load_rows
@@ -261,7 +262,7 @@ def load_triples(
                                 config=hub_config)
     report.lengths = _measure(triples)
     kinds = Counter(triple.kind or f"no {kind}" for triple in triples)
-    report.notes.append(f"{kind}: {', '.join(f'{name} {count:,}' for name, count in kinds.most_common())}")
+    report.notes.append(f"{kind}: {tallied(kinds)}")
     check_outcome(report)
     return LoadedTriples(triples, report)
 

@@ -15,8 +15,7 @@ from ..core.accounts import removals
 from ..workbench.terminal import print_table, remark_all, values_of, where
 
 if TYPE_CHECKING:
-    from korlab.core.accounts import DataReport, Problem, SourceFile
-from .inference import Written
+    from korlab.summarization.inference import Written
 
 # %% ../../nbs/summarization/64_cli.ipynb #8279b25b
 app = typer.Typer(name="summarization", no_args_is_help=True)
