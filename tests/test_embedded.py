@@ -23,6 +23,8 @@ FILES = {
     "coref/data/articles.jsonl": "9c318c31b77a6e6d489e00876d2dfbfc2e7a00d4fbdb3f13bd62453eff75c15a",
     "coref/data/lambada.jsonl": "8f98394eafe4e121bbedaff5a961b2933a86bac935afd6a1e8ddc348e7a39bfa",
     "coref/data/published.jsonl": "ad2d05eb0e75a120039f9e91607f6c9ffb4f2a9410d7db9fd4642cc8e7d0bf45",
+    "ivr/data/korean.jsonl": "1ebd6b8f3fed65e1a075a6100ac679634046b0aa076bec824ae16ee092feee0b",
+    "ivr/data/written.jsonl": "8b2bd007c933199ed430e0bb03b0362040be27b1a6bdd49009676f1657f4ddf4",
     "sparse/data/themes.jsonl": "484547516624aba164a4d33e5a2d5cc251e782e1d3ca0003a60613fdb515bb40",
     "summarization/data/natural.jsonl": "6dff339134c471164f2faeae3145a54c3a721bb1806bc628e89527d0f9457727",
     "summarization/data/scenarios.jsonl": "7cc3ddb94a0282a7eea2f9e0267c4c7e439701575b40979f141e716ac9ca5287",

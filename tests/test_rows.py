@@ -181,17 +181,17 @@ def grown(path: Path, kind: str, how: str) -> tuple[int, int, float]:
     return rows, problems, kib / 1024
 
 
-@pytest.mark.parametrize(("kind", "how"), [("csv", "columns"), ("tsv", "each"), ("jsonl", "columns"), ("jsonl", "each"),
+@pytest.mark.parametrize(("kind", "how"), [pytest.param("csv", "columns", marks=pytest.mark.slow), ("tsv", "each"), ("jsonl", "columns"), ("jsonl", "each"),
                                            ("parquet", "each")])
 def test_a_file_larger_than_the_memory_allowed_is_read(tmp_path, kind, how):
-    """30 MB of rows; measured with 120 MB, the growth is the same: 4 MiB, of Parquet 32."""
+    """15 MB of rows; measured with 120 MB, the growth is the same: 4 MiB, of Parquet 32."""
     text = "네, 그럼요.\n" * 80
-    rows = [(f"d_{i}", f"{i}번\n{text}") for i in range(22_000)]
+    rows = [(f"d_{i}", f"{i}번\n{text}") for i in range(11_000)]
     path = tmp_path / f"x.{kind}"
     path.write_bytes(table(rows, kind))
-    assert kind == "parquet" or path.stat().st_size > 27e6
+    assert kind == "parquet" or path.stat().st_size > 13e6
     found, problems, growth = grown(path, kind, how)
-    assert (found, problems) == (22_000, 0)
+    assert (found, problems) == (11_000, 0)
     assert growth < (40 if kind == "parquet" else 12)
 
 

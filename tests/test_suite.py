@@ -61,6 +61,7 @@ def wait_for(what, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_killed_twice_and_stopped_once_gives_the_same_table(experiments, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = korlab("run", *experiments, "-j", "2", runs=whole)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -301,13 +302,11 @@ def _memory(part: Part, file: SourceFile, schema: Schema) -> Found:
         yield 0, cells if isinstance(cells, Fault) else columns.sort(cells)
 
 # %% ../../nbs/core/15_rows.ipynb #e438b262
-def _texts(value: Any) -> Iterator[str]:
-    "The texts in a value."
+def _texts(value: Any) -> list[str]:
+    "The texts in a value that are not ASCII."
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _texts(one)
+        return [] if value.isascii() else [value]
+    return [*chain.from_iterable(map(_texts, value))] if isinstance(value, (list, tuple)) else []
 
 
 def _wrong_encoding(
@@ -316,10 +315,12 @@ def _wrong_encoding(
 ) -> Fault | None:  # None if its texts are what they seem
     "Recognise a row that was read in the wrong encoding; what nobody asked for does not count."
     for name, value in values.items():
-        if (lost := max((text.count("\ufffd") for text in _texts(value)), default=0)) > 1:
+        if not (texts := _texts(value)):
+            continue
+        if (lost := max([text.count("\ufffd") for text in texts])) > 1:
             return Fault("wrong encoding", f"the {short(name)} has {lost} replacement characters (U+FFFD), which stand "
                                            "for text that was lost: take this row from its source again")
-        found = next((found for text in _texts(value) if not text.isascii() and (found := misread(text))), None)
+        found = next(filter(None, map(misread, texts)), None)
         if found and (not schema.each_row or not schema.fields or known_columns([name], schema)):
             why = f"the {short(name)} is {found.written} read as {found.read}, and says {short(found.text, 40)!r}"
             return Fault("wrong encoding", f"{why}: save this row as the others are")

@@ -255,8 +255,9 @@ def half_character(
         waiting = [value]
         while waiting:
             one = waiting.pop()
-            if isinstance(one, str) and HALF.search(one):
+            if not isinstance(one, str):
+                inside = one if isinstance(one, (list, tuple)) else (*one, *one.values()) if isinstance(one, Mapping) else ()
+                waiting += inside
+            elif HALF.search(one):
                 return Fault("undecodable bytes", f"half a character (a lone surrogate) in the {printable(str(name))}")
-            inside = (*one, *one.values()) if isinstance(one, Mapping) else one
-            waiting += inside if isinstance(inside, (list, tuple)) else ()
     return None

@@ -95,11 +95,12 @@ def _of_floors(split: str, measure: Measure, against: Mapping[str, Mapping[str, 
 def of_split(
     split: str,  # scored or not
     measure: Measure,  # the study's first
-    facts: Mapping[str, Any],  # `outputs` from the study, `against` from its item scores
+    facts: Mapping[str, Any],  # `outputs`, and `expected` losses, from the study; `against` from its item scores
 ) -> list[Remark]:  # the gravest first
     "What is to be said of one split: outputs that say nothing are graver than a score below a floor."
     outputs = (one for each in facts.get("outputs", ()) for one in of_outputs(split, Outputs(**each)))
-    return [*outputs, *_of_floors(split, measure, facts.get("against", {}))]
+    floors = {system: pair for system, pair in facts.get("against", {}).items() if system not in facts.get("expected", ())}
+    return [*outputs, *_of_floors(split, measure, floors)]
 
 # %% ../../nbs/experiment/06a_remarks.ipynb #a8acea47
 _APART = 1.5  # dev loss of the chosen step over the lowest one

@@ -195,6 +195,8 @@ def configure(
     "Check what was given for the chosen model and size and fill in the rest."
     choice = checked(RunParams, {k: given[k] for k in ("model", "size") if k in given})
     entry = model(choice.model or settings().model)
+    if choice.size not in entry.recipes:
+        raise ParameterError(f"size={choice.size!r}: {entry.name!r} has no recipe for it, set size={' or '.join(entry.recipes)}")
     check_name(given.get("name"))
     mine = _mine(given, entry) | ({"seed": settings().seed} if given.get("seed") is None else {})
     config = config_of(parameters(entry.study).Params, mine, entry.recipes[choice.size]).but(model=entry.name)

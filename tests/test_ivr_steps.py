@@ -1,0 +1,192 @@
+"""The steps of vocabulary replacement as whole processes: killed, damaged, edited by hand, and asked for again with another value."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from korlab.core.errors import LabError
+from korlab.core.files import sha256
+from korlab.ivr.bpe import read_bpe
+from korlab.ivr.cli import app
+from korlab.ivr.corpora import korean
+from korlab.ivr.preparing import settle, texts_in
+from korlab.ivr.rules import RuleError, read_rules
+from korlab.ivr.steps import Work, prepare
+
+ROOT = Path(__file__).parent.parent
+TINY = dict(model="gpt2-ivr", pretraining=4, vocab_size=600, block_size=64, max_steps=4, eval_rows=4, distilled=False)
+LEFT = ("remap_rules.yaml", "tokenizers/remapped/tokenizer.json", "initialized_model/model.safetensors", "aligned.json")
+
+
+def said(work: Path, *words: object) -> tuple[int, str]:
+    """The exit code of a command, and all it says."""
+    done = CliRunner().invoke(app, [*map(str, words), "--work", str(work)])
+    return done.exit_code, done.output + (str(done.exception) if done.exception else "")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A folder whose six steps are done, on Korean of one's own; nobody changes it."""
+    folder = tmp_path_factory.mktemp("steps")
+    (folder / "ko.txt").write_text("\n".join(korean(200)), "utf-8")
+    work = Work(folder / "work")
+    config = settle(work, TINY | {"data": str(folder / "ko.txt")})
+    code, told = said(work.folder, "init")
+    assert code == 0, told
+    prepare(work, config, texts_in(work, config))
+    return work.folder
+
+
+@pytest.fixture
+def work(prepared, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(prepared, tmp_path / "work"))
+
+
+def again(folder: Path, **values: object) -> list[str]:
+    """The steps that are done when everything is asked for."""
+    told: list[str] = []
+    work = Work(folder, note=told.append)
+    config = settle(work, values)
+    prepare(work, config, texts_in(work, config))
+    return [line.split(":")[0] for line in told if not line.endswith("nothing changed")]
+
+
+KILLS = {
+    "init, its tokenizer not in place": ("korlab.ivr.steps.publish", ["init", "analyze", "select", "remap", "align"]),
+    "analyze, its tables not in place": ("korlab.ivr.counting.publish", ["analyze", "select", "remap", "align"]),
+    "select, its log written and its rules not": ("korlab.ivr.rules.write_rules", ["select", "remap", "align"]),
+    "remap, its tokenizer saved and not proved": ("korlab.ivr.remapping.verify", ["remap", "align"]),
+    "align, its model not in place": ("korlab.ivr.steps._write_aligned", ["align"]),
+    "align, its record not written": ("korlab.ivr.aligning.align", ["align"]),
+}
+KILLED = """
+import importlib, os, signal, sys
+from pathlib import Path
+where, folder = sys.argv[1], Path(sys.argv[2])
+from korlab.ivr import steps
+from korlab.ivr.preparing import settle, texts_in
+module, name = where.rsplit(".", 1)
+setattr(importlib.import_module(module), name, lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL))
+work = steps.Work(folder)
+config = settle(work, {})
+steps.prepare(work, config, texts_in(work, config))
+"""
+
+
+@pytest.mark.parametrize("case", KILLS)
+def test_a_killed_step_is_done_again_and_no_earlier_one(work, prepared, case):
+    where, expected = KILLS[case]
+    for step in expected:
+        (work / "steps" / f"{step}.json").unlink()
+    done = subprocess.run([sys.executable, "-c", KILLED, where, str(work)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert again(work) == expected
+    assert {name: sha256(work / name) for name in LEFT} == {name: sha256(prepared / name) for name in LEFT}
+    assert not [*work.rglob(".*.[0-9]*")]  # no draft is left lying
+
+
+REDONE = {
+    "nothing": ({}, []),
+    "the budget": ({"budget": "0.1"}, ["select", "remap", "align"]),
+    "where rows come from": ({"initialization": "mean"}, ["align"]),
+    "the seed": ({"seed": 7}, ["init", "analyze", "select", "remap", "align"]),
+}
+
+
+@pytest.mark.parametrize("case", REDONE)
+def test_a_value_redoes_what_depends_on_it(work, case):
+    values, expected = REDONE[case]
+    assert again(work, **values) == expected
+
+
+DAMAGE = {
+    "a record is gone": (lambda work: (work / "steps" / "analyze.json").unlink(), "select", "analyze"),
+    "a table is cut short": (lambda work: (work / "analysis" / "tokens.parquet").write_bytes(b"PAR1"), "select", "analyze"),
+    "a seal is gone": (lambda work: (work / "tokenizers" / "original" / "manifest.json").unlink(), "remap", "init"),
+    "a folder is gone": (lambda work: shutil.rmtree(work / "tokenizers" / "remapped"), "align", "remap"),
+    "weights are others": (lambda work: (work / "initialized_model" / "model.safetensors").write_bytes(b""), "train", "align"),
+    "texts are gone": (lambda work: (work / "corpora" / "korean" / "dev.jsonl").unlink(), "analyze", "init"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_a_step_stands_on_is_named_with_the_command(work, case):
+    spoil, step, earlier = DAMAGE[case]
+    spoil(work)
+    code, told = said(work, step)
+    assert code == 1 and f"run `korlab ivr {earlier} --work" in told, told
+
+
+def rules_in(work: Path) -> dict:
+    return yaml.safe_load((work / "remap_rules.yaml").read_text("utf-8"))
+
+
+MISTAKES = {
+    "an id twice": (lambda rules: rules["rules"][1].update(id=rules["rules"][0]["id"]), "rule 2 .*correct one of them"),
+    "a token twice": (lambda rules: rules["rules"].append(dict(rules["rules"][0], id=rules["rules"][-1]["id"] + 1)), "rule "),
+    "an id that is none": (lambda rules: rules["rules"][0].update(id=999_999), "rule 1 "),
+    "another old token": (lambda rules: rules["rules"][2].update(old="nobody"), "rule 3 "),
+    "halves that do not make it": (lambda rules: rules["rules"][-1].update(left=40), "do not make it"),
+    "another base": (lambda rules: rules.update(base="0" * 64), "0000"),
+    "another version": (lambda rules: rules.update(version=1), "version"),
+    "no rules": (lambda rules: rules.pop("rules"), "rules"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_edited_rules_is_refused_and_nothing_is_lost(work, case):
+    change, message = MISTAKES[case]
+    before, rules = {name: sha256(work / name) for name in LEFT[1:]}, rules_in(work)
+    change(rules)
+    (work / "remap_rules.yaml").write_text(yaml.safe_dump(rules, allow_unicode=True), "utf-8")
+    code, told = said(work, "remap")
+    assert code == 1 and re.search(message, told), told
+    assert {name: sha256(work / name) for name in LEFT[1:]} == before
+
+
+def test_a_rule_that_nobody_needs_may_go(work):
+    bpe, file, whole = read_bpe(work / "tokenizers" / "original"), work / "remap_rules.yaml", rules_in(work)
+    for last in reversed(whole["rules"]):
+        rules = whole | {"rules": [one for one in whole["rules"] if one is not last]}
+        file.write_text(yaml.safe_dump(rules, allow_unicode=True), "utf-8")
+        with suppress(RuleError):
+            read_rules(file, bpe)
+            break
+    code, told = said(work, "remap")
+    assert code == 0, told
+    replaced = json.loads((work / "tokenizers" / "remapped" / "korlab_ivr.json").read_text())["replaced"]
+    assert last["id"] not in replaced and len(replaced) == len(rules["rules"])
+    code, told = said(work, "select", "--budget", "0.1")
+    assert code == 1 and "was edited by hand" in told
+
+
+def test_the_last_step_is_a_run_that_starts_from_these_rows(work, tmp_path, monkeypatch):
+    from korlab.experiment.runs import open_run
+    from korlab.ivr import stages
+
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path / "runs"))
+    values = json.loads((work / "params.json").read_text())
+    run = open_run(values | {"name": "last", "prepared": str(work), "data": str(work / "corpora" / "korean"), "tracking": "none"})
+    texts = stages.data(run)
+    assert not run.read("data")["sources"][0]["problems"]
+    loaded = stages.model(run, texts)
+    assert run.read("aligned")["sha256"] == json.loads((work / "aligned.json").read_text())["sha256"]
+    assert stages.train(run, loaded, texts)["train_metrics"]["updates"] == 4
+    assert (run.path("model") / "korlab_ivr.json").is_file()
+    (work / "initialized_model" / "model.safetensors").write_bytes(b"")
+    run.close()
+    other = open_run(values | {"name": "other", "prepared": str(work), "data": str(work / "corpora" / "korean"), "tracking": "none"})
+    with pytest.raises(LabError, match="align would have to be done again .*run `korlab ivr align"):
+        stages.model(other, texts)
+    other.close()
