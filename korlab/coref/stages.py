@@ -146,22 +146,19 @@ def model(
     splits: Splits,  # its questions
 ) -> "Loaded":  # model and tokenizer, ready to train or trained
     "Build or load the model and record it."
-    import torch
-
     from korlab.coref import models
+    from korlab.experiment.computing import take_threads
+    from korlab.experiment.models import sizes_of
 
-    if threads := run.config.computing.threads:
-        torch.set_num_threads(threads)
+    take_threads(run.config.computing.threads)
     with run.stage("model"):
         trained = run.done("train")
         loaded = models.load(str(run.path("model"))) if trained else _build(run, splits)
         facts = make_ready(run, loaded)
         if not trained:
             record_lengths(run, loaded, splits, facts["context_length"])
-            sizes = [(p.numel(), p.requires_grad) for p in loaded.model.parameters()]
-            run.write("model", {
-                "origin": loaded.origin, "architecture": run.entry.family, "vocabulary": len(loaded.tokenizer),
-                "parameters": sum(n for n, _ in sizes), "trainable": sum(n for n, learns in sizes if learns)} | facts)
+            known = {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": len(loaded.tokenizer)}
+            run.write("model", known | sizes_of(loaded.model) | facts)
     return loaded
 
 # %% ../../nbs/coref/33_stages.ipynb #a1be46be

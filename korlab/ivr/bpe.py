@@ -333,7 +333,7 @@ class _Cuts(dict[str, list[int]]):
         self[text] = found = self.fresh(text)
         return found
 
-
+# %% ../../nbs/ivr/10_bpe.ipynb #69a58d0f
 class Cutter:
     "Cuts many pre-tokens as a model does."
 

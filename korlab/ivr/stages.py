@@ -146,23 +146,20 @@ def model(
     corpora: Corpora,  # its texts
 ) -> "Loaded":  # model and tokenizer, ready to train or trained
     "Build or load the model, give it its vocabulary, and record it."
-    import torch
-
+    from korlab.experiment.computing import take_threads
+    from korlab.experiment.models import sizes_of
     from korlab.ivr import models
     from korlab.ivr.aligning import is_tied
 
-    if threads := run.config.computing.threads:
-        torch.set_num_threads(threads)
+    take_threads(run.config.computing.threads)
     with run.stage("model"):
         trained = run.done("train")
         loaded = ready(run, models.load(str(run.path("model"))) if trained else _initialized(run, corpora))
         if not trained:
             _record_readings(run, loaded, corpora)
-            weights = [*loaded.model.parameters()]
-            sizes = [weight.numel() for weight in weights]
             facts = {key: value for key, value in run.read("aligned").items() if key != "made"} if run.has("aligned") else {}
             run.write("model", {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": run.config.own.vocabulary,
-                                "tokens": len(loaded.tokenizer), "tied": is_tied(loaded.model), "parameters": sum(sizes), "trainable": sum(sizes)} | facts)
+                                "tokens": len(loaded.tokenizer), "tied": is_tied(loaded.model)} | sizes_of(loaded.model) | facts)
     return loaded
 
 # %% ../../nbs/ivr/35_stages.ipynb #ac61cb7e

@@ -83,11 +83,10 @@ def _digest(path: Path) -> str | None:
 # %% ../../nbs/ivr/34_steps.ipynb #2e3edbf2
 def _outdated(
     work: Work,
-    step: str,
+    record: Record | None,  # of the step
     inputs: Mapping[str, Any],  # what it would be made of
 ) -> str | None:  # why it has to be done; None where it has not
     "Compare a step's record with what is there."
-    record = work.record(step)
     if record is None:
         return "it has not been done"
     names = dict.fromkeys([*inputs, *record.inputs])
@@ -122,11 +121,11 @@ def done(
     force: bool = False,  # even if nothing changed
 ) -> Record:
     "Do a step unless it is done already."
-    inputs = json.loads(json.dumps(inputs))
-    why = _outdated(work, step, inputs) or ("it was asked for" if force else None)
-    if why is None:
+    inputs, record = json.loads(json.dumps(inputs)), work.record(step)
+    why = _outdated(work, record, inputs) or ("it was asked for" if force else None)
+    if record and why is None:
         work.note(f"{step}: nothing changed")
-        return work.record(step) or Record(step, {}, {}, 0.0, {})
+        return record
     if work.finished:
         raise StepError(f"{shown(work.folder)}: {step} would have to be done again ({why}): give the values it was done with, or run "
                         f"`korlab ivr {step} --work {shown(work.folder)}` with these")
@@ -136,8 +135,9 @@ def done(
     made = {path: _digest(work.path(path)) for path in outputs}
     if lost := [path for path, digest in made.items() if digest is None]:
         raise StepError(f"{step} did not leave {', '.join(lost)} in {shown(work.folder)}: run it again")
-    write_json(work.path("steps", f"{step}.json"), asdict(Record(step, inputs, made, time.process_time() - start, facts)))
-    return done(replace(work, note=lambda text: None), step, inputs, outputs, do)
+    found = asdict(Record(step, inputs, made, time.process_time() - start, facts))
+    write_json(work.path("steps", f"{step}.json"), found)
+    return Record(**json.loads(json.dumps(found)))
 
 # %% ../../nbs/ivr/34_steps.ipynb #777e00db
 def _base_inputs(config: Config[Params], corpora: Corpora) -> dict[str, Any]:
@@ -157,12 +157,12 @@ def _require_same(folder: Path, inputs: Mapping[str, Any]) -> None:
         write_json(file, inputs)
 
 
-def _init(work: Work, config: Config[Params], corpora: Corpora) -> dict[str, Any]:
+def _init(work: Work, config: Config[Params], corpora: Corpora, inputs: Mapping[str, Any]) -> dict[str, Any]:
     "Build or read the base; write its tokenizer."
     from korlab.ivr import models
 
     if config.run.size == "mini":
-        _require_same(work.path("base"), json.loads(json.dumps(_base_inputs(config, corpora))))
+        _require_same(work.path("base"), inputs)
         build(config, corpora, work.path("base"))
     loaded = models.load(base_source(config, work.path("base")))
     draft = draft_of(work.path("tokenizers", "original"))
@@ -179,7 +179,8 @@ def init(
 ) -> Record:
     "Read or build the base."
     outputs = ["tokenizers/original", *(["base/model"] if config.run.size == "mini" else [])]
-    return done(work, "init", _base_inputs(config, corpora), outputs, lambda: _init(work, config, corpora), force)
+    inputs = _base_inputs(config, corpora)
+    return done(work, "init", inputs, outputs, partial(_init, work, config, corpora, inputs), force)
 
 # %% ../../nbs/ivr/34_steps.ipynb #5bd141a4
 def original(
@@ -329,29 +330,29 @@ def propose(
     wishes = _wishes_of(config)
     inputs = required(work, "select", "init", "analyze") | asdict(wishes) | {"undertrained_first": bool(config.own.undertrained_first)}
     rules = work.path("remap_rules.yaml")
-    if not force and _edited(work) and _outdated(work, "select", json.loads(json.dumps(inputs))):
+    if not force and _edited(work) and _outdated(work, work.record("select"), json.loads(json.dumps(inputs))):
         raise StepError(f"{shown(rules)} was edited by hand, and select would write it anew: go on with `korlab ivr remap`, move the file away, or give --force")
     return done(work, "select", inputs, _PROPOSAL, lambda: _select(work, config, wishes), force or not rules.is_file())
 
 # %% ../../nbs/ivr/34_steps.ipynb #4d27f897
-def _new(work: Work, config: Config[Params], corpora: Corpora, rules: Path) -> Bpe:
-    "The vocabulary that it shall be."
+def _new(base: Bpe, config: Config[Params], corpora: Corpora, rules: Path) -> Bpe:
+    "The vocabulary that a base shall become."
     from korlab.ivr.fresh import fresh
     from korlab.ivr.remapping import remapped
     from korlab.ivr.rules import read_rules
 
-    base = original(work)
     return fresh(base, corpora.korean["train"]) if config.own.vocabulary == "fresh" else remapped(base, read_rules(rules, base))
 
 
-def _remap(work: Work, new: Bpe, english: Sequence[str], prove: bool) -> dict[str, Any]:
-    "Save a vocabulary; one that was replaced in place is proved."
+def _remap(work: Work, config: Config[Params], corpora: Corpora, rules: Path) -> dict[str, Any]:
+    "Make and save a vocabulary; one that was replaced in place is proved."
     from korlab.ivr.remapping import manifest_of, save, verify
 
     base = original(work)
+    new = _new(base, config, corpora, rules)
     manifest = manifest_of(base, new)
     folder = save(new, work.path("tokenizers", "remapped"), manifest)
-    found = verify(base, new, folder, english) if prove else None
+    found = verify(base, new, folder, corpora.english["test"]) if config.own.vocabulary == "replaced" else None
     checks, change = ([one._asdict() for one in found.checks], dict(found.english)) if found else ([], {})
     write_json(work.path("verified.json"), {"checks": checks, "english": change})
     return {"replaced": len(manifest.replaced), "checks": len(checks), **({"unseen English": change} if change else {})}
@@ -376,9 +377,8 @@ def remap(
 ) -> Record:
     "Make the new vocabulary and prove it."
     rules = Path(config.own.rules) if config.own.rules else work.path("remap_rules.yaml")
-    inputs, prove = _remap_inputs(work, config, corpora, rules), config.own.vocabulary == "replaced"
-    do = lambda: _remap(work, _new(work, config, corpora, rules), corpora.english["test"], prove)
-    return done(work, "remap", inputs, ["tokenizers/remapped", "verified.json"], do, force)
+    inputs = _remap_inputs(work, config, corpora, rules)
+    return done(work, "remap", inputs, ["tokenizers/remapped", "verified.json"], partial(_remap, work, config, corpora, rules), force)
 
 # %% ../../nbs/ivr/34_steps.ipynb #97da3ef4
 _CONTEXTS = 5_000_000  # characters that contexts are looked for in

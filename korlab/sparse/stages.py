@@ -188,12 +188,10 @@ def model(
     splits: Splits,  # its data
 ) -> "Loaded":  # encoder and tokenizer, ready to train or trained
     "Build or load the encoder, prepare the IDF table and the stop tokens, and record both."
-    import torch
-
+    from korlab.experiment.computing import take_threads
     from korlab.sparse import models
 
-    if threads := run.config.computing.threads:
-        torch.set_num_threads(threads)
+    take_threads(run.config.computing.threads)
     with run.stage("model"):
         if run.done("train"):
             return models.load(run.path("model"))

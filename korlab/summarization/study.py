@@ -103,12 +103,10 @@ def model(
     splits: "Splits",  # its data
 ) -> "Loaded":  # model and tokenizer, ready to train or trained
     "Build or load the model, and record its size and the lengths of the encoded data."
-    import torch
-
+    from korlab.experiment.computing import take_threads
     from korlab.summarization import adapters
 
-    if run.config.computing.threads:
-        torch.set_num_threads(run.config.computing.threads)
+    take_threads(run.config.computing.threads)
     with run.stage("model"):
         if run.done("train"):
             return make_ready(run, load_model(run.path("model")))
