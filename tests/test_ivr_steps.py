@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from korlab.ivr.corpora import korean
 from korlab.ivr.preparing import settle, texts_in
 from korlab.ivr.rules import RuleError, read_rules
 from korlab.ivr.steps import Work, prepare
+from korlab.workbench.terminal import papermill_style
 
 ROOT = Path(__file__).parent.parent
 TINY = dict(model="gpt2-ivr", pretraining=4, vocab_size=600, block_size=64, max_steps=4, eval_rows=4, distilled=False)
@@ -39,11 +41,11 @@ def prepared(tmp_path_factory) -> Path:
     """A folder whose six steps are done, on Korean of one's own; nobody changes it."""
     folder = tmp_path_factory.mktemp("steps")
     (folder / "ko.txt").write_text("\n".join(korean(200)), "utf-8")
-    work = Work(folder / "work")
-    config = settle(work, TINY | {"data": str(folder / "ko.txt")})
-    code, told = said(work.folder, "init")
+    values = [word for name, value in (TINY | {"data": folder / "ko.txt"}).items() for word in ("-p", f"{name}={value}")]
+    code, told = said(folder / "work", "init", *values)
     assert code == 0, told
-    prepare(work, config, texts_in(work, config))
+    with settle(Work(folder / "work"), {}) as (work, config):
+        prepare(work, config, texts_in(work, config))
     return work.folder
 
 
@@ -56,9 +58,8 @@ def work(prepared, tmp_path) -> Path:
 def again(folder: Path, **values: object) -> list[str]:
     """The steps that are done when everything is asked for."""
     told: list[str] = []
-    work = Work(folder, note=told.append)
-    config = settle(work, values)
-    prepare(work, config, texts_in(work, config))
+    with settle(Work(folder, note=told.append), values) as (work, config):
+        prepare(work, config, texts_in(work, config))
     return [line.split(":")[0] for line in told if not line.endswith("nothing changed")]
 
 
@@ -78,9 +79,8 @@ from korlab.ivr import steps
 from korlab.ivr.preparing import settle, texts_in
 module, name = where.rsplit(".", 1)
 setattr(importlib.import_module(module), name, lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL))
-work = steps.Work(folder)
-config = settle(work, {})
-steps.prepare(work, config, texts_in(work, config))
+with settle(steps.Work(folder), {}) as (work, config):
+    steps.prepare(work, config, texts_in(work, config))
 """
 
 
@@ -190,3 +190,104 @@ def test_the_last_step_is_a_run_that_starts_from_these_rows(work, tmp_path, monk
     with pytest.raises(LabError, match="align would have to be done again .*run `korlab ivr align"):
         stages.model(other, texts)
     other.close()
+
+
+SEVEN = """
+init --model gpt2-ivr --size full --checkpoint base --data ko.jsonl --text-key 내용 -p block_size 64 -p eval_rows 4
+analyze --corpus +more=more.txt@0.5 --encoding cp949 --max-texts 150 --sequences --workers 2 --chunk-size 16
+distill-tokenizer --rounds 1
+select --budget 0.1 --keep-words words.txt --undertrained-first
+remap
+align --initialization mean --embeddings-dir matrices --model-name base --original-tokenizer-dir artifacts/tokenizers/original
+train --config-path quick.yaml --tokenizer-path artifacts/tokenizers/remapped --output-dir trained
+"""
+STEPS = ("init", "analyze", "distill-tokenizer", "select", "remap", "align")
+
+
+@pytest.fixture
+def desk(prepared, tmp_path, monkeypatch) -> Path:
+    """A working folder with a base, texts and a word list, all named by relative paths."""
+    shutil.copytree(prepared / "base" / "model", tmp_path / "base")
+    lines = korean(240)
+    (tmp_path / "ko.jsonl").write_text("".join(json.dumps({"번호": i, "내용": line}) + "\n" for i, line in enumerate(lines[:180])), "utf-8")
+    (tmp_path / "more.txt").write_text("\n".join(lines[180:]), "cp949")
+    (tmp_path / "words.txt").write_text("return the value\n", "utf-8")
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "base.yaml").write_text("seed: 7\nmin_token_len: 3\n")
+    monkeypatch.setenv("KORLAB_PARAMS", str(tmp_path / "params"))  # what lies under every run lies under the steps, too
+    (tmp_path / "quick.yaml").write_text("{name: walked, max_steps: 2, batch_size: 4, precision: fp32, threads: 1, workers: 0}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path / "runs"))
+    return tmp_path
+
+
+def typed(line: str) -> str:
+    """What a command prints that is typed as people do, and does not fail."""
+    done = CliRunner().invoke(app, papermill_style(shlex.split(line)))
+    assert done.exit_code == 0, f"{line}: {done.output} {done.exception}"
+    return done.output
+
+
+def test_seven_commands_need_no_value_twice(desk, monkeypatch):
+    *lines, last = SEVEN.strip().splitlines()
+    for line in lines:
+        assert f"{line.split()[0]}: it has not been done" in typed(line)
+    analysis = json.loads((desk / "artifacts" / "analysis" / "counts.json").read_text())["corpora"]
+    assert [(one["name"], one["texts"], one["weight"]) for one in analysis] == [("korean", 150, 1.0), ("english", 150, 1.0), ("more", 60, 0.5)]
+    assert len((desk / "artifacts" / "analysis" / "bpe_token_id_sequences.txt").read_text().splitlines()) == 360
+    made = {name: sha256(desk / "artifacts" / name) for name in LEFT}
+    (elsewhere := desk / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    for step in STEPS:  # nothing is lost, wherever the next command is given
+        assert f"{step}: nothing changed" in typed(f"{step} --work ../artifacts")
+    told = typed(last.replace("quick", "../quick").replace("artifacts", "../artifacts") + " --work ../artifacts")
+    assert "done" in told and "Bits/byte" in told
+    run = desk / "runs" / "ivr" / "walked"
+    effective = json.loads((run / "config.json").read_text())["effective"]
+    expected = {"budget": "0.1", "seed": 7, "min_token_len": 3, "undertrained_first": True, "initialization": "mean", "keep_words": str(desk / "words.txt"), "block_size": 64}
+    assert {name: effective[name] for name in expected} == expected
+    assert json.loads((run / "aligned.json").read_text()) == json.loads((desk / "artifacts" / "aligned.json").read_text())
+    assert sha256(elsewhere / "trained" / "model.safetensors") == sha256(run / "model" / "model.safetensors")
+    told = typed("all --config-path ../quick.yaml --work ../artifacts")
+    assert all(f"{step}: nothing changed" in told for step in STEPS if step != "distill-tokenizer"), told
+    assert {name: sha256(desk / "artifacts" / name) for name in LEFT} == made
+
+
+def test_what_a_step_refused_is_forgotten(work):
+    remembered = (work / "params.json").read_text()
+    with open(work / "remap_rules.yaml", "a", encoding="utf-8") as file:
+        file.write("# read by me\n")
+    for refused in (["select", "--budget", "0.1"], ["init", "-p", "data=nowhere.txt"], ["align", "-p", "initialization=nothing"]):
+        assert said(work, *refused)[0] == 1
+        assert (work / "params.json").read_text() == remembered
+    for step in ("select", "remap", "align"):  # the message says to go on, and so one can
+        assert (told := said(work, step))[0] == 0, told
+    assert again(work) == []
+
+
+LATE = {
+    "a seed": (["select", "-p", "seed=7"], "init would have to be done again .seed changed.*run `korlab ivr init"),
+    "a budget": (["align", "-p", "budget=0.1"], "select would have to be done again .budget changed.*run `korlab ivr select"),
+    "texts": (["align", "-p", "data=embedded"], "init would have to be done again .korean changed"),
+    "other texts": (["select", "-p", "english=FILE"], "the texts were read otherwise .english changed.*run `korlab ivr init"),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_a_value_of_an_earlier_step_is_refused_at_once(work, tmp_path, case):
+    words, message = LATE[case]
+    (tmp_path / "en.txt").write_text("\n".join(f"text {i}" for i in range(40)))
+    code, told = said(work, *(word.replace("FILE", str(tmp_path / "en.txt")) for word in words))
+    assert code == 1 and re.search(message, told), told
+    assert again(work) == []
+
+
+def test_counts_of_other_texts_are_not_selected_from(work, tmp_path):
+    (tmp_path / "new.txt").write_text("\n".join(korean(90, seed=1)), "utf-8")
+    shutil.copytree(work / "base" / "model", tmp_path / "base")
+    whole = tmp_path / "whole"
+    code, told = said(whole, "init", "--size", "full", "--checkpoint", tmp_path / "base", "-p", "block_size=64")
+    assert code == 0 and said(whole, "analyze")[0] == said(whole, "select")[0] == 0, told
+    assert said(whole, "init", "--data", tmp_path / "new.txt")[0] == 0  # the base is the same, its texts are not
+    code, told = said(whole, "select")
+    assert code == 1 and "analyze would have to be done again (korean changed)" in told, told

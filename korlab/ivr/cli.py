@@ -6,7 +6,10 @@
 __all__ = ['app', 'init', 'analyze', 'distill_tokenizer', 'select', 'remap', 'align', 'train', 'every']
 
 # %% ../../nbs/ivr/64_cli.ipynb #9c4631bf
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,15 +35,32 @@ _FORCE = Annotated[bool, typer.Option("--force", help="do it even if nothing cha
 _HERE = Path("artifacts")
 
 # %% ../../nbs/ivr/64_cli.ipynb #17eeb862
-def _opened(work: Path, param: Sequence[str], **given: Any) -> "tuple[Work, Config]":
-    "A folder of steps, and the values given so far."
+def _opened(
+    work: Path, param: Sequence[str] = (), options: Mapping[str, Any] = {}, **given: Any
+) -> "AbstractContextManager[tuple[Work, Config]]":
+    "A folder of steps and the values given so far; these are remembered with them, unless they are refused."
     from korlab.ivr.preparing import settle
     from korlab.ivr.steps import Work
 
     folder = Work(work, note=lambda text: typer.echo(f"korlab ivr {text}"))
-    return folder, settle(folder, values_of(param) | {name: value for name, value in given.items() if value is not None})
+    return settle(folder, values_of(param) | _said(given), _said(options))
 
 
+def _said(given: Mapping[str, Any]) -> dict[str, Any]:
+    "What somebody said; the word None takes a value back."
+    return {name: None if value == "None" else value for name, value in given.items() if value is not None}
+
+
+def _texts(step: str, folder: "Work", config: "Config") -> "Corpora":
+    "The texts for a step, once all it stands on is seen to stand."
+    from korlab.ivr.preparing import texts_in
+    from korlab.ivr.steps import require_standing
+
+    texts = texts_in(folder, config)
+    require_standing(folder, config, texts, step)
+    return texts
+
+# %% ../../nbs/ivr/64_cli.ipynb #3e6ad18c
 def _rounded(value: Any) -> Any:
     return {name: _rounded(one) for name, one in value.items()} if isinstance(value, dict) else f"{value:.4g}" if isinstance(value, float) else value
 
@@ -65,11 +85,11 @@ _ENCODING = Annotated[str | None, typer.Option(help="of text files; each is judg
 _FORCE_TEXTS = Annotated[bool, typer.Option("--normalize-force", help="read the texts again even if their files are the same")]
 
 # %% ../../nbs/ivr/64_cli.ipynb #9c8e2656
-def _read(folder: "Work", config: "Config", text_key: str | None, force: bool) -> "Corpora":
+def _read(folder: "Work", config: "Config", force: bool) -> "Corpora":
     "The texts, read once; what was left out of them is said."
     from korlab.ivr.preparing import clean, texts_in
 
-    read = clean(folder, config, text_key, force)
+    read = clean(folder, config, force)
     if read:
         print_table([{"texts": language, **splits} for language, splits in read.facts["texts"].items()])
     for source in read.facts["sources"] if read else ():
@@ -88,18 +108,19 @@ def init(
     given = dict(model=model, size=size, checkpoint=checkpoint, data=data, english=english, encoding=encoding)
     from korlab.ivr.steps import init as begin
 
-    folder, config = _opened(work, param, **given)
-    _told(begin(folder, config, _read(folder, config, text_key, normalize_force), force))
+    with _opened(work, param, {"text_key": text_key}, **given) as (folder, config):
+        _told(begin(folder, config, _read(folder, config, normalize_force), force))
 
 # %% ../../nbs/ivr/64_cli.ipynb #4bbc8cd1
 _WORKERS = Annotated[int | None, typer.Option(min=0, help="processes that cut texts; 0 takes all processors but one")]
 _CHUNK = Annotated[int | None, typer.Option("--chunk-size", min=1, help="texts a process gets at a time")]
-_MOST = Annotated[int, typer.Option("--max-texts", min=0, help="texts of each corpus that are looked at; 0 looks at all")]
-_IDS = Annotated[bool, typer.Option("--sequences", help="also write the ids of every text, a line each")]
-_MORE = Annotated[list[str], typer.Option("--corpus", help="NAME=PATH or NAME=PATH@WEIGHT, counted beside both; +NAME for texts that new tokens are made of; repeatable")]
+_MOST = Annotated[int | None, typer.Option("--max-texts", min=0, help="texts of each corpus that are looked at; 0, as if not given, looks at all")]
+_IDS = Annotated[bool | None, typer.Option("--sequences/--no-sequences", help="also write the ids of every text, a line each")]
+_MORE = Annotated[list[str], typer.Option("--corpus", help="NAME=PATH or NAME=PATH@WEIGHT, counted beside both; +NAME for texts that new tokens are made of; repeatable; None takes them back")]
+_MORE_ENCODING = Annotated[str | None, typer.Option("--encoding", help="of the text files of --corpus; each is judged if not given")]
 
 
-def _corpus(word: str) -> "Corpus":
+def _corpus(word: str, encoding: str | None = None) -> "Corpus":
     "Take `NAME=PATH@WEIGHT` apart."
     from korlab.core.settings import expanded
     from korlab.ivr.counting import Corpus
@@ -108,35 +129,40 @@ def _corpus(word: str) -> "Corpus":
     path, _, weight = rest.partition("@")
     if not (name.strip("+") and path) or weight and not weight.replace(".", "", 1).isdigit():
         raise ParameterError(f"--corpus {word!r}: write NAME=PATH or NAME=PATH@WEIGHT, the weight a number")
-    return Corpus(name.strip("+"), expanded(path), float(weight or 1.0), name.startswith("+"))
+    place = Path(expanded(path))
+    return Corpus(name.strip("+"), str(place.resolve() if place.exists() else path), float(weight or 1.0), name.startswith("+"), encoding=encoding)
+
+
+def _corpora(words: Sequence[str], encoding: str | None) -> Any:
+    "Further corpora as they are remembered."
+    if encoding and not words:
+        raise ParameterError(f"--encoding {encoding!r} is how the files of --corpus are read: give it with them, or to `korlab ivr init`")
+    return "None" if [*words] == ["None"] else [asdict(_corpus(word, encoding)) for word in words] or None
 
 # %% ../../nbs/ivr/64_cli.ipynb #0eb63886
 @app.command()
 def analyze(
-    work: _WORK = _HERE, corpus: _MORE = [], workers: _WORKERS = None, chunk_size: _CHUNK = None, max_texts: _MOST = 0,
-    sequences: _IDS = False, param: _PARAM = [], force: _FORCE = False,
+    work: _WORK = _HERE, corpus: _MORE = [], encoding: _MORE_ENCODING = None, workers: _WORKERS = None, chunk_size: _CHUNK = None,
+    max_texts: _MOST = None, sequences: _IDS = None, param: _PARAM = [], force: _FORCE = False,
 ) -> None:
     "Count tokens, neighbours and pre-tokens of all texts, in bounded memory."
-    from korlab.ivr.preparing import texts_in
     from korlab.ivr.steps import analyze as count
 
-    folder, config = _opened(work, param)
-    how, speed = {"most": max_texts, "sequences": sequences}, {"workers": workers, "chunk_size": chunk_size}
-    given = {name: value for name, value in speed.items() if value is not None}
-    _told(count(folder, texts_in(folder, config), [*map(_corpus, corpus)], force, given, **how))
+    options: dict[str, Any] = {"corpora": _corpora(corpus, encoding), "max_texts": max_texts, "sequences": sequences}
+    with _opened(work, param, options) as (folder, config):
+        _told(count(folder, _texts("analyze", folder, config), force, _said({"workers": workers, "chunk_size": chunk_size})))
 
 # %% ../../nbs/ivr/64_cli.ipynb #b3a6c74e
-_ROUNDS = Annotated[int, typer.Option(min=0, help="of learning")]
+_ROUNDS = Annotated[int | None, typer.Option(min=0, help="of learning; 8 if not given")]
 
 
 @app.command("distill-tokenizer")
-def distill_tokenizer(work: _WORK = _HERE, rounds: _ROUNDS = 8, force: _FORCE = False) -> None:
+def distill_tokenizer(work: _WORK = _HERE, rounds: _ROUNDS = None, force: _FORCE = False) -> None:
     "Make a Unigram of the same table that cuts as the merges do, and say how near it comes."
-    from korlab.ivr.preparing import texts_in
     from korlab.ivr.steps import distill_tokenizer as distill
 
-    folder, config = _opened(work, [])
-    _told(distill(folder, texts_in(folder, config), rounds, force))
+    with _opened(work, options={"rounds": rounds}) as (folder, config):
+        _told(distill(folder, _texts("distill-tokenizer", folder, config), force))
 
 # %% ../../nbs/ivr/64_cli.ipynb #5a8c4c5b
 _BUDGET = Annotated[str | None, typer.Option("--budget", "--max-candidates", help="tokens to replace: a number, a share such as 0.1, or 'auto'")]
@@ -146,7 +172,8 @@ _LEAST = Annotated[int | None, typer.Option("--min-token-len", min=1, help="toke
 _WORDS = Annotated[str | None, typer.Option(help="file, a word a line: cut as they are now")]
 _TOKENS = Annotated[str | None, typer.Option(help="file, a token a line: never retired")]
 _FORBID = Annotated[str | None, typer.Option(help="file, a text a line: no new token may hold it")]
-_UNDER = Annotated[bool | None, typer.Option("--undertrained-first", help="tokens with an unusual row go first")]
+_UNDER = Annotated[bool | None, typer.Option("--undertrained-first/--no-undertrained-first", help="tokens with an unusual row go first")]
+_COUNTED = Annotated[int | None, typer.Option(help="belongs to `korlab ivr analyze`, which counts")]
 _OVER = Annotated[bool, typer.Option("--force", help="propose anew, even over rules that were edited")]
 
 
@@ -154,14 +181,19 @@ _OVER = Annotated[bool, typer.Option("--force", help="propose anew, even over ru
 def select(
     work: _WORK = _HERE, budget: _BUDGET = None, method: _METHOD = None, prior: _PRIOR = None, min_token_len: _LEAST = None,
     keep_words: _WORDS = None, keep_tokens: _TOKENS = None, forbid: _FORBID = None, undertrained_first: _UNDER = None,
-    param: _PARAM = [], force: _OVER = False,
+    workers: _COUNTED = None, chunk_size: _COUNTED = None, param: _PARAM = [], force: _OVER = False,
 ) -> None:
     "Propose which tokens go and which come, as rules for a person to read and change."
     from korlab.ivr.steps import propose
 
-    folder, config = _opened(work, param, budget=budget, selection=method, rank_prior=prior, min_token_len=min_token_len, keep_words=keep_words,
-                             keep_tokens=keep_tokens, forbid=forbid, undertrained_first=undertrained_first or None)
-    _told(propose(folder, config, force))
+    for option, value in {"--workers": workers, "--chunk-size": chunk_size}.items():
+        if value is not None:
+            raise ParameterError(f"{option} {value}: it would have no effect, since select reads what was counted: give it to `korlab ivr analyze`")
+    given: dict[str, Any] = dict(budget=budget, selection=method, rank_prior=prior, min_token_len=min_token_len, keep_words=keep_words, keep_tokens=keep_tokens,
+                 forbid=forbid, undertrained_first=undertrained_first)
+    with _opened(work, param, **given) as (folder, config):
+        _texts("select", folder, config)
+        _told(propose(folder, config, force))
     for name in ("remap_rules.yaml", "selection_log.md", "replacement_candidates.csv"):
         typer.echo(where(folder.path(name)))
 
@@ -172,25 +204,40 @@ _RULES = Annotated[str | None, typer.Option("--rules", "--remap-rules-path", hel
 @app.command()
 def remap(work: _WORK = _HERE, rules: _RULES = None, force: _FORCE = False) -> None:
     "Make the new vocabulary of the rules, prove it, and save it for every reader."
-    from korlab.ivr.preparing import texts_in
     from korlab.ivr.steps import remap as exchange
 
-    folder, config = _opened(work, [], rules=rules)
-    _told(exchange(folder, config, texts_in(folder, config), force))
+    with _opened(work, rules=rules) as (folder, config):
+        _told(exchange(folder, config, _texts("remap", folder, config), force))
 
-# %% ../../nbs/ivr/64_cli.ipynb #b2871bfb
+# %% ../../nbs/ivr/64_cli.ipynb #9b5c20fe
 _STRATEGY = Annotated[str | None, typer.Option("--initialization", "--init-strategy", help="where new rows come from: sub_mean, focus, omp, distill, mean, …")]
 _MATRICES = Annotated[Path | None, typer.Option("--embeddings-dir", help="also write the matrices before and after, as safetensors")]
+_BASE = Annotated[str | None, typer.Option("--model-name", help="the base model, refused if init read another")]
+_ORIGINAL = Annotated[Path | None, typer.Option("--original-tokenizer-dir", help="the base's tokenizer, refused if it is another")]
+_REMAPPED = Annotated[Path | None, typer.Option("--remapped-tokenizer-dir", "--tokenizer-path", help="the new tokenizer, refused if remap left another")]
 
 
+def _hold_to(given: Path | None, there: Path) -> None:
+    "Refuse a tokenizer that is not the folder's."
+    from korlab.ivr.bpe import read_bpe
+
+    if given and read_bpe(str(given)).sha256 != read_bpe(str(there)).sha256:
+        raise ParameterError(f"{given} is not the tokenizer of {where(there)}: leave it out, or do the steps in another folder (--work)")
+
+# %% ../../nbs/ivr/64_cli.ipynb #b2871bfb
 @app.command()
-def align(work: _WORK = _HERE, initialization: _STRATEGY = None, embeddings_dir: _MATRICES = None, param: _PARAM = [], force: _FORCE = False) -> None:
+def align(
+    work: _WORK = _HERE, initialization: _STRATEGY = None, embeddings_dir: _MATRICES = None, model_name: _BASE = None, rules: _RULES = None,
+    original: _ORIGINAL = None, remapped: _REMAPPED = None, param: _PARAM = [], force: _FORCE = False,
+) -> None:
     "Give every new token a row; the model that a training starts from."
-    from korlab.ivr.preparing import texts_in
     from korlab.ivr.steps import align_rows, write_matrices
 
-    folder, config = _opened(work, param, initialization=initialization)
-    _told(align_rows(folder, config, texts_in(folder, config), force))
+    with _opened(work, param, initialization=initialization, checkpoint=model_name, rules=rules) as (folder, config):
+        texts = _texts("align", folder, config)
+        _hold_to(original, folder.path("tokenizers", "original"))
+        _hold_to(remapped, folder.path("tokenizers", "remapped"))
+        _told(align_rows(folder, config, texts, force))
     if embeddings_dir:
         for file in write_matrices(folder, config, embeddings_dir):
             typer.echo(where(file))
@@ -200,15 +247,45 @@ _OVERLAY = Annotated[list[Path], typer.Option("-f", "--file", "--config-path", h
 _RESUME = Annotated[bool, typer.Option("--resume/--fresh", help="read a finished run back and go on with an unfinished one, or set it aside")]
 
 
+_TRAINED_ON = Annotated[str | None, typer.Option("--dataset-path", help="Korean texts to train on in place of those that init read")]
+_TRAINED_TO = Annotated[Path | None, typer.Option("--output-dir", help="also put the trained model there")]
+
+
+def _put(model: Path, there: Path) -> None:
+    "Copy a trained model; another copy of one is replaced, anything else is left alone."
+    from korlab.experiment.checkpoints import draft_of, publish
+
+    draft = draft_of(there)
+    shutil.copytree(model, draft, ignore=shutil.ignore_patterns("manifest.json"))
+    typer.echo(where(publish(draft, there)))
+
+
+def _require_room(there: Path | None) -> None:
+    "Refuse a folder that holds anything but a trained model."
+    if there and there.exists() and not (there / "manifest.json").is_file() and (there.is_file() or any(there.iterdir())):
+        raise ParameterError(f"--output-dir {there}: something else is there: name a new folder")
+
+# %% ../../nbs/ivr/64_cli.ipynb #5d1e7b93
 @app.command()
-def train(work: _WORK = _HERE, param: _PARAM = [], overlay: _OVERLAY = [], resume: _RESUME = True) -> None:
+def train(
+    work: _WORK = _HERE, model_name: _BASE = None, tokenizer: _REMAPPED = None, dataset_path: _TRAINED_ON = None, output_dir: _TRAINED_TO = None,
+    param: _PARAM = [], overlay: _OVERLAY = [], resume: _RESUME = True,
+) -> None:
     "Train the aligned model, and score it before and after, in Korean and in English."
     from korlab.ivr.preparing import experiment
-    from korlab.ivr.steps import required
+    from korlab.workbench.plans import plan
 
-    folder, config = _opened(work, [])
-    required(folder, "train", "init", "remap", "align")
-    run_experiments([experiment(folder, config)], param, overlay, resume)
+    _require_room(output_dir)
+    with _opened(work, checkpoint=model_name) as (folder, config):
+        _texts("train", folder, config)
+        _hold_to(tokenizer, folder.path("tokenizers", "remapped"))
+    words = [*param, *([f"data={dataset_path}"] if dataset_path else [])]
+    try:
+        run_experiments([file := experiment(folder, config)], words, overlay, resume)
+    except typer.Exit as ended:
+        if output_dir and not ended.exit_code:
+            _put(plan(file, overlays=overlay, given=values_of(words)).folder / "model", output_dir)
+        raise
 
 # %% ../../nbs/ivr/64_cli.ipynb #2706e8c0
 @app.command("all")
@@ -217,12 +294,14 @@ def every(
     english: _ENGLISH = None, text_key: _COLUMN = None, encoding: _ENCODING = None, param: _PARAM = [], overlay: _OVERLAY = [],
 ) -> None:
     "Do every step that is not done yet."
+    from korlab.ivr.steps import init as begin
     from korlab.ivr.steps import prepare
 
     given = dict(model=model, size=size, checkpoint=checkpoint, data=data, english=english, encoding=encoding)
-    folder, config = _opened(work, param, **given)
-    prepare(folder, config, _read(folder, config, text_key, False))
-    train(work, [], overlay)
+    with _opened(work, param, {"text_key": text_key}, **given) as (folder, config):
+        begin(folder, config, texts := _read(folder, config, False))
+    prepare(folder, config, texts)  # with values that are remembered, since the folder is begun with them
+    train(work, overlay=overlay)
 
 # %% ../../nbs/ivr/64_cli.ipynb #70b9727c
 register(app, {"evaluate": "eval", "compare": "compare"}, "ivr")

@@ -6,7 +6,9 @@
 __all__ = ['settle', 'clean', 'places', 'texts_in', 'experiment']
 
 # %% ../../nbs/ivr/36_preparing.ipynb #20d547f8
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,66 @@ from ..core.settings import shown
 from ..core.yamls import write_yaml
 from ..experiment import studies
 from ..experiment.config import Config
-from ..experiment.params import ParameterError
+from ..experiment.params import ParameterError, placed
 from .corpora import Corpora, load_corpora
+from .counting import Corpus
 from .parameters import Params
 from .stages import wanted_of
-from .steps import Record, StepError, Work, done
+from .steps import Options, Record, StepError, Work, done
+from ..workbench.plans import lowest
 
 # %% ../../nbs/ivr/36_preparing.ipynb #71118185
-def settle(
-    work: Work,
+def _laid(
+    file: Path,  # of the values remembered
     given: Mapping[str, Any],  # parameters of a run; None takes one back
-) -> Config[Params]:
-    "Lay values over those of earlier commands, check all, and remember them."
-    file = work.path("params.json")
+) -> tuple[Config[Params], dict[str, Any]]:  # all that is in force, and what somebody set
+    "Lay values over those of earlier commands, and check all."
     told = {"model": "gpt2-ivr"} | (read_json(file) if file.is_file() else {}) | dict(given)
     values = {name: value for name, value in told.items() if value is not None}
     studies.check_owner(studies.model(values["model"]).study, "ivr", values["model"])
-    config = studies.configure(values)
+    config = studies.configure(lowest() | values)  # as the run that the last command starts
+    config = config.but(**placed([type(part) for part in vars(config).values()], config.flat(), Path.cwd()))
     flat = config.flat()
     for name in ("rules", "keep_words", "keep_tokens", "forbid"):
         if flat[name] and not Path(flat[name]).is_file():
             raise ParameterError(f"{name}={flat[name]!r} is no file: check the path")
-    write_json(file, {name: flat[name] for name in values})
-    return config
+    return config, {name: flat[name] for name in values}
+
+# %% ../../nbs/ivr/36_preparing.ipynb #5a7f0e3d
+@contextmanager
+def _remembering(file: Path, values: Mapping[str, Any]) -> Iterator[None]:
+    "Remember values, but for those that what is done with them refuses."
+    before = read_json(file) if file.is_file() else None
+    if values or before:
+        write_json(file, values)
+    try:
+        yield
+    except Exception:
+        if before is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_json(file, before)
+        raise
+
+# %% ../../nbs/ivr/36_preparing.ipynb #e2b84d16
+def _options_of(file: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    "Lay options over those of earlier commands."
+    told = (read_json(file) if file.is_file() else {}) | dict(given)
+    return {name: value for name, value in told.items() if value is not None}
+
+
+@contextmanager
+def settle(
+    work: Work,
+    given: Mapping[str, Any],  # parameters of a run; None takes one back
+    options: Mapping[str, Any] = {},  # of `Options`; None takes one back
+) -> Iterator[tuple[Work, Config[Params]]]:  # with all that is in force
+    "Lay values over those of earlier commands, check all, and remember them unless they are refused."
+    config, values = _laid(work.path("params.json"), given)
+    told = _options_of(work.path("options.json"), options)
+    corpora = tuple(Corpus(**one) for one in told.get("corpora", []))
+    with _remembering(work.path("params.json"), values), _remembering(work.path("options.json"), told):
+        yield replace(work, options=Options(**told | {"corpora": corpora})), config
 
 # %% ../../nbs/ivr/36_preparing.ipynb #b3990d19
 _SOURCES = {"korean": ("data", "dev_data", "test_data"), "english": ("english",)}
@@ -56,10 +95,17 @@ def _stat(source: str) -> list[Any]:
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path] if path.is_file() else []
     return [source, *([str(one), one.stat().st_size, one.stat().st_mtime_ns] for one in files)]
 
+
+def _read_as(work: Work, config: Config[Params]) -> dict[str, Any]:
+    "What somebody's texts are made of: files of each language, and how they are read."
+    rows, files = config.rows, {language: [*map(_stat, _given(config, language))] for language in _SOURCES}
+    reading = {"column": work.options.text_key, "encoding": rows.encoding, "max_chars": rows.max_chars, "data_policy": rows.data_policy}
+    return {language: found for language, found in files.items() if found} | reading
+
 # %% ../../nbs/ivr/36_preparing.ipynb #aab71e17
-def _write_texts(work: Work, config: Config[Params], languages: Sequence[str], column: str | None) -> dict[str, Any]:
+def _write_texts(work: Work, config: Config[Params], languages: Sequence[str]) -> dict[str, Any]:
     "Read and write the texts of some languages."
-    found = load_corpora(wanted_of(config, column))
+    found = load_corpora(wanted_of(config, work.options.text_key))
     for language in languages:
         for split, texts in getattr(found, language).items():
             write_jsonl(work.path("corpora", language, f"{split}.jsonl"), [{"text": text} for text in texts])
@@ -70,30 +116,37 @@ def _write_texts(work: Work, config: Config[Params], languages: Sequence[str], c
 def clean(
     work: Work,
     config: Config[Params],
-    column: str | None = None,  # that holds the text
     force: bool = False,
 ) -> Record | None:  # None where all texts are the embedded ones
     "Read somebody's texts and write them in one form."
     languages = [language for language in _SOURCES if _given(config, language)]
     if not languages:
         return None
-    rows = config.rows
-    inputs = {language: [*map(_stat, _given(config, language))] for language in languages}
-    reading = {"column": column, "encoding": rows.encoding, "max_chars": rows.max_chars, "data_policy": rows.data_policy}
-    return done(work, "texts", inputs | reading, [f"corpora/{language}/{split}.jsonl" for language in languages for split in ("train", "dev", "test")],
-                lambda: _write_texts(work, config, languages, column), force)
+    outputs = [f"corpora/{language}/{split}.jsonl" for language in languages for split in ("train", "dev", "test")]
+    return done(work, "texts", _read_as(work, config), outputs, lambda: _write_texts(work, config, languages), force)
 
 # %% ../../nbs/ivr/36_preparing.ipynb #8c4f8e46
+def _lost(work: Work, config: Config[Params]) -> str | None:
+    "Why the texts are not those of these values; None if they are."
+    record = work.record("texts")
+    if record is None:
+        return "the texts have not been read"
+    then, now = ({name: [one[0] for one in value] if isinstance(value, list) else value for name, value in inputs.items()}
+                 for inputs in (record.inputs, _read_as(work, config)))
+    if other := [name for name in {**now, **then} if then.get(name) != now.get(name)]:
+        return f"the texts were read otherwise ({', '.join(other)} changed)"
+    spoilt = work.spoilt(record)
+    return f"{', '.join(spoilt)} is not what init left" if spoilt else None
+
+
 def places(
     work: Work,
     config: Config[Params],
 ) -> dict[str, str]:  # data and english, as a run is told
     "Where the texts are that the steps read: the cleaned ones, and the embedded ones."
     own = [language for language in _SOURCES if _given(config, language)]
-    record = work.record("texts")
-    if own and (record is None or work.spoilt(record)):
-        lost = ", ".join(work.spoilt(record)) if record else "the texts"
-        raise StepError(f"{shown(work.folder)}: {lost} cannot be read as init left it: run `korlab ivr init --work {shown(work.folder)}`")
+    if own and (why := _lost(work, config)):
+        raise StepError(f"{shown(work.folder)}: {why}: run `korlab ivr init --work {shown(work.folder)}`, with the values of the texts")
     return {name: str(work.path("corpora", language)) if language in own else "embedded" for language, (name, *_) in _SOURCES.items()}
 
 
