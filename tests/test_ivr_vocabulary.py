@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from korlab.core.errors import LabError
 from korlab.core.files import read_json
 from korlab.experiment import checkpoints
 from korlab.ivr import counting
@@ -481,6 +482,100 @@ def test_every_mistake_of_a_hand_is_refused_with_its_row(base, rules, tmp_path, 
     assert "rules.yaml" in str(caught.value)
 
 
+def without(row: dict, name: str) -> dict:
+    return {key: value for key, value in row.items() if key not in (name, f"{name}_hex")}
+
+
+FORMS = {  # what a hand may make of row 3 of the file
+    "an id in quotes": (lambda row: row | {"id": "7"}, "rule 3: id is '7', which is no id"),
+    "a yes for an id": (lambda row: row | {"id": True}, "rule 3: id is True, which is no id"),
+    "half an id": (lambda row: row | {"left": 1.5}, "rule 3: left is 1.5, which is no id"),
+    "no id": (lambda row: without(row, "id"), "rule 3: id is None, which is no id"),
+    "no new token": (lambda row: without(row, "new"), "rule 3 has neither 'new' nor 'new_hex'"),
+    "two new tokens": (lambda row: without(row, "new") | {"new": "가", "new_hex": "41"}, "rule 3 has both 'new' and 'new_hex'"),
+    "a number for a token": (lambda row: without(row, "new") | {"new": 12}, "rule 3: new is 12, which is no text"),
+    "half a character": (lambda row: without(row, "new") | {"new": "\ud800"}, "rule 3: new is .*, which is no text"),
+    "an empty token": (lambda row: without(row, "old") | {"old": ""}, "rule 3: old is empty"),
+    "no hexadecimal": (lambda row: without(row, "new") | {"new_hex": "zz"}, "rule 3: new_hex is 'zz', which is no hexadecimal"),
+    "another key": (lambda row: row | {"neu": 1}, "rule 3 has 'neu', which means nothing"),
+    "a text": (lambda row: "가", "rule 3 is a str, no object"),
+    "nothing": (lambda row: None, "rule 3 is a NoneType, no object"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_row_of_another_form_is_refused_with_its_number(base, rules, tmp_path, name):
+    change, said = FORMS[name]
+    path = tmp_path / "rules.yaml"
+    write_rules(path, rules)
+    lines = path.read_text("utf-8").split("\n")
+    third = [i for i, line in enumerate(lines) if line.startswith("- ")][2]
+    lines[third] = f"- {json.dumps(change(json.loads(lines[third][2:])))}"
+    path.write_text("\n".join(lines), "utf-8")
+    with pytest.raises(RuleError, match=f"rules.yaml: {said}"):
+        read_rules(path, base)
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("version: 2", "version: 1", "version is 1, and 2"), ("version: 2\n", "", "version is None"), ("rules:", "regeln:", "no list `rules`"),
+    ("base: ", "#base: ", "another vocabulary .base None"), ('"left"', '"left', "line 7|not readable YAML"), ('{"id": ', '{"id": 1, "id": ', "the key 'id' appears twice"),
+])
+def test_a_file_of_another_form_is_refused(base, rules, tmp_path, old, new, said):
+    path = tmp_path / "rules.yaml"
+    write_rules(path, rules)
+    path.write_text(path.read_text("utf-8").replace(old, new, 1), "utf-8")
+    with pytest.raises(LabError, match=said) as caught:
+        read_rules(path, base)
+    assert "rules.yaml" in str(caught.value)
+
+
+def test_a_token_that_nothing_is_cut_into_is_refused_with_its_row(base, rules):
+    """`th` is joined before `hx` can be, so `thx` made of `t` and `hx` would never be seen."""
+    gone = [rule for rule in rules.rules if not {rule.id} & {half for other in rules.rules for half in (other.left, other.right)}][-2:]
+    t, h, x = (base.ids[one] for one in (b"t", b"h", b"x"))
+    made = (Rule(gone[0].id, gone[0].old, b"hx", h, x), Rule(gone[1].id, gone[1].old, b"thx", t, gone[0].id))
+    kept = tuple(rule for rule in rules.rules if rule not in gone)
+    with pytest.raises(RuleError, match=rf"rule {len(kept) + 2} .*'thx' is always cut into 'th' \+ 'x'"):
+        remapped(base, replace(rules, rules=(*kept, *made)))
+
+
+@QUICK
+@given(data=st.data())
+def test_any_edit_is_refused_with_a_row_or_gives_a_sound_vocabulary(base, rules, data):
+    rows = [*rules.rules]
+    for _ in range(data.draw(st.integers(1, 3))):
+        at, other = (data.draw(st.integers(0, len(rows) - 1)) for _ in range(2))
+        what = data.draw(st.sampled_from(["drop", "move", "swap", "id", "left", "right", "new"]))
+        if what == "drop" and len(rows) > 1:
+            rows.pop(at)
+        elif what == "move":
+            rows.insert(other, rows.pop(at))
+        elif what == "swap":
+            rows[at], rows[other] = rows[at]._replace(id=rows[other].id, old=rows[other].old), rows[other]._replace(id=rows[at].id, old=rows[at].old)
+        elif what == "id":
+            i = data.draw(st.integers(-1, base.size))
+            rows[at] = rows[at]._replace(id=i, old=base.pieces[i] if 0 <= i < base.size else b"?")
+        elif what == "new":
+            left, right = (data.draw(st.integers(0, base.size - 2)) for _ in range(2))
+            rows[at] = rows[at]._replace(left=left, right=right, new=base.pieces[left] + base.pieces[right])
+        else:
+            rows[at] = rows[at]._replace(**{what: data.draw(st.integers(-1, base.size))})
+    edited_rules = replace(rules, rules=tuple(rows))
+    try:
+        new = remapped(base, edited_rules)
+    except RuleError as error:
+        assert "rule " in str(error)
+        return
+    gone = {one.id: one.new for one in rows}
+    assert list(new.pieces) == [gone.get(i, piece) for i, piece in enumerate(base.pieces)] and new.added == base.added
+    assert set(orphans(new)) <= set(orphans(base))
+    assert [one for one in new.merges if one.made not in gone] == [one for one in base.merges if one.made not in gone]
+    made = tokenizer(new)
+    for text in [*random_texts(10, 1), *KOREAN[:5], *TEXTS]:
+        assert made.decode(made.encode(text).ids, skip_special_tokens=False) == text
+    assert segmented(new, [new.pieces[i] for i in gone]) == [[i] for i in gone]
+
+
 def test_closure_names_the_token_that_stays(base, rules):
     needed = next(one for one in base.merges if one.made not in {rule.id for rule in rules.rules} and base.pieces[one.left] == b"th")
     rule = Rule(needed.left, b"th", b"qx", base.ids[b"q"], base.ids[b"x"])
@@ -546,7 +641,13 @@ def test_any_base_and_any_corpus_give_a_sound_vocabulary(tmp_path, steps, words,
     gone = {one.id for one in chosen.retired}
     assert [new.pieces[i] for i in range(new.size) if i not in gone] == [base.pieces[i] for i in range(base.size) if i not in gone]
     assert set(orphans(new)) <= set(orphans(base))
-    made = tokenizer(new)
+    for one in new.merges:  # closed: nothing is made of what is not there, and of nothing but what is made before
+        assert new.pieces[one.left] + new.pieces[one.right] == new.pieces[one.made]
+    kept = [one for one in base.merges if one.made not in gone]
+    assert list(new.merges) == kept + [(one.left, one.right, one.id) for one in chosen.made], "every kept merge in its order, then the new ones"
+    loaded = read_bpe(save(new, tmp_path / "new", manifest_of(base, new)))
+    assert loaded == new
+    made = tokenizer(loaded)
     for text in random_texts(40, seed):
         assert made.decode(made.encode(text).ids, skip_special_tokens=False) == text
     news = {one.piece for one in chosen.made}

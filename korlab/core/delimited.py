@@ -126,6 +126,16 @@ def _header_at(window: Window, start: int, delimiter: str) -> Header | None:
     except csv.Error:
         return None
 
+# %% ../../nbs/core/13_delimited.ipynb #names001
+_NAME = re.compile(r"[^\W\d][\w .()/-]{0,29}")
+
+
+def _are_names(
+    cells: Sequence[str],  # of a first line
+) -> bool:
+    "Whether they may be names of columns."
+    return all(_NAME.fullmatch(cell.strip("\ufeff \t")) for cell in cells)
+
 # %% ../../nbs/core/13_delimited.ipynb #cbd231e4
 def _no_header(
     names: Sequence[str],  # what stands in the first line
@@ -157,7 +167,7 @@ def read_header(
     if not heads:
         raise FileFault("broken quoting", "has a quote in its header that is never closed: correct the first line")
     best = max(heads, key=lambda head: (known_columns(head.names, schema), len(head.names)))
-    if not known_columns(best.names, schema):
+    if not known_columns(best.names, schema) and not _are_names(best.names):
         raise _no_header(best.names, schema)
     return best
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.text import text_hash
+from ..experiment import studies
 from ..experiment.checkpoints import damage
 from ..experiment.config import Config
 from .corpora import Corpora
@@ -26,8 +27,11 @@ def _english_first(corpora: Corpora, tokenizer: Any, block_size: int, seed: int)
 
 
 def _pretraining(config: Config[Params]) -> Config[Params]:
-    "As the run's training, but for its length, and with no dev."
-    return config.but(max_steps=config.own.pretraining or 300, epochs=None, scheduler="linear", eval_steps=0.5, keep_checkpoints=1, tracking="none")
+    "As the recipe trains, whatever the run's own training is like, but for its length, and with no dev."
+    recipe = studies.model(config.run.model).recipes[config.run.size]
+    own = {name: value for name, value in recipe.items() if hasattr(config.training, name)}
+    own |= {"max_steps": config.own.pretraining or 300, "epochs": None, "scheduler": "linear", "eval_steps": 0.5, "keep_checkpoints": 1}
+    return config.but(**own, precision=recipe["precision"], tracking="none")
 
 # %% ../../nbs/ivr/33_base.ipynb #34e12e02
 def base_source(
@@ -35,8 +39,6 @@ def base_source(
     folder: Path,  # where a mini is built
 ) -> str:  # folder, hub id or GGUF file
     "Where a model is as it was before anything was done."
-    from korlab.experiment import studies
-
     c = config.run
     return str(folder / "model") if c.size == "mini" else c.checkpoint or studies.model(c.model).hub_id
 

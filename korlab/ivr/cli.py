@@ -265,6 +265,22 @@ def _require_room(there: Path | None) -> None:
     if there and there.exists() and not (there / "manifest.json").is_file() and (there.is_file() or any(there.iterdir())):
         raise ParameterError(f"--output-dir {there}: something else is there: name a new folder")
 
+# %% ../../nbs/ivr/64_cli.ipynb #9cd1cd57
+def _launched_together(file: Path, param: Sequence[str], overlay: Sequence[Path]) -> bool:
+    "Train with the other processes of `accelerate launch`, if there are any."
+    from korlab.experiment.computing import keeps_records, processes
+    from korlab.ivr.stages import together
+    from korlab.workbench.plans import check_plans, plan
+
+    if processes() == 1:
+        return False
+    one = plan(file, overlays=overlay, given=values_of(param))
+    check_plans([one])
+    left = together(one.values)
+    if keeps_records():
+        typer.echo(f"{where(left / 'model')}: the same command without accelerate scores it and writes its report")
+    return True
+
 # %% ../../nbs/ivr/64_cli.ipynb #5d1e7b93
 @app.command()
 def train(
@@ -280,8 +296,10 @@ def train(
         _texts("train", folder, config)
         _hold_to(tokenizer, folder.path("tokenizers", "remapped"))
     words = [*param, *([f"data={dataset_path}"] if dataset_path else [])]
+    if _launched_together(file := experiment(folder, config), words, overlay):
+        return
     try:
-        run_experiments([file := experiment(folder, config)], words, overlay, resume)
+        run_experiments([file], words, overlay, resume)
     except typer.Exit as ended:
         if output_dir and not ended.exit_code:
             _put(plan(file, overlays=overlay, given=values_of(words)).folder / "model", output_dir)

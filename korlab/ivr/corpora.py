@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from ..core.accounts import DataError, DataReport, check_outcome, check_policy, label
 from ..core.settings import portable
-from ..core.sources import find_parts, split_names
+from ..core.sources import split_names
 from ..core.splitting import cut
 from ..core.templates import TemplateError, embedded_each, faults, fill, listed, slots_of
 from ..core.text import normalize, text_hash
 from ..experiment.params import ParameterError
-from .counting import Corpus, texts_of
+from .counting import Corpus, left_in, parts_of, texts_of
 
 # %% ../../nbs/ivr/16_corpora.ipynb #15b1b49a
 @dataclass(frozen=True, slots=True)
@@ -200,15 +200,20 @@ def _share(texts: Sequence[str]) -> int:
     return max(1, min(500, len(texts) // 20))
 
 # %% ../../nbs/ivr/16_corpora.ipynb #8c52c600
+def _splits_of(file: Path) -> list[str]:
+    "What a file's name says, or else that of the nearest folder that says anything."
+    return next((names for one in (file, *file.parents) if (names := split_names(one))), ["train"])
+
+
 def _by_name(data: str) -> dict[str, Any]:
     "Split -> files of a folder; all is for training where no name speaks of a split."
     found: dict[str, list[str]] = {}
-    for part in find_parts(data, also=(".txt", ".json")) if Path(data).is_dir() else []:
-        for name in split_names(Path(part.where)) or ["train"]:
+    for part in parts_of(data) if Path(data).is_dir() else []:
+        for name in _splits_of(Path(part.where).relative_to(data)):
             found.setdefault(name, []).append(str(part.where))
     return dict(found) if {*found} - {"train"} else {"train": data}
 
-
+# %% ../../nbs/ivr/16_corpora.ipynb #bynames2
 def _brought(given: Mapping[str, Any], **reading: Any) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:
     "The texts of each split, and the reports of their sources; dev and test are taken from train where nobody gives them."
     read = {name: read_texts(source, **reading) for name, source in given.items()}
@@ -235,6 +240,7 @@ class Wanted:
     english: str = "embedded"
     seed: int = 42  # of embedded Korean
     number: int = 2000  # of embedded Korean texts
+    most: int | None = None  # Korean texts to learn from; None for all
     reading: Mapping[str, Any] = field(default_factory=dict)  # policy, max_chars, encoding and column of `read_texts`
 
 
@@ -247,8 +253,8 @@ def _one_language(where: str, embedded: Any, wanted: Wanted, more: Mapping[str, 
         raise ParameterError(f"{portable(where)!r}: its files speak of {', '.join(given)} and none is for training")
     splits, reports = _brought(given, **wanted.reading)
     clean, shared = _apart(splits)
-    note = f"{portable(where)}: {shared:,} training texts were left out because dev or test has them, too."
-    return clean, reports, [note] if shared else []
+    notes = [f"{portable(where)}: {shared:,} training texts were left out because dev or test has them, too."] if shared else []
+    return clean, reports, notes + (left_in(where) if given["train"] != where else [])
 
 # %% ../../nbs/ivr/16_corpora.ipynb #7b72d809
 def load_corpora(
@@ -259,4 +265,7 @@ def load_corpora(
     more = {"dev": wanted.dev_data, "test": wanted.test_data}
     ko, reports, notes = _one_language(wanted.data, embedded_korean, wanted, more)
     en, others, said = _one_language(wanted.english, _embedded_english, wanted, {})
+    if wanted.most and wanted.most < (whole := len(ko["train"])):
+        notes = [*notes, f"train_rows={wanted.most:,} of {whole:,} texts are learnt from."]
+        ko["train"] = ko["train"][: wanted.most]
     return Corpora(ko, en, [*reports, *({**one, "split": f"english {one['split']}"} for one in others)], [*notes, *said])

@@ -6,7 +6,9 @@
 __all__ = ['train_tokenizer', 'mini', 'load', 'separator_of']
 
 # %% ../../nbs/ivr/21_models.ipynb #34481e2a
+import struct
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..core.settings import shown
 from ..experiment.models import CheckpointError, Loaded, loading, origin_of
 from .bpe import read_bpe
 from .remapping import require_match
@@ -57,11 +60,22 @@ def mini(
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ))
 
-# %% ../../nbs/ivr/21_models.ipynb #c183c9dc
+# %% ../../nbs/ivr/21_models.ipynb #gguf0001
 def _is_gguf(source: str) -> bool:
-    return source.endswith(".gguf")
+    return source.casefold().endswith(".gguf")
 
 
+def _require_gguf(file: Path) -> None:
+    "`CheckpointError` for what is no GGUF file, or cannot be read for want of a package."
+    if not file.is_file():
+        raise CheckpointError(f"the GGUF file {shown(file)} does not exist: check the path")
+    with open(file, "rb") as begun:
+        if begun.read(4) != b"GGUF":
+            raise CheckpointError(f"{shown(file)} does not begin as a GGUF file does: copy or download it again")
+    if find_spec("gguf") is None:
+        raise CheckpointError(f"{shown(file)} is read by the package gguf, which is not installed: run `pip install gguf`, or pass checkpoint=FOLDER")
+
+# %% ../../nbs/ivr/21_models.ipynb #c183c9dc
 def _plain(read: PreTrainedModel) -> PreTrainedModel:
     "The same weights in a model that counts as no quantized one, so that it can be trained and saved."
     kind = type(read.config)
@@ -71,32 +85,39 @@ def _plain(read: PreTrainedModel) -> PreTrainedModel:
     return made
 
 
-def _read(source: str) -> tuple[PreTrainedModel, Any]:
-    "Model and tokenizer, weights in fp32."
-    if not _is_gguf(source):
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), AutoTokenizer.from_pretrained(source, use_fast=True)
-    file = Path(source)
+def _read_gguf(file: Path) -> tuple[PreTrainedModel, Any]:
+    "Model and tokenizer of a GGUF file, weights in fp32."
+    _require_gguf(file)
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    return _plain(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)), AutoTokenizer.from_pretrained(**where)
+    try:
+        return _plain(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)), AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError, ImportError, LookupError, RuntimeError, struct.error) as error:
+        raise CheckpointError(f"the GGUF file {shown(file)} cannot be read ({str(error).strip().split(chr(10))[0]}): copy it again if it was "
+                              "cut short, or pass checkpoint=FOLDER with the model as transformers saves it") from error
 
 # %% ../../nbs/ivr/21_models.ipynb #b81a7e9e
 def _check_kind(source: str) -> None:
     "Refuse a model that does not go on with a text."
-    if _is_gguf(source):
-        return
     config = AutoConfig.from_pretrained(source)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         made = ", ".join(config.architectures or []) or config.model_type
         raise CheckpointError(f"the checkpoint {source!r} is a {made}, which is no causal language model: choose one that goes on with a text")
 
 
+def _read(source: str) -> tuple[PreTrainedModel, Any]:
+    "Model and tokenizer, weights in fp32."
+    if _is_gguf(source):
+        return _read_gguf(Path(source))
+    with loading(source, "pass checkpoint=FOLDER or a .gguf file with a local copy", errors=(OSError, ValueError, ImportError)):
+        _check_kind(source)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), AutoTokenizer.from_pretrained(source, use_fast=True)
+
+
 def load(
     source: str,  # folder, hub id, or GGUF file
 ) -> Loaded[PreTrainedModel]:
     "Load a causal language model with its tokenizer."
-    with loading(source, "pass checkpoint=FOLDER or a .gguf file with a local copy", errors=(OSError, ValueError, ImportError)):
-        _check_kind(source)
-        model, tokenizer = _read(source)
+    model, tokenizer = _read(source)
     if Path(source).is_dir():
         require_match(Path(source), read_bpe(source))
     rows = model.get_input_embeddings().weight.shape[0]

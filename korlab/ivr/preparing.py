@@ -105,7 +105,7 @@ def _read_as(work: Work, config: Config[Params]) -> dict[str, Any]:
 # %% ../../nbs/ivr/36_preparing.ipynb #aab71e17
 def _write_texts(work: Work, config: Config[Params], languages: Sequence[str]) -> dict[str, Any]:
     "Read and write the texts of some languages."
-    found = load_corpora(wanted_of(config, work.options.text_key))
+    found = load_corpora(replace(wanted_of(config, work.options.text_key), most=None))
     for language in languages:
         for split, texts in getattr(found, language).items():
             write_jsonl(work.path("corpora", language, f"{split}.jsonl"), [{"text": text} for text in texts])

@@ -60,15 +60,17 @@ def _asked(
     budget: int | float | str,  # as somebody wrote it
     size: int,  # of the vocabulary
 ) -> int | None:  # how many tokens; None lets the break-even decide
-    "Read a budget."
+    "Read a budget; what has a point or a per cent sign is a share."
+    text = str(budget).strip()
+    if text == "auto":
+        return None
     try:
-        number = None if budget == "auto" else float(str(budget).removesuffix("%")) / (100 if str(budget).endswith("%") else 1)
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         number = -1.0
-    if number is None:
-        return None
-    k = round(number * size) if 0 < number < 1 else number
-    if k != int(k) or not 1 <= k < size:
+    share = text.endswith("%") or "." in text or isinstance(budget, float)
+    k = round(number * size) if share and 0 < number < 1 else -1 if share else number
+    if not 1 <= k < size or k != int(k):
         raise SelectError(f"budget={budget!r}: give a number of tokens from 1 up, a share below 1 such as 0.1, or 'auto'")
     return int(k)
 

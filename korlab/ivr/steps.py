@@ -25,7 +25,7 @@ from ..experiment.config import Config
 from .base import base_source, build, stamp
 from .bpe import Bpe, read_bpe
 from .corpora import Corpora
-from .counting import Corpus, Counts, count_corpora, read_counts
+from .counting import Corpus, Counts, count_corpora, parts_of, read_counts
 from .parameters import Params
 
 if TYPE_CHECKING:
@@ -142,27 +142,27 @@ def done(
         raise StepError(f"{shown(work.folder)}: {step} would have to be done again ({why}): give the values it was done with, or run "
                         f"`korlab ivr {step} --work {shown(work.folder)}` with these")
     work.note(f"{step}: {why}")
-    file, start = work.path("steps", f"{step}.json"), time.process_time()
-    file.unlink(missing_ok=True)
-    try:
-        facts = do()
-    except Exception:
-        if record:  # what it left is still compared with what is there
-            write_json(file, asdict(record))
-        raise
+    start, facts = time.process_time(), do()
     made = {path: _digest(work.path(path)) for path in outputs}
     if lost := [path for path, digest in made.items() if digest is None]:
         raise StepError(f"{step} did not leave {', '.join(lost)} in {shown(work.folder)}: run it again")
     found = asdict(Record(step, inputs, made, time.process_time() - start, facts))
-    write_json(file, found)
+    write_json(work.path("steps", f"{step}.json"), found)
     return Record(**json.loads(json.dumps(found)))
+
+# %% ../../nbs/ivr/34_steps.ipynb #identity
+def _identity(source: str) -> str:
+    "A hash of a checkpoint's files, wherever they are; of one on the hub, its name."
+    path = Path(source)
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")) if path.is_dir() else [path]
+    return text_hash("\n".join(f"{file.name} {sha256(file)}" for file in files)) if path.exists() else source
 
 # %% ../../nbs/ivr/34_steps.ipynb #777e00db
 def _base_inputs(config: Config[Params], corpora: Corpora) -> dict[str, Any]:
     "What a base is made of."
     c, own = config.run, config.own
     if c.size != "mini":
-        return {"checkpoint": base_source(config, Path())}
+        return {"checkpoint": _identity(base_source(config, Path()))}
     learnt = {"korean": stamp(corpora.korean["train"]), "english": stamp(corpora.english["train"])}
     return learnt | {"vocab_size": c.vocab_size, "pretraining": own.pretraining, "block_size": own.block_size, "seed": config.computing.seed}
 
@@ -182,6 +182,8 @@ def _init(work: Work, config: Config[Params], corpora: Corpora, inputs: Mapping[
     if config.run.size == "mini":
         _require_same(work.path("base"), inputs)
         build(config, corpora, work.path("base"))
+    else:
+        write_json(work.path("base.json"), inputs)
     loaded = models.load(base_source(config, work.path("base")))
     draft = draft_of(work.path("tokenizers", "original"))
     loaded.tokenizer.save_pretrained(str(draft))
@@ -196,7 +198,7 @@ def init(
     force: bool = False,
 ) -> Record:
     "Read or build the base."
-    outputs = ["tokenizers/original", *(["base/model"] if config.run.size == "mini" else [])]
+    outputs = ["tokenizers/original", "base/model" if config.run.size == "mini" else "base.json"]
     inputs = _base_inputs(config, corpora)
     return done(work, "init", inputs, outputs, partial(_init, work, config, corpora, inputs), force)
 
@@ -214,9 +216,7 @@ def _counted(texts: Sequence[str], name: str, target: bool, weight: float = 1.0)
 
 def _known_by(corpus: Corpus) -> list[Any]:
     "What a further corpus is known by: its name, its place, its weight, the size and the time of its files."
-    from korlab.core.sources import find_parts
-
-    files = [Path(str(part.where)) for part in find_parts(corpus.data, "texts", (".txt", ".json"))]
+    files = [Path(str(part.where)) for part in parts_of(corpus.data)]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return [corpus.name, str(corpus.data), corpus.weight, corpus.target, *stats]
 

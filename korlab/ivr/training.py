@@ -31,6 +31,15 @@ def _clock(device: str) -> float:
     return time.process_time() if device == "cpu" else time.perf_counter()
 
 
+def _of_all(seconds: float, device: torch.device) -> float:
+    "The same number in all processes that train together: the sum of processor seconds, or the longest time on a GPU."
+    if not torch.distributed.is_initialized():
+        return seconds
+    shared = torch.tensor(seconds, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.SUM if device.type == "cpu" else torch.distributed.ReduceOp.MAX)
+    return shared.item()
+
+
 class Progress(TrainerCallback, ExportableState):
     "Count the seconds of updates, and end a training that has had as many as it may."
 
@@ -53,7 +62,7 @@ class Progress(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Stop counting; score and save before the training ends."
         if self._since is not None:
-            self.seconds, self._since = self.seconds + _clock(args.device.type) - self._since, None
+            self.seconds, self._since = self.seconds + _of_all(_clock(args.device.type) - self._since, args.device), None
         if self.limit and self.seconds >= self.limit:
             control.should_training_stop = control.should_evaluate = control.should_save = True
 
@@ -218,7 +227,7 @@ class _CausalTraining(Training):
 
     def own_arguments(self) -> dict[str, Any]:
         "Rows are no columns."
-        return dict(remove_unused_columns=False, label_names=["labels"])
+        return dict(remove_unused_columns=False, label_names=["labels"], ddp_find_unused_parameters=bool(self.rows_first[1]))
 
     def write(self, draft: Path) -> None:
         "Write model and tokenizer, and which tokenizer it is."

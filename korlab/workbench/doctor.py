@@ -144,6 +144,7 @@ _OPTIONAL = {  # distribution name -> what it opens
     "tensorboard": "live curves in TensorBoard",
     "wandb": "curves at Weights & Biases",
     "mlflow": "curves at an MLflow server",
+    "gguf": "models in GGUF files",
     "rouge_score": "benchmarks against the reference ROUGE",
     "jupyterlab": "working in notebooks",
 }
