@@ -13,6 +13,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ("messy_files", "sparse_study", "tuning", "training", "runs", "suite", "new_study", "tracking", "coref_fill", "coref_study",
+           "ivr_model", "ivr_pages", "ivr_steps", "trainer", "coref_recall", "rows", "models", "cli", "main_job", "inference")
 TINY = {"max_steps": 6, "train_rows": 60, "eval_steps": 3, "eval_rows": 6, "max_target_length": 24, "vocab_size": 400}
 
 
@@ -22,6 +24,12 @@ class Outcome:
 
     code: int
     text: str
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that both processes end together; the first trains `quickstart` before another needs it."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def papermill(out: Path, *extra: str, runs: Path, notebook: str = "train") -> Outcome:

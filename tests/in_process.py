@@ -1,21 +1,31 @@
-"""A papermill engine that runs a notebook's cells in this process: torch is imported once, not once a notebook."""
+"""Papermill and `korlab` in this process: torch is imported once, not once a notebook."""
 
 import atexit
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import nbformat
+import pytest
+from conftest import ROOT, Outcome, flags
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from nbformat.v4 import new_output
-from papermill.cli import papermill
+from papermill.cli import papermill as command
 from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets import Type
 from traitlets.config import Config
+from typer.testing import CliRunner
+
+from korlab.cli.main import command_line
+from korlab.workbench.terminal import papermill_style
 
 
 class _Display(DisplayPublisher):
@@ -106,13 +116,46 @@ def shown(notebook: Path) -> str:
     return "\n".join(filter(None, map("".join, texts)))
 
 
-def execute(notebook: str, out: Path, engine: str = "in-process", **values: object) -> Done:
-    """`papermill nbs/NOTEBOOK.ipynb OUT -p name value …`, in this process."""
-    words = [word for name, value in values.items() for word in ("-p", name, str(value))]
-    command = [f"nbs/{notebook}.ipynb", str(out), "--no-progress-bar", "--engine", engine, *words]
+def _papermill(notebook: str, out: Path, engine: str, *words: str) -> Done:
     error = None
     try:
-        papermill.main(command, standalone_mode=False)
+        command([f"nbs/{notebook}.ipynb", str(out), "--no-progress-bar", "--engine", engine, *words], standalone_mode=False)
     except PapermillExecutionError as found:
         error = found
     return Done(error, shown(out), InProcess.namespace)
+
+
+def execute(notebook: str, out: Path, engine: str = "in-process", **values: object) -> Done:
+    """`papermill nbs/NOTEBOOK.ipynb OUT -p name value …`, in this process."""
+    return _papermill(notebook, out, engine, *flags(**values))
+
+
+@contextmanager
+def _as_a_process(runs: Path) -> Iterator[None]:
+    """The working folder and the environment of a process, both as they were afterwards; no notebook gets a kernel."""
+    before = dict(os.environ)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setitem(papermill_engines._engines, None, InProcess)
+        os.environ["KORLAB_RUNS"] = str(runs)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def papermill(out: Path, *extra: str, runs: Path, notebook: str = "train") -> Outcome:
+    """What `conftest.papermill` does, in this process."""
+    with _as_a_process(runs):
+        error = _papermill(notebook, out, "in-process", *extra).error
+    return Outcome(int(error is not None), str(error or ""))
+
+
+def korlab(*words: object, runs: Path) -> CompletedProcess:
+    """`korlab WORDS` and what it left, as `subprocess.run` tells it; what a bug raises is raised."""
+    with _as_a_process(runs):
+        done = CliRunner().invoke(command_line(), papermill_style([str(word) for word in words]))
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return CompletedProcess(words, done.exit_code, done.stdout, done.stderr)

@@ -264,7 +264,7 @@ def test_one_rule_for_paths_and_advice_that_is_true(elsewhere):
     rows(elsewhere / "my", train=40, dev=10, test=10)
     (elsewhere / "work" / "near").mkdir()
     (elsewhere / "my" / "train.jsonl").rename(elsewhere / "work" / "near" / "train.jsonl")
-    plain = {**TINY, "max_steps": 2, "eval_steps": 2, "train_rows": 30, "model": "kobart", "tracking": "none", "data": "near/train.jsonl",
+    plain = {**TINY, "max_steps": 2, "eval_steps": 2, "train_rows": 30, "model": "kobart", "tracking": "none", "rouge_mode": "char", "data": "near/train.jsonl",
              "dev_data": "~/my/dev.jsonl", "test_data": "$HOME/my/test.jsonl"}
     file, run = elsewhere / "work" / "mine.yaml", elsewhere / "kept" / "summarization" / "mine"
 

@@ -3,8 +3,6 @@
 import itertools
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -13,6 +11,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import korlab
 
 from korlab.core.files import read_json, read_jsonl, write_json, write_jsonl
 from korlab.experiment import params, results, studies
@@ -254,8 +253,7 @@ def test_the_parameters_cell_says_what_the_dataclass_says():
 
 
 def test_the_command_writes_a_report_and_its_numbers(runs, tmp_path):
-    command = [str(Path(sys.executable).with_name("korlab")), "compare", "night", "--to", str(tmp_path / "out"), "--name", "minis"]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, env=os.environ | {"KORLAB_RUNS": str(runs)})
+    done = korlab("compare", "night", "--to", tmp_path / "out", "--name", "minis", runs=runs)
     assert done.returncode == 0, done.stderr[-2000:]
     text, kept = (tmp_path / "out" / "minis.md").read_text("utf-8"), read_json(tmp_path / "out" / "minis.json")
     assert text.startswith("# minis: 실행 5개 비교 · mini · embedded · test\n")

@@ -9,9 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from conftest import TINY, flags, papermill
+from conftest import TINY, flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import papermill
 from rouge_score.rouge_scorer import RougeScorer
 from typer.testing import CliRunner
 

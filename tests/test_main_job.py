@@ -9,7 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, TINY, flags, papermill
+from conftest import ROOT, TINY, flags
+from in_process import korlab, papermill
 
 from korlab.core import files
 from korlab.experiment import results
@@ -23,13 +24,6 @@ def read(run: Path, name: str) -> dict:
 
 def scores(run: Path) -> results.Results:
     return results.parse(read(run, "metrics"))
-
-
-def korlab(*words: str, runs: Path) -> subprocess.CompletedProcess:
-    import os
-
-    command = [str(Path(sys.executable).with_name("korlab")), *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"KORLAB_RUNS": str(runs)})
 
 
 def predictions(file: Path) -> list[dict]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, flags
 
 PARAMETERS = '''
 from dataclasses import dataclass
@@ -123,36 +123,53 @@ def run_in(lab: Path, *words: str) -> str:
     return done.stdout
 
 
-def papermill(lab: Path, notebook: str, out: Path, *options: str) -> None:
-    run_in(lab, "-m", "papermill", f"nbs/{notebook}.ipynb", str(out), "--no-progress-bar", *options)
+def words(notebook: str, out: Path, **values: object) -> list[str]:
+    return [f"nbs/{notebook}.ipynb", str(out), "--no-progress-bar", *flags(**values)]
+
+
+AT_ONCE = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from in_process import command
+for words in json.loads(sys.argv[1]):
+    command([*words, "--engine", "in-process"], standalone_mode=False)
+"""
+
+
+def papermill(lab: Path, better: str, *notebooks: list[str]) -> None:
+    """Execute entry notebooks: each in a process and a kernel of its own, those of the second lab in one process."""
+    if better == "lower":
+        run_in(lab, "-c", AT_ONCE, json.dumps(notebooks))
+        return
+    for one in notebooks:
+        run_in(lab, "-m", "papermill", *one)
 
 
 def test_a_new_study_does_all_there_is_to_do(lab):
     folder, better = lab
     runs = folder / "runs" / "tea"
     runs.mkdir(parents=True)
-    papermill(folder, "train", runs / "out.ipynb", "-p", "model", "green-tea", "-p", "name", "long", "-p", "minutes", "4")
+    run_in(folder, "-c", "from korlab.cli.main import main; main()", "run", "params/tea/short.yaml")
+    report = (runs / "short" / "report.md").read_text(encoding="utf-8")
+    assert report.startswith("# green-tea · mini · embedded") and "차가 우러났다." in report
+
+    searched = {"experiment": "params/tea/short.yaml", "space": "params/tea/space.yaml", "name": "search", "trials": 5}
+    papermill(folder, better, words("train", runs / "out.ipynb", model="green-tea", name="long", minutes=4),
+              words("evaluate", runs / "evaluated.ipynb", run="long", covered=False, name="again"),
+              words("compare", runs / "compared.ipynb", runs="short,long", name="two"), words("tune", runs / "tuned.ipynb", **searched))
     page = (runs / "out.ipynb").read_text(encoding="utf-8")
     assert "## 맛" in page and "떫은 정도이다." in page
     metrics = json.loads((runs / "long" / "metrics.json").read_text(encoding="utf-8"))
     assert [one["system"] for one in metrics["scores"]] == ["green-tea", "water"]
 
-    run_in(folder, "-c", "from korlab.cli.main import main; main()", "run", "params/tea/short.yaml")
-    report = (runs / "short" / "report.md").read_text(encoding="utf-8")
-    assert report.startswith("# green-tea · mini · embedded") and "차가 우러났다." in report
-
-    papermill(folder, "evaluate", runs / "evaluated.ipynb", "-p", "run", "long", "-p", "covered", "False", "-p", "name", "again")
     again = json.loads((runs / "long" / "evaluations" / "again" / "config.json").read_text(encoding="utf-8"))
     assert (again["given"]["covered"], again["effective"]["covered"]) == (False, False)
 
-    papermill(folder, "compare", runs / "compared.ipynb", "-p", "runs", "short,long", "-p", "name", "two")
     compared = json.loads((folder / "runs" / "comparisons" / "tea" / "two" / "comparison.json").read_text(encoding="utf-8"))
     assert compared["better"] == better and compared["runs"][1]["against_baseline"]["difference"]["mean"] > 0
     verdict = {"higher": "높다", "lower": "높다 (더 나쁘다)"}[better]
     assert verdict in (runs / "compared.ipynb").read_text(encoding="utf-8")
 
-    papermill(folder, "tune", runs / "tuned.ipynb", "-p", "experiment", "params/tea/short.yaml", "-p", "space", "params/tea/space.yaml",
-              "-p", "name", "search", "-p", "trials", "5")
     trials = json.loads((runs / "search" / "trials.json").read_text(encoding="utf-8"))["trials"]
     values = [one["value"] for one in trials if one["state"] == "complete"]
     best = (max if better == "higher" else min)(values)

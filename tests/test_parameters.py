@@ -11,11 +11,14 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from conftest import ROOT, TINY, flags, papermill
+from conftest import ROOT, TINY, flags
+from in_process import korlab, papermill
 
 from korlab.core.yamls import read_yaml
 from korlab.experiment import params, studies
 from korlab.sparse import search
+from korlab.summarization.data import embedded
+from korlab.summarization.dialogues import save_dialogues
 from korlab.workbench import comparing, spaces
 
 ENTRY = {  # entry notebook -> what writes its parameters cell
@@ -57,8 +60,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize("words, sentence", MISTAKES, ids=[m[0][1] + m[0][2] for m in MISTAKES])
 def test_a_mistake_stops_papermill_with_one_sentence(words, sentence, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     outcome = papermill(tmp_path / "out.ipynb", *words, runs=tmp_path / "runs")
     assert outcome.code == 1
     assert sentence in outcome.text
@@ -100,8 +103,8 @@ BAD_FILES = {
 def test_a_bad_experiment_file_stops_korlab_run(content, sentence, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_bytes(content)
-    done = subprocess.run([str(Path(sys.executable).with_name("korlab")), "run", str(file)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
+    done = korlab("run", file, runs=tmp_path / "runs")
+    assert done.returncode == 1 and done.stderr.startswith("korlab: ")
     assert sentence in done.stderr and "Traceback" not in done.stderr
 
 
@@ -274,8 +277,10 @@ def test_cleaning_keeps_the_parameters_tag(tmp_path):
 
 def test_values_reach_the_run_through_papermill(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("learning_rate: 5e-4\ntracking: none\nseed: 3\n")
-    outcome = papermill(tmp_path / "out.ipynb", "-f", str(file), *flags(name="mine", **TINY | {"seed": 9}), runs=tmp_path)
+    save_dialogues(embedded().rows["train"][:60], tmp_path / "rows.csv")
+    file.write_text(f"data: {tmp_path / 'rows.csv'}\nlearning_rate: 5e-4\ntracking: none\nseed: 3\n")
+    given = {name: value for name, value in TINY.items() if name != "train_rows"} | {"name": "mine", "seed": 9}
+    outcome = papermill(tmp_path / "out.ipynb", "-f", str(file), *flags(**given), runs=tmp_path)
     assert outcome.code == 0, outcome.text[-2000:]
     config = json.loads((tmp_path / "summarization" / "mine" / "config.json").read_text())
     assert (config["effective"]["learning_rate"], config["effective"]["seed"]) == (5e-4, 9)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, flags, papermill
+from in_process import papermill as papermill_here
 from safetensors.torch import load_file
 
 from korlab.core import files
@@ -19,16 +20,26 @@ from korlab.experiment import results
 from korlab.experiment.checkpoints import newest_whole_checkpoint
 from korlab.experiment.runs import RunError, find_run, open_run, reopen
 from korlab.experiment.training import Clock
+from korlab.summarization.data import embedded
+from korlab.summarization.dialogues import save_dialogues
 from korlab.workbench import comparing, verdicts, watching
 from korlab.workbench.suite import Suite
 
 PLAN = TINY | {"max_steps": 24, "eval_steps": 8, "batch_size": 4, "keep_checkpoints": 3}
 
 
-def start(folder: Path) -> subprocess.Popen:
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory) -> dict:
+    """What every run here is given, on eighty rows of its own."""
+    rows = tmp_path_factory.mktemp("rows") / "rows.csv"
+    save_dialogues(embedded().rows["train"][:80], rows)
+    return PLAN | {"data": str(rows)}
+
+
+def start(folder: Path, plan: dict) -> subprocess.Popen:
     """Begin a run in the background."""
     command = [sys.executable, "-m", "papermill", "nbs/train.ipynb", str(folder / "out.ipynb"), "--no-progress-bar",
-               *flags(name="killed", **PLAN)]
+               *flags(name="killed", **plan)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             env=os.environ | {"KORLAB_RUNS": str(folder)}, start_new_session=True)
 
@@ -41,16 +52,16 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory) -> Path:
+def straight(plan, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
-    outcome = papermill(folder / "out.ipynb", *flags(name="killed", **PLAN), runs=folder)
+    outcome = papermill_here(folder / "out.ipynb", *flags(name="killed", **plan), runs=folder)
     assert outcome.code == 0, outcome.text[-2000:]
     return folder / "summarization" / "killed"
 
 
-def test_a_killed_run_ends_where_a_straight_one_ends(straight, tmp_path):
+def test_a_killed_run_ends_where_a_straight_one_ends(plan, straight, tmp_path):
     folder = tmp_path / "summarization" / "killed"
-    process = start(tmp_path)
+    process = start(tmp_path, plan)
     wait_for(lambda: (folder / "checkpoints" / "checkpoint-8" / "manifest.json").exists())
     status = files.read_json(folder / "status.json")
     os.kill(status["pid"], signal.SIGKILL)  # the kernel, which does the work, is in a session of its own
@@ -59,7 +70,7 @@ def test_a_killed_run_ends_where_a_straight_one_ends(straight, tmp_path):
     assert (status["state"], status["stage"]) == ("running", "train")
     assert not (folder / "metrics.json").exists()
 
-    outcome = papermill(tmp_path / "out.ipynb", *flags(name="killed", **PLAN), runs=tmp_path)
+    outcome = papermill(tmp_path / "out.ipynb", *flags(name="killed", **plan), runs=tmp_path)
     assert outcome.code == 0, outcome.text[-2000:]
     notes = [n["text"] for n in files.read_json(folder / "status.json")["notes"]]
     assert any(text.startswith("Going on from checkpoint-") for text in notes)
@@ -96,19 +107,19 @@ def test_a_torn_checkpoint_is_set_aside_with_a_notice(straight, tmp_path, victim
     assert (tmp_path / "torn-checkpoint-24").is_dir()
 
 
-def test_a_finished_run_is_read_back_not_repeated(straight, tmp_path):
+def test_a_finished_run_is_read_back_not_repeated(plan, straight, tmp_path):
     before = (straight / "model" / "model.safetensors").stat().st_mtime_ns
-    outcome = papermill(tmp_path / "again.ipynb", *flags(name="killed", **PLAN), runs=straight.parent.parent)
+    outcome = papermill_here(tmp_path / "again.ipynb", *flags(name="killed", **plan), runs=straight.parent.parent)
     assert outcome.code == 0, outcome.text[-2000:]
     assert (straight / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_the_run_folder_is_complete(straight):
+def test_the_run_folder_is_complete(plan, straight):
     names = {"config.json", "environment.json", "data.json", "metrics.json", "history.jsonl", "status.json", "model", "checkpoints"}
     assert names <= {p.name for p in straight.iterdir()}
     assert not [p for p in straight.rglob("*.tmp")]
     config = files.read_json(straight / "config.json")["effective"]
-    assert {name: config[name] for name in PLAN} == PLAN
+    assert {name: config[name] for name in plan} == plan
     place = files.read_json(straight / "environment.json")
     assert place["seed"] == 42 and place["versions"]["torch"] and "git" in place
     data = files.read_json(straight / "data.json")

@@ -7,9 +7,10 @@ import sys
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT, flags, papermill
+from conftest import ROOT, flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_process import papermill
 from scipy.sparse import csr_matrix
 from typer.testing import CliRunner
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, flags, papermill
+from conftest import ROOT, flags
+from in_process import korlab, papermill
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
@@ -71,7 +72,7 @@ def test_a_collection_alone_runs_through_the_main_notebook(model, folder, tmp_pa
     static = test["sparsity"]["queries"]["active"]["mean"]
     assert static < 40 if model == "sparse-ko-doc" else static > 0
     if model == "sparse-ko-doc":  # its weights lie deeper in the folder than those of a plain encoder
-        done = korlab("sparse", "eval", "mine", "--name", "again", runs=tmp_path)
+        done = in_its_own_process("sparse", "eval", "mine", "--name", "again", runs=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
         assert results.read(reopen(run / "evaluations" / "again")).scored == found.scored
 
@@ -164,7 +165,7 @@ def test_a_trained_run_teaches_another_and_finds_its_negatives(folder, trained, 
     assert text.count("### ") >= 6 and "decisive tokens" in text  # sparsity, and the questions that part them
 
 
-def korlab(*words, runs):
+def in_its_own_process(*words, runs):
     """The command, as a person types it."""
     command = [str(Path(sys.executable).with_name("korlab")), *map(str, words)]
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, env=os.environ | {"KORLAB_RUNS": str(runs)})
@@ -174,7 +175,7 @@ def test_a_quick_look_trains_the_real_model(folder, tmp_path):
     """Loss, vectors, ratio and memory of 500 rows and two epochs."""
     small = {"data": str(folder), "vocab_size": 600, "max_length": 48, "batch_size": 8, "negatives": 1, "on_collapse": "warn"}
     (tmp_path / "small.yaml").write_text(json.dumps(small), "utf-8")
-    done = korlab("sparse", "quick", "params/sparse/v25.yaml", "--mini", "-f", tmp_path / "small.yaml", runs=tmp_path)
+    done = in_its_own_process("sparse", "quick", "params/sparse/v25.yaml", "--mini", "-f", tmp_path / "small.yaml", runs=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert [line.split()[1] for line in done.stdout.splitlines()[-4:]] == ["loss", "vectors", "semantic", "memory"]
     effective = read_json(tmp_path / "sparse" / "v25-mini-quick-small" / "config.json")["effective"]
@@ -272,11 +273,12 @@ def test_six_checks_before_a_long_training(folder):
     assert {row["state"] for row in rows} == {"ok"}
 
 
-def test_a_mini_starts_alike_in_every_process():
+def test_a_mini_starts_alike_in_every_process(capsys):
     """The trainers of `tokenizers` do not: their hash maps are seeded anew in every process."""
     code = ("import hashlib; from korlab.sparse.models import train_tokenizer\n"
             "texts = [f'{i % 24}시에 {i}번 버스가 {town}에서 {other}까지 갑니다.' for i in range(40) for town in ('서울', '부산', '대전') for other in ('광주', '춘천')]\n"
             "for family in ('roberta', 'xlm-roberta'):\n"
             "    print(hashlib.sha256(train_tokenizer(texts, 200, family).backend_tokenizer.to_str().encode()).hexdigest())")
-    said = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout for _ in range(2)]
-    assert said[0] == said[1] and len(said[0].split()) == 2
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    exec(code, {})
+    assert capsys.readouterr().out == there and len(there.split()) == 2

@@ -37,7 +37,8 @@ def experiments(tmp_path_factory) -> list[str]:
     """Two experiments of a few seconds on sixty rows."""
     folder = tmp_path_factory.mktemp("experiments")
     save_dialogues(embedded().rows["train"][:60], folder / "rows.csv")
-    given = TINY | {"model": "kobart", "data": folder / "rows.csv", "max_steps": 30, "eval_steps": 5, "learning_rate": 0.003}
+    given = TINY | {"model": "kobart", "data": folder / "rows.csv", "max_steps": 30, "eval_steps": 5, "learning_rate": 0.003,
+                    "rouge_mode": "char"}
     del given["train_rows"]
     files = []
     for name, seed in (("one", 1), ("two", 2)):
@@ -120,11 +121,12 @@ def test_a_suite_in_the_background_is_seen_and_stopped(experiments, tmp_path):
 
 
 def test_it_goes_on_after_failures_and_is_honest_about_them(experiments, tmp_path):
-    missing, typo = tmp_path / "missing.yaml", tmp_path / "typo.yaml"
-    text = Path(experiments[0]).read_text()
+    missing, typo, one = (tmp_path / f"{name}.yaml" for name in ("missing", "typo", "one"))
+    text = Path(experiments[0]).read_text().replace("max_steps: 30", "max_steps: 5")
+    one.write_text(text)
     missing.write_text(text.replace("rows.csv", "nothing.csv"))
     typo.write_text(text.replace("learning_rate", "learning_rat"))
-    done = korlab("run", str(missing), str(typo), experiments[0], runs=tmp_path / "runs")
+    done = korlab("run", str(missing), str(typo), str(one), runs=tmp_path / "runs")
     assert done.returncode == 1
     assert "nothing.csv" in done.stderr and "did you mean 'learning_rate'?" in done.stderr
     found = {entry["label"]: entry for entry in table(tmp_path / "runs")}

@@ -16,9 +16,11 @@ from transformers import TrainerCallback
 from korlab.experiment import studies, tracking
 from korlab.experiment.params import ParameterError
 from korlab.experiment.training import Training
+from korlab.summarization.data import embedded
+from korlab.summarization.dialogues import save_dialogues
 
 SECRET = "korlab-secret-5f1e0c"
-FAST = TINY | {"max_steps": 2, "eval_steps": 2, "train_rows": 40, "eval_rows": 2}
+FAST = TINY | {"max_steps": 2, "eval_steps": 2, "train_rows": 40, "eval_rows": 2, "rouge_mode": "char"}
 
 
 def everything_in(folder) -> dict:
@@ -39,9 +41,10 @@ def test_an_offline_record_is_kept_and_no_secret_in_it(lab, service, monkeypatch
     pytest.importorskip(service)
     monkeypatch.setattr("conftest.ROOT", lab)
     runs = lab / "runs"
+    save_dialogues(embedded().rows["train"][:50], lab / "rows.csv")
     outcome = papermill(lab / "out.ipynb", *flags(
         model="kobart", name="tracked", tracking=service, tracking_offline=True, tracking_tags="baseline,kobart",
-        tracking_project="nlp-competition", **FAST), runs=runs)
+        tracking_project="nlp-competition", data=lab / "rows.csv", **FAST), runs=runs)
     assert outcome.code == 0, outcome.text[-2000:]
     run = runs / "summarization" / "tracked"
     found = everything_in(run) | everything_in(runs) | {"out": (lab / "out.ipynb").read_bytes(), "printed": outcome.text.encode()}

@@ -1,14 +1,12 @@
 """A score that deserves no trust says so: useless outputs, floors, what is cut or unknown, rows a model knows, damaged records."""
 
 import csv
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import in_process
 import pytest
-from conftest import ROOT, TINY
+from conftest import TINY
 
 from korlab.core.files import FileError, read_json, read_jsonl, write_json, write_jsonl
 from korlab.experiment import results, runs
@@ -32,8 +30,7 @@ SPARSE = {"model": "sparse-ko", "max_steps": 4, "eval_steps": 2, "batch_size": 8
 
 
 def korlab(*words, runs: Path) -> str:
-    command = [str(Path(sys.executable).with_name("korlab")), *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"KORLAB_RUNS": str(runs)})
+    done = in_process.korlab(*words, runs=runs)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
