@@ -26,7 +26,7 @@ FLOORS = ("core", "metrics", "experiment", "report", "workbench")  # each stands
 HOUSE = (*FLOORS, *studies.names(), "cli")
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 CHAPTERS = [p for p in NOTEBOOKS if p.parent.name in HOUSE]
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py", "_modidx.py"))
 WAITING = ("evaluate", "compare", "tune", "summarize", "search", "fill")  # they need trained runs; pytest executes them
 
 

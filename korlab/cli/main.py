@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from .. import __version__
 from ..core.errors import LabError
 from ..core.settings import expanded, load_env
 from ..experiment import studies
@@ -68,13 +69,26 @@ def _prepared(command: Callable[..., Any]) -> Callable[..., Any]:
 
     return run
 
+# %% ../../nbs/cli/00_main.ipynb #2fdfc8a9
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"korlab {__version__}")
+        raise typer.Exit
+
+
+def _general(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="say which korlab this is")] = False,
+) -> None:
+    "A notebook-first laboratory for Korean NLP."
+
 # %% ../../nbs/cli/00_main.ipynb #b17963ae
 def command_line() -> typer.Typer:  # the whole command line
     "Put general commands, studies and their aliases together."
     app = typer.Typer(
-        name="korlab", cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-        help="A notebook-first laboratory for Korean NLP.",
+        name="korlab", cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_general)
     register(app)
     modules = dict(_studies())
     owners = {command.name: "korlab" for command in app.registered_commands} | {name: name for name in modules}

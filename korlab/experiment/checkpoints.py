@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import LabError
-from ..core.files import FileError, read_json, sha256, write_json
+from ..core.files import FileError, read_json, sha256, usual_mode, write_json
 from ..core.settings import shown
 
 # %% ../../nbs/experiment/11_checkpoints.ipynb #ba7a2e65
 def write_manifest(
     folder: Path,  # a checkpoint whose files are all written
 ) -> None:
-    "Seal a checkpoint: list every file in it with bytes and sha256."
+    "Seal a checkpoint: list every file in it with bytes and sha256, and let a team read them."
+    usual_mode(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
     listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     write_json(folder / "manifest.json", {"files": listed})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunError', 'RunBusyError', 'run_name', 'run_folder', 'differences', 'RunFolder', 'now', 'Run', 'locked',
            'record_config', 'replace_parameters', 'open_run', 'keep_hashes', 'record_data', 'set_aside', 'is_run',
-           'check_records', 'reopen', 'find_run']
+           'check_records', 'reopen', 'run_folders', 'find_run']
 
 # %% ../../nbs/experiment/06_runs.ipynb #112a5cb6
 import fcntl
@@ -390,6 +390,11 @@ def reopen(
         raise RunError(f"{shown(file)} is not a record that this korlab can read ({error}): move its folder elsewhere") from None
     return Run(folder.resolve(), config.but(**_leading(config.flat(), config, record.get("folder"))), record["given"])
 
+# %% ../../nbs/experiment/06_runs.ipynb #54e962e0
+def run_folders() -> list[Path]:  # oldest first
+    "The folders of every run there is, whether or not it can be read."
+    return [file.parent for file in sorted(settings().runs.glob("*/*/config.json"), key=lambda file: file.stat().st_mtime)]
+
 # %% ../../nbs/experiment/06_runs.ipynb #ff33080a
 def _latest(folders: Sequence[Path]) -> Run | None:
     "The newest finished run that can be read; what is newer and cannot is named on standard error."
@@ -413,7 +418,7 @@ def find_run(
 ) -> Run:  # opened for reading: no lock is taken
     "Find a run that exists."
     runs, given = settings().runs, Path(expanded(name))
-    every = [file.parent for file in sorted(runs.glob("*/*/config.json"), key=lambda file: file.stat().st_mtime)]
+    every = run_folders()
     if name == "latest":
         if run := _latest([p for p in every if (p / "metrics.json").exists()]):
             return run

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from ..core.errors import LabError
-from ..core.files import read_json, write_json, write_jsonl
+from ..core.files import atomic, read_json, write_json, write_jsonl
 from . import tracking
 from korlab.experiment.batches import (
     TokenBudgetSampler,
@@ -490,8 +490,8 @@ class _Ready(_Endings):
 
 # %% ../../nbs/experiment/14_training.ipynb #8ed32069
 def _keep(weights: Mapping[str, torch.Tensor], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, file)
+    with atomic(file) as draft:
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, draft)
 
 # %% ../../nbs/experiment/14_training.ipynb #e90b6daa
 def _lay_back(weights: Mapping[str, torch.Tensor], file: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import LabError
-from ..core.files import Fault, read_json, read_record, sha256, utf8_lines, write_json
+from ..core.files import Fault, atomic, read_json, read_record, sha256, utf8_lines, write_json
 from ..core.settings import shown
 from ..core.text import text_hash
 from ..experiment.checkpoints import damage, draft_of, publish
@@ -493,9 +493,8 @@ def write_matrices(
     sources = {"original_embeddings": base_source(config, work.path("base")), "reordered_embeddings": str(work.path("initialized_model"))}
     files = [folder / f"{name}.safetensors" for name in sources]
     for file, source in zip(files, sources.values(), strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_matrices(models.load(source).model), draft_of(file))
-        draft_of(file).replace(file)
+        with atomic(file) as draft:
+            save_file(_matrices(models.load(source).model), draft)
     return files
 
 # %% ../../nbs/ivr/34_steps.ipynb #99be1f59

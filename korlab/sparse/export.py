@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import LabError
-from ..core.files import opening, read_json, write, write_json
+from ..core.files import opening, read_json, usual_mode, write, write_json
 from ..core.settings import portable, shown
 from ..core.tables import facts, pipe_table
 from ..experiment import results, tracking
@@ -423,6 +423,7 @@ def export(
         draft.mkdir(parents=True)
     try:
         found = _fill(draft, documents, card, stop, lambda: weights if idf is None else idf.query_weights(stop))
+        usual_mode(draft)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(draft, folder)

@@ -6,6 +6,7 @@
 __all__ = ['complain', 'remark', 'remark_all', 'where', 'papermill_style', 'values_of', 'one_of', 'grid', 'print_table', 'live']
 
 # %% ../../nbs/workbench/08_terminal.ipynb #4ebcf25b
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -109,12 +110,16 @@ def grid(
 def print_table(
     rows: Sequence[dict[str, Any]],  # as for `grid`
     title: str | None = None,  # above it
+    as_json: bool = False,  # for a program instead of a person
 ) -> None:
-    "Print rows as a table as wide as the terminal; piped output is not cut."
+    "Print rows as a table as wide as the terminal or as COLUMNS says; piped output is 200 wide."
     from rich.console import Console
 
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
     console = Console()
-    Console(width=None if console.is_terminal else 200).print(grid(rows, title))
+    Console(width=None if console.is_terminal or "COLUMNS" in os.environ else 200).print(grid(rows, title))
 
 # %% ../../nbs/workbench/08_terminal.ipynb #248dda40
 @contextmanager

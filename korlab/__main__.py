@@ -1,0 +1,5 @@
+"""`python -m korlab` is `korlab`."""
+
+from korlab.cli.main import main
+
+main()
