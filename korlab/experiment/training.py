@@ -305,10 +305,14 @@ class Clock(TrainerCallback, ExportableState):
             self.memory_mib = max(self.memory_mib, peak_memory_mib())
 
 # %% ../../nbs/experiment/14_training.ipynb #54beca38
-def _standing(state: TrainerState, began: tuple[float, int]) -> dict[str, Any]:
-    "Where a training is, and the seconds it still takes at the speed it had since it began: (time, step)."
-    seconds, steps = time.time() - began[0], state.global_step - began[1]
-    left = (state.max_steps - state.global_step) * seconds / steps if steps else None
+def _by_steps(state: TrainerState) -> float:
+    return state.global_step / max(1, state.max_steps)
+
+
+def _standing(state: TrainerState, share: float, began: tuple[float, float]) -> dict[str, Any]:
+    "Where a training is, and the seconds it still takes at the speed it had since it began: (time, share behind it)."
+    seconds, done = time.time() - began[0], share - began[1]
+    left = (1.0 - share) * seconds / done if done > 0 else None
     return {"step": state.global_step, "total": state.max_steps, "seconds_left": left}
 
 # %% ../../nbs/experiment/14_training.ipynb #a01af548
@@ -317,13 +321,13 @@ class _Progress(TrainerCallback):
 
     bar: tqdm | None = None
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.written = file, 0.0
+    def __init__(self, file: Path, share: Callable[[TrainerState], float]) -> None:
+        self.file, self.share, self.written = file, share, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Open the bar where the run stands."
         self.bar, self.shown = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step"), dict[str, float]()
-        self.began, self.score = (time.time(), state.global_step), args.metric_for_best_model
+        self.began, self.score = (time.time(), self.share(state)), args.metric_for_best_model
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Advance; the file follows once a second."
@@ -334,7 +338,7 @@ class _Progress(TrainerCallback):
     def _write(self, state: TrainerState) -> None:
         self.written = time.time()
         dev = f"{self.score.removeprefix('eval_')} {self.shown[self.score]}" if self.score in self.shown else None
-        write_json(self.file, _standing(state, self.began) | self.shown | {"dev": dev})
+        write_json(self.file, _standing(state, self.share(state), self.began) | self.shown | {"dev": dev})
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Show the latest numbers."
@@ -353,11 +357,12 @@ def _watchers(
     config: Config,  # patience, threshold, tracking
     folder: Path,  # the run's
     dev: bool,  # whether there are dev rows to lose patience over
+    share: Callable[[TrainerState], float],  # how much of the training is behind it
 ) -> list[TrainerCallback]:
     "The callbacks of every run."
     found: list[TrainerCallback] = [_LastStep(), Clock()]
     if keeps_records():
-        found += [_Progress(folder / "progress.json"), _History(folder / "history.jsonl")]
+        found += [_Progress(folder / "progress.json", share), _History(folder / "history.jsonl")]
     if config.training.patience and dev:
         found.append(EarlyStoppingCallback(config.training.patience, config.training.threshold))
     return [*found, *(tracking.callbacks(config, folder) if keeps_records() else [])]
@@ -423,6 +428,10 @@ class _Seams:
         "What moves during the training; called before the watchers."
         return []
 
+    def share(self, state: TrainerState) -> float:
+        "How much of the training is behind it, from 0 to 1."
+        return _by_steps(state)
+
 # %% ../../nbs/experiment/14_training.ipynb #810e7e90
 class _Endings(_Seams):
     "What a study gives to the end of its training."
@@ -481,7 +490,7 @@ class _Ready(_Endings):
         best_by, lengths = self.best_by if self.dev else None, self.row_lengths()
         batches = count_batches(len(self.train_dataset), self.config, lengths)
         shared = arguments(self.config, self.folder, self.place, batches, best_by, self.better, self.indivisible)
-        calls = [*self.schedules(), *_watchers(self.config, self.folder, self.dev), *self.callbacks]
+        calls = [*self.schedules(), *_watchers(self.config, self.folder, self.dev, self.share), *self.callbacks]
         if processes() > 1:
             self.note(f"{processes()} processes share every update of {self.config.training.batch_size} × "
                       f"{self.config.training.accumulation} rows; where an epoch cannot be shared evenly, its first rows come twice.")

@@ -422,7 +422,8 @@ def _learnt_rows(config: Config[Params], loaded: Any, moves: Any, base: Bpe, new
     from korlab.ivr.models import separator_of
     from korlab.ivr.teaching import Teaching, distill
 
-    how = Teaching(length=min(256, (config.own.block_size or 256) - 1), seed=config.computing.seed or 0)
+    precision = "bf16" if config.computing.precision == "bf16" else "fp32"  # what is asked for: a choice that is timed may turn out otherwise
+    how = Teaching(length=min(256, (config.own.block_size or 256) - 1), precision=precision, seed=config.computing.seed or 0)
     return distill(loaded.model, moves, base, new, texts, separator_of(loaded.tokenizer), how)[:2]
 
 # %% ../../nbs/ivr/34_steps.ipynb #6eb86787
@@ -468,6 +469,7 @@ def align_rows(
     own = config.own
     inputs = required(work, "align", "init", "remap") | {"initialization": own.initialization, "seed": config.computing.seed}
     read = {"korean": stamp(corpora.korean["train"]), "block_size": own.block_size} if own.initialization in _LOOKS else {}
+    read |= {"precision": "bf16"} if (own.initialization, config.computing.precision) == ("distill", "bf16") else {}
     return done(work, "align", inputs | read, ["initialized_model", "aligned.json"], partial(_align, work, config, corpora), force)
 
 # %% ../../nbs/ivr/34_steps.ipynb #e1fb0ffc

@@ -147,8 +147,8 @@ def _lesson(model: PreTrainedModel, texts: Sequence[Twice], head: int, layers: i
             high = model.base_model(input_ids=_filled([(head, *one.old) for one in some], device)).last_hidden_state
         for row, one in enumerate(some):
             at = torch.tensor([0, *(j + 1 for _, j in one.places)], device=device)
-            lesson.low.append(low[0][row, at])
-            lesson.high.append(high[row, at])
+            lesson.low.append(low[0][row, at].float())
+            lesson.high.append(high[row, at].float())
     return lesson
 
 # %% ../../nbs/ivr/23a_teaching.ipynb #3fc85c75
@@ -184,7 +184,7 @@ def _read_loss(model: PreTrainedModel, rows: _Rows, texts: Sequence[Twice], low:
     for row, one in enumerate(texts):
         at = [i for i, _ in one.places]
         target = low[row][1:]
-        distance = (out[0][row, [i + 1 for i in at]] - target).square().sum(-1) / target.square().sum(-1)
+        distance = (out[0][row, [i + 1 for i in at]].float() - target).square().sum(-1) / target.square().sum(-1)
         far.append(distance[(rows.where[batch[row, 1:]] >= 0)[at]])
     return torch.cat(far).mean()
 
@@ -264,7 +264,13 @@ class Teaching:
     rate: float = 0.0075  # of a single row, in parts of the rows' scale
     reading: float = 1.0  # weight of the hidden states beside a nat
     batch: int = 2048  # old tokens an update
+    precision: str = "fp32"  # of the model's products, or bf16
     seed: int = 42
+
+
+def _products(how: Teaching, device: Any) -> Any:
+    "The number format of the model's products, while the block lasts; rows are learnt in fp32."
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=how.precision == "bf16")
 
 # %% ../../nbs/ivr/23a_teaching.ipynb #b8fc44ea
 @dataclass
@@ -305,7 +311,9 @@ def _learn(school: _School, reading: _Rows | None, writing: _Rows | None, asked:
             rows.learnt = rows.making.rows()
         if reading:
             low = [school.lesson.low[i] for i in some]
-            parts.append(how.reading * _read_loss(school.model, reading, [school.texts[i] for i in some], low, school.head, school.layers))
+            with _products(how, reading.matrix.device):
+                far = _read_loss(school.model, reading, [school.texts[i] for i in some], low, school.head, school.layers)
+            parts.append(how.reading * far)
         if writing and asked:
             parts.append(torch.stack([
                 _write_loss(writing.learnt, writing.where, asked[i], torch.arange(len(asked[i].next))) for i in some]).mean())
@@ -339,7 +347,8 @@ def distill(
     for weight in frozen:
         weight.requires_grad_(False)
     model.eval()
-    lesson = _lesson(model, some, head, layers)
+    with _products(how, next(model.parameters()).device):
+        lesson = _lesson(model, some, head, layers)
     school = _School(model, some, lesson, head, layers, how)
     made = _taught(school, moves, new.size, tied)
     for weight in frozen:

@@ -219,6 +219,10 @@ class _CausalTraining(Training):
         alone = [_RowsFirst(self.model, rows, first, rate, lambda: self.trainer.progress)] if len(rows) and first else []
         return [Progress(self.seconds), _Before(self), *alone]
 
+    def share(self, state: TrainerState) -> float:
+        "By steps, or by seconds where these end it."
+        return self.trainer.progress.share(state)
+
     def make_trainer(self) -> CausalTrainer:
         "The Trainer with what it scores."
         trainer = super().make_trainer()
