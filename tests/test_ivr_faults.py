@@ -229,9 +229,8 @@ FILES = ("replacement_candidates.csv", "selection_log.md", "selection.json", "re
 
 def prepare_in(folder: Path) -> Work:
     """All steps before the training."""
-    work = Work(folder)
-    config = settle(work, TINY)
-    prepare(work, config, texts_in(work, config))
+    with settle(Work(folder), TINY) as (work, config):
+        prepare(work, config, texts_in(work, config))
     return work
 
 
@@ -321,8 +320,8 @@ def test_steps_that_are_killed_again_and_again_leave_what_unkilled_ones_leave(pr
     assert killed_again_and_again(folder, lambda: prepare_in(folder), first, more) > 3
     assert seals(folder) == seals(prepared)
     told: list[str] = []
-    work = Work(folder, note=told.append)
-    prepare(work, settle(work, {}), texts_in(work, settle(work, {})))
+    with settle(Work(folder, note=told.append), {}) as (work, config):
+        prepare(work, config, texts_in(work, config))
     assert [line.partition(": ")[2] for line in told] == ["nothing changed"] * 6
     assert not [path for path in folder.rglob(".*") if path.is_dir()]  # no draft is left lying
     assert logged(folder / "base") == logged(prepared / "base")
@@ -426,9 +425,8 @@ def test_a_refused_value_takes_nothing_away(prepared, tmp_path):
 
 
 def test_another_training_starts_from_the_same_base(prepared, tmp_path):
-    work = Work(tmp_path / "work")
-    config = settle(work, TINY | {"learning_rate": 0.5, "batch_size": 2})
-    init(work, config, texts_in(work, config))
+    with settle(Work(tmp_path / "work"), TINY | {"learning_rate": 0.5, "batch_size": 2}) as (work, config):
+        init(work, config, texts_in(work, config))
     assert sha256(tmp_path / "work" / "base" / "model" / "model.safetensors") == sha256(prepared / "base" / "model" / "model.safetensors")
 
 
@@ -437,12 +435,11 @@ def test_other_weights_under_the_same_name_are_another_base(llama, tmp_path):
     model, tokenizer = llama
     folder, told = tmp_path / "checkpoint", []
     model.save_pretrained(folder), tokenizer.save_pretrained(folder)
-    work = Work(tmp_path / "work", note=told.append)
-
     def again(place: Path) -> list[str]:
         told.clear()
-        config = settle(work, {"model": "smollm2-ivr", "size": "full", "checkpoint": str(place), "budget": "20", "train_rows": 200})
-        prepare(work, config, texts_in(work, config))
+        values = {"model": "smollm2-ivr", "size": "full", "checkpoint": str(place), "budget": "20", "train_rows": 200}
+        with settle(Work(tmp_path / "work", note=told.append), values) as (work, config):
+            prepare(work, config, texts_in(work, config))
         return [line for line in told if not line.endswith("nothing changed")]
 
     assert len(again(folder)) == 5

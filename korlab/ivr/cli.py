@@ -298,12 +298,9 @@ def train(
     words = [*param, *([f"data={dataset_path}"] if dataset_path else [])]
     if _launched_together(file := experiment(folder, config), words, overlay):
         return
-    try:
-        run_experiments([file], words, overlay, resume)
-    except typer.Exit as ended:
-        if output_dir and not ended.exit_code:
-            _put(plan(file, overlays=overlay, given=values_of(words)).folder / "model", output_dir)
-        raise
+    run_experiments([file], words, overlay, resume)
+    if output_dir:
+        _put(plan(file, overlays=overlay, given=values_of(words)).folder / "model", output_dir)
 
 # %% ../../nbs/ivr/64_cli.ipynb #2706e8c0
 @app.command("all")

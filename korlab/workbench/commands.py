@@ -101,7 +101,8 @@ def _drive(suite: "Suite", fresh: bool, jobs: int) -> None:
     except KeyboardInterrupt:
         raise RunError("stopped; the same command goes on from here") from None
     _print_outcomes(suite.read()["experiments"])
-    raise typer.Exit(0 if good else 1)
+    if not good:
+        raise typer.Exit(1)
 
 # %% ../../nbs/workbench/09_commands.ipynb #4a62bb2a
 _OUTCOME = ("label", "state", "score", "n", "seconds", "peak_memory_mib")
