@@ -8,6 +8,7 @@ __all__ = ['choose_device', 'processes', 'keeps_records', 'choose_precision', 'c
 
 # %% ../../nbs/experiment/10_computing.ipynb #07503199
 import os
+import re
 import resource
 import sys
 import time
@@ -120,5 +121,8 @@ def peak_memory_mib() -> float:
     "The most memory this process has held: of the GPU where there is one, else of the machine, in MiB."
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, else KiB
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
