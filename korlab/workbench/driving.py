@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,8 +49,6 @@ def execute_notebook(
 # %% ../../nbs/workbench/00b_driving.ipynb #a1fe1d7c
 def execute() -> None:
     "What the process of an experiment does: read a plan from standard input, execute it, render its report."
-    import threading
-
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` starts what it runs with SIGINT ignored
     given = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
@@ -195,7 +194,8 @@ def run_suite(
     jobs: int = 1,  # experiments at a time
 ) -> bool:  # whether every experiment is done
     "Run the experiments, go on after a failure, and keep the summary up to date."
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if threading.current_thread() is threading.main_thread():  # no other one hears signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     running: dict[int, subprocess.Popen] = {}
     try:
         _drive(suite, running, fresh, watch, jobs)
