@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +95,17 @@ def all_at_once(model, tokenizer, asked) -> float:
         best = scores(model.eval(), batch).argmax(-1)
     right = torch.split(best == batch["labels"][batch["labels"] != -100], [len(one.target) for one in asked])
     return sum(bool(part.all()) for part in right) / len(asked)
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Do something in a process of its own, and say how that ended."""
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            work()
+            os._exit(0)
+        os._exit(7)
+    return os.waitpid(child, 0)[1]
 
 
 DYING = """

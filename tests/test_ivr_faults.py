@@ -12,11 +12,10 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, flags
+from conftest import ROOT, flags, in_a_child
 from safetensors.torch import load_file
 
 from korlab.core.errors import LabError
@@ -258,17 +257,6 @@ def watched(folder: Path, see: Callable[[str], None]) -> None:
                 see(f"{event} {args[0]}")
 
     sys.addaudithook(hook)
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """Do something in a process of its own, and say how that ended."""
-    child = os.fork()
-    if not child:
-        with suppress(BaseException):
-            work()
-            os._exit(0)
-        os._exit(7)
-    return os.waitpid(child, 0)[1]
 
 
 def killed_again_and_again(folder: Path, work: Callable[[], object], first: int, more: int) -> int:

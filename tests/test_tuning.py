@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import nbformat
 import optuna
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, in_a_child
 from test_tracking import Line, OneWeight, Stop, wandb_file, wandb_records
 from transformers import TrainerCallback
 
@@ -145,10 +145,9 @@ def test_every_proposal_can_be_run(lab):
 
 def killed_after(lab: Path, lines: int, torn: bool, **given) -> bool:
     """Work on a search in a process of its own that is killed after so many lines of the journal; True if it was."""
-    child = os.fork()
-    if child == 0:
-        from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend
 
+    def work():
         append, count = JournalFileBackend.append_logs, [0]
 
         def dying(self, logs):
@@ -162,12 +161,9 @@ def killed_after(lab: Path, lines: int, torn: bool, **given) -> bool:
             append(self, logs)
 
         JournalFileBackend.append_logs = dying
-        try:
-            search = opened(lab, **given)
-            tuning.optimize(search, formula)
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1] == signal.SIGKILL
+        tuning.optimize(opened(lab, **given), formula)
+
+    return in_a_child(work) == signal.SIGKILL
 
 
 def test_a_search_killed_again_and_again_finds_the_same(lab):

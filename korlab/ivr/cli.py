@@ -19,7 +19,7 @@ from ..core.accounts import accounted
 from ..experiment.params import ParameterError
 from ..workbench.commands import register
 from ..workbench.commands import run as run_experiments
-from ..workbench.terminal import print_table, remark, values_of, where
+from ..workbench.terminal import or_none, print_table, remark, values_of, where
 
 if TYPE_CHECKING:
     from korlab.experiment.config import Config
@@ -48,7 +48,7 @@ def _opened(
 
 def _said(given: Mapping[str, Any]) -> dict[str, Any]:
     "What somebody said; the word None takes a value back."
-    return {name: None if value == "None" else value for name, value in given.items() if value is not None}
+    return {name: or_none(value) for name, value in given.items() if value is not None}
 
 
 def _texts(step: str, folder: "Work", config: "Config") -> "Corpora":

@@ -48,19 +48,13 @@ def _when(folder: Path) -> str:
     return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M")
 
 # %% ../../nbs/workbench/08a_listing.ipynb #1d679545
-def _merit(run: Run, found: results.Results) -> float:
-    first = run.study.measures[0]
-    value = found.own(found.splits[0]).measures[first.name].mean
-    return -value if first.lower else value
-
-
 def listed(
     run: Run,  # any
 ) -> Listed:
     "What a line says of a run."
-    found = results.read(run) if run.has("metrics") else None
-    scored = results.overview(found, run.study.measures) if found else {}
-    c, merit = run.config, _merit(run, found) if found and scored else float("-inf")
+    first, c = run.study.measures[0], run.config
+    scored = results.overview(results.read(run), run.study.measures) if run.has("metrics") else {}
+    merit = (-1 if first.lower else 1) * scored[first.name] if scored else float("-inf")
     return Listed(run.folder.name, run.folder.parent.name, c.run.model, c.run.size, str(portable(c.rows.data)), _state(run),
                   scored.get("score"), scored.get("n"), _when(run.folder), merit)
 
