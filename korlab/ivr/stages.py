@@ -23,7 +23,7 @@ from .steps import Work, prepare
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
-    from korlab.ivr.training import CausalTraining
+    from korlab.ivr.training import CausalTraining, NewRows
 
 # %% ../../nbs/ivr/35_stages.ipynb #046ab156
 def wanted_of(
@@ -164,11 +164,13 @@ def model(
     return loaded
 
 # %% ../../nbs/ivr/35_stages.ipynb #ac61cb7e
-def _rows_first(run: Run[Params]) -> tuple[list[int], float, float]:
-    "Which rows learn alone, for which share of the training, how fast."
+def _new_rows(run: Run[Params]) -> "NewRows":
+    "Which rows are new, and how they learn."
+    from korlab.ivr.training import NewRows
+
     own = run.config.own
     made = run.read("aligned")["made"] if run.has("aligned") else []
-    return made, own.rows_first or 0.0, own.rows_rate or 0.0
+    return NewRows(made, own.rows_first or 0.0, own.rows_rate or 0.0, own.rows_factor or 1.0)
 
 # %% ../../nbs/ivr/35_stages.ipynb #c5ca13cb
 def _rows(run: Run[Params], loaded: "Loaded", corpora: Corpora) -> list[tuple[int, ...]]:
@@ -202,7 +204,7 @@ def _training(run: Run[Params], loaded: "Loaded", corpora: Corpora, callbacks: S
     rows, start = _rows(run, loaded, corpora), run.read("aligned")["sha256"] if run.has("aligned") else None
     manifest = read_manifest(Path(aligned_source(run)))
     return CausalTraining(
-        run.config, loaded.model, loaded.tokenizer, rows, _dev(run, loaded, corpora), run.folder, _rows_first(run), start, manifest,
+        run.config, loaded.model, loaded.tokenizer, rows, _dev(run, loaded, corpora), run.folder, _new_rows(run), start, manifest,
         run.config.own.seconds, run.note, callbacks=callbacks, on_smaller=lambda smaller: replace_parameters(run, **smaller),
     )
 
