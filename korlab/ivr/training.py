@@ -76,31 +76,29 @@ class NewRows:
     rate: float = 0.0  # of learning, meanwhile
     factor: float = 1.0  # of their steps once all learn
 
+    def alone(self, share: float) -> bool:
+        "Whether nothing else learns when so much of the training is behind it."
+        return share < self.first
 
-def _stretched(before: torch.Tensor, after: torch.Tensor, factor: float) -> torch.Tensor:
-    "A step in the same direction, so many times as long; exactly the same one for a factor of 1."
-    return torch.lerp(before, after, factor)
+
+def _layers(model: PreTrainedModel) -> dict[int, torch.nn.Parameter]:
+    "The one or two tables that hold a row of every token."
+    return {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+
 
 # %% ../../nbs/ivr/31_training.ipynb #8ffe131b
 @dataclass
 class _RowsFirst(TrainerCallback):
-    "Let nothing but the new rows learn for a while, then everything, the new rows in larger steps."
+    "Let nothing but the new rows learn for a while."
 
     model: PreTrainedModel
     rows: NewRows
     progress: Callable[[], Progress]
     hooks: list[Any] = field(default_factory=list)
-    before: dict[int, torch.Tensor] = field(default_factory=dict)  # the rows as an update finds them
-
-    def _alone(self, state: TrainerState) -> bool:
-        return self.progress().share(state) < self.rows.first
-
-    def _layers(self) -> dict[int, torch.nn.Parameter]:
-        return {id(layer.weight): layer.weight for layer in (self.model.get_input_embeddings(), self.model.get_output_embeddings())}
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Freeze what may not learn, or let it learn again."
-        alone, layers = self._alone(state), self._layers()
+        alone, layers = self.rows.alone(self.progress().share(state)), _layers(self.model)
         for weight in self.model.parameters():
             weight.requires_grad_(not alone or id(weight) in layers)
         if alone and not self.hooks:
@@ -110,18 +108,9 @@ class _RowsFirst(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any) -> None:
         "Take the rate of the rows; the schedule sets its own before the next update."
-        if self._alone(state):
+        if self.rows.alone(self.progress().share(state)):
             for group in optimizer.param_groups:
                 group["lr"] = self.rows.rate
-        elif self.rows.factor != 1.0:
-            self.before = {key: weight.detach()[[*self.rows.ids]] for key, weight in self._layers().items()}
-
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        "Stretch the step that the new rows took."
-        with torch.no_grad():
-            for key, weight in self._layers().items() if self.before else ():
-                weight[[*self.rows.ids]] = _stretched(self.before[key], weight[[*self.rows.ids]], self.rows.factor)
-        self.before = {}
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Let everything learn again."
@@ -139,6 +128,33 @@ def _only(rows: Sequence[int], weight: torch.Tensor) -> Callable[[torch.Tensor],
     keep = torch.zeros(weight.shape[0], 1, dtype=torch.bool)
     keep[list(rows)] = True
     return lambda gradient: gradient * keep.to(gradient.device)
+
+# %% ../../nbs/ivr/31_training.ipynb #3828cdc9
+def _stretched(before: torch.Tensor, after: torch.Tensor, factor: float) -> torch.Tensor:
+    "A step in the same direction, so many times as long; exactly the same one for a factor of 1."
+    return torch.lerp(before, after, factor)
+
+
+@dataclass
+class _LargerSteps(TrainerCallback):
+    "Once everything learns, let the new rows take larger steps."
+
+    model: PreTrainedModel
+    rows: NewRows
+    progress: Callable[[], Progress]
+    before: dict[int, torch.Tensor] = field(default_factory=dict)  # the rows as an update finds them
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        "Remember where they are."
+        if self.rows.factor != 1.0 and not self.rows.alone(self.progress().share(state)):
+            self.before = {key: weight.detach()[[*self.rows.ids]] for key, weight in _layers(self.model).items()}
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        "Stretch the step that they took."
+        with torch.no_grad():
+            for key, weight in _layers(self.model).items() if self.before else ():
+                weight[[*self.rows.ids]] = _stretched(self.before[key], weight[[*self.rows.ids]], self.rows.factor)
+        self.before = {}
 
 # %% ../../nbs/ivr/31_training.ipynb #f1ce7d73
 @dataclass(frozen=True)
@@ -241,8 +257,8 @@ class _CausalTraining(Training):
 
     def schedules(self) -> list[TrainerCallback]:
         "How far it is, what dev says before, and the new rows where there are any."
-        own = [_RowsFirst(self.model, self.new_rows, lambda: self.trainer.progress)] if len(self.new_rows.ids) else []
-        return [Progress(self.seconds), _Before(self), *own]
+        rows = [kind(self.model, self.new_rows, lambda: self.trainer.progress) for kind in (_RowsFirst, _LargerSteps)]
+        return [Progress(self.seconds), _Before(self), *(rows if len(self.new_rows.ids) else [])]
 
     def share(self, state: TrainerState) -> float:
         "By steps, or by seconds where these end it."
