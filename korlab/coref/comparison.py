@@ -207,6 +207,6 @@ COMPARISON = SideBySide(
     parts=_PARTS, describe=describe, record=record,
     pages=(
         Page("compare.changes", _changes), Page("compare.slices", _slices),
-        Page("compare.gallery", lambda found: [gallery(found)]),
+        Page("compare.gallery", lambda found: [gallery(found)], quotes=True),
     ),
 )

@@ -52,6 +52,7 @@ class Page:
 
     name: str  # the section of nbs/<study>/about.ko.md with its title and prose
     show: Callable[[Any], Any]  # a run, or a comparison of runs -> an iterable of what is displayed, in order
+    quotes: bool = False  # it shows texts of the data, which a report that is passed on may leave out
 
 # %% ../../nbs/experiment/03_studies.ipynb #54293538
 class StudyError(LabError):

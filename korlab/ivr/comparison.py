@@ -102,8 +102,7 @@ def _written_rows(found: "Comparison") -> list[dict[str, Any]]:
     "How every run goes on with the same words."
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in found.done:
-        scored = results.read(entry.run)
-        for one in scored.facts[scored.splits[0]].get("written", []):
+        for one in read_jsonl(entry.run.path("written.jsonl")):
             some = rows.setdefault((one["split"], one["prompt"]), [])
             first = {"split": "", "beginning": ""} if some else {"split": one["split"], "beginning": one["prompt"]}
             some.append(first | {"run": entry.label, "goes on": one.get(entry.run.config.run.model) or "– (끝)"})
@@ -116,5 +115,5 @@ def _written(found: "Comparison") -> Iterator[Markdown]:
 # %% ../../nbs/ivr/62_comparison.ipynb #4a1ca97e
 COMPARISON = SideBySide(
     parts=_PARTS, describe=describe,
-    pages=(Page("compare.curves", _curves), Page("compare.states", _states), Page("compare.limits", lambda found: []), Page("compare.written", _written)),
+    pages=(Page("compare.curves", _curves), Page("compare.states", _states), Page("compare.limits", lambda found: []), Page("compare.written", _written, quotes=True)),
 )

@@ -169,8 +169,7 @@ def _write(run: Run[Params], systems: Sequence[_System], texts: Mapping[str, Seq
         items[split] = Items(ids, {"bits": own}, {one.name: _columns(one.paid[split])["bpb"] for one in systems[1:]})
         facts[split] = _facts(systems, split)
         write_jsonl(run.path("bits", f"{split}.jsonl"), _documents(systems, split, some, ids))
-    first = next(iter(texts))
-    facts[first]["written"] = _written(systems, texts)
+    write_jsonl(run.path("written.jsonl"), _written(systems, texts))
     return results.write(run, rows, items, facts, remarks)
 
 # %% ../../nbs/ivr/43_evaluation.ipynb #6c726c5f

@@ -269,8 +269,7 @@ def _written_rows(some: Sequence[Mapping[str, Any]], split: str, own: str) -> li
 
 
 def _gallery(run: Run) -> Iterator[Any]:
-    found = results.read(run)
-    some = found.facts[found.splits[0]].get("written", [])
+    some = read_jsonl(run.path("written.jsonl"))
     if not some:
         yield Markdown("이어 쓴 글이 없다.")
     for split in dict.fromkeys(one["split"] for one in some):
@@ -282,5 +281,5 @@ PAGES: dict[str, tuple[Page, ...]] = {
     "data": (Page("data", _data),),
     "model": (Page("model", _model),),
     "train": (Page("steps", lambda run: [pipe_table(step_rows(run), literal=True)]), Page("train", _train)),
-    "evaluate": (Page("scores", _scores), Page("limits", _limits), Page("gallery", _gallery)),
+    "evaluate": (Page("scores", _scores), Page("limits", _limits, quotes=True), Page("gallery", _gallery, quotes=True)),
 }

@@ -23,7 +23,7 @@ from ..core.text import attach
 from ..experiment import results
 from ..experiment.remarks import in_short
 from ..experiment.runs import check_records
-from .clean import Failure, ReportError, check_figures, cleaned, failure
+from .clean import Failure, ReportError, check_figures, cleaned, failure, unquoted
 from .conceal import concealer
 from .html import outside_resources, page, to_html
 from .markdown import fenced, relinked, to_markdown
@@ -83,10 +83,12 @@ def _retitled(notebook: "NotebookNode", title: str, lead: str) -> "NotebookNode"
 _TEXTS = {
     "ko": dict(failed="실행이 실패했습니다", stopped="실행이 끝나지 않았습니다", trace="오류의 자세한 내용",
                silent="이 셀에서 오류 메시지 없이 멈췄습니다. 중단되었거나, 메모리가 부족했거나, 시간이 초과되었을 수 있습니다.",
-               rest="이 뒤의 셀은 실행되지 않았으므로 아래 결과는 완전하지 않습니다.", seconds="실행 {:,.0f}초"),
+               rest="이 뒤의 셀은 실행되지 않았으므로 아래 결과는 완전하지 않습니다.", seconds="실행 {:,.0f}초",
+               unquoted="*자료의 글이 들어 있는 표는 이 보고서에 옮기지 않았습니다.*"),
     "en": dict(failed="This run failed", stopped="This run did not finish", trace="Details of the error",
                silent="It stopped in this cell without an error message: interrupted, out of memory or out of time.",
-               rest="Later cells did not run, so the results below are incomplete.", seconds="ran for {:,.0f} s"),
+               rest="Later cells did not run, so the results below are incomplete.", seconds="ran for {:,.0f} s",
+               unquoted="*A table that holds texts of the data is left out of this report.*"),
 }
 
 # %% ../../nbs/report/04_render.ipynb #5cfe3e0d
@@ -160,6 +162,7 @@ def render(
     code: bool = False,  # keep code cells in the Markdown too (the HTML always has them, folded)
     title: str = "",  # in place of the first heading, e.g. model, size and data; the notebook's own when empty
     lead: str = "",  # in place of the summary under it, e.g. the main result; the notebook's own when empty
+    quotes: bool = True,  # show tables that hold texts of the data
     root: Path | str | None = None,  # the lab's root; found upwards from the notebook when None
 ) -> Rendered:  # `<name>.html`, `<name>.md` and the pictures in `<name>_files/`
     """Render an executed notebook as one self-contained HTML file and as Markdown with pictures.
@@ -172,6 +175,7 @@ def render(
     file, folder = Path(expanded(str(notebook))), Path(folder)
     name, root = name or file.stem, Path(root or lab_root(file.parent))
     conceal, source = concealer(root), read_notebook(file)
+    source = source if quotes else unquoted(source, _TEXTS[lang]["unquoted"])
     title = title or conceal(_own_title(source))
     stop = failure(source)
     if stop:
@@ -201,11 +205,12 @@ def lead_of(
 def render_run(
     run: "Run",  # whose notebook was executed
     to: Path | None = None,  # the folder; None is the run's own
+    quotes: bool = True,  # show tables that hold texts of the data
 ) -> Rendered:  # `report.html` in the run's folder, else `<run>.html` with `<run>.json` beside it
     "Render the notebook of a run; a damaged record of it is an error."
     check_records(run)
     label = run.folder.name if to else "report"
-    rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title, lead=lead_of(run))
+    rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title, lead=lead_of(run), quotes=quotes)
     if to and run.has("metrics"):
         write_json(to / f"{label}.json", run.read("metrics"))
     return rendered

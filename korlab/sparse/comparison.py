@@ -132,6 +132,6 @@ COMPARISON = SideBySide(
     parts=_PARTS, describe=describe, record=record,
     pages=(
         Page("compare.targets", _targets), Page("compare.limits", lambda found: [limits(found)]),
-        Page("compare.gallery", lambda found: [gallery(found)]),
+        Page("compare.gallery", lambda found: [gallery(found)], quotes=True),
     ),
 )

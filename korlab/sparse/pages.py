@@ -145,5 +145,5 @@ PAGES: dict[str, tuple[Page, ...]] = {
     "data": (Page("data", _data),),
     "model": (Page("model", _model),),
     "train": (Page("train", _train),),
-    "evaluate": (Page("scores", _scores), Page("limits", lambda run: [limits(run)]), Page("gallery", lambda run: [gallery(run)])),
+    "evaluate": (Page("scores", _scores), Page("limits", lambda run: [limits(run)]), Page("gallery", lambda run: [gallery(run)], quotes=True)),
 }

@@ -161,6 +161,6 @@ COMPARISON = SideBySide(
     parts={"adapter": "adapter", "adapter_reason": "reason"}, titles=titles, describe=_describe, planned=_planned,
     record=_record, pages=(
         Page("compare.targets", _targets_page), Page("compare.limits", _limits_page),
-        Page("compare.gallery", _gallery_page),
+        Page("compare.gallery", _gallery_page, quotes=True),
     ),
 )

@@ -179,6 +179,6 @@ PAGES: dict[str, tuple[Page, ...]] = {
     "model": (Page("model", _model),),
     "train": (Page("train", _training),),
     "evaluate": (
-        Page("scores", _scores), Page("limits", _limits), Page("gallery", _gallery),
+        Page("scores", _scores), Page("limits", _limits), Page("gallery", _gallery, quotes=True),
     ),
 }

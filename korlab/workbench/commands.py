@@ -218,17 +218,20 @@ _REPORT_TO = Annotated[Path | None, typer.Option(help="folder to write to instea
 _CODE = Annotated[
     bool, typer.Option("--code", help="show the code in the Markdown of a notebook, too, as a guide needs it")
 ]
+_QUOTES = Annotated[
+    bool, typer.Option("--quotes/--no-quotes", help="whether tables that hold texts of the data are shown, e.g. where these may not be passed on")
+]
 
 
-def report(run: _REPORTED = "latest", to: _REPORT_TO = None, code: _CODE = False) -> None:
+def report(run: _REPORTED = "latest", to: _REPORT_TO = None, code: _CODE = False, quotes: _QUOTES = True) -> None:
     "Render the report of a run, or of any executed notebook, as one HTML file and as Markdown; print a run's scores."
     from korlab.experiment.runs import find_run
     from korlab.report.render import render, render_run
 
     if run.endswith(".ipynb"):
-        rendered = render(run, to or Path(expanded(run)).parent, code=code)
+        rendered = render(run, to or Path(expanded(run)).parent, code=code, quotes=quotes)
     else:
-        rendered = render_run(found := find_run(run), to)
+        rendered = render_run(found := find_run(run), to, quotes)
         if found.has("metrics"):
             _print_scores(found)
     typer.secho(f"report: {where(rendered.html)}", bold=True)
@@ -247,7 +250,7 @@ _EVALUATION_TO = Annotated[
 # %% ../../nbs/workbench/09_commands.ipynb #c4c52df6
 def evaluate(
     run: _TRAINED = "latest", data: _DATA = None, name: _EVALUATION = None, param: _RESCORED = [],
-    to: _EVALUATION_TO = None,
+    to: _EVALUATION_TO = None, quotes: _QUOTES = True,
 ) -> None:
     "Score a trained model, or any checkpoint, on any data."
     from korlab.experiment.evaluations import open_evaluation
@@ -262,7 +265,7 @@ def evaluate(
     if opened.has("metrics"):
         _print_scores(opened)
     label = opened.folder.name if to else "report"
-    rendered = render(out, to or opened.folder, label, title=opened.title, lead=lead_of(opened))
+    rendered = render(out, to or opened.folder, label, title=opened.title, lead=lead_of(opened), quotes=quotes)
     typer.secho(f"report: {where(rendered.html)}", bold=True)
 
 # %% ../../nbs/workbench/09_commands.ipynb #ba5ca8ab
@@ -324,6 +327,7 @@ _COMPARISON = Annotated[str | None, typer.Option(help="name of the comparison an
 def compare(
     runs: _COMPARED = ["latest"], baseline: _BASELINE = None, split: _SPLIT = "test", mode: _MODE = None,
     measure: _MEASURE = None, to: _COMPARISON_TO = None, name: _COMPARISON = None,
+    quotes: _QUOTES = True,
 ) -> None:
     "Compare runs: scores, paired tests against a baseline, cost, curves and examples in one report."
     from korlab.core.files import read_json, write_json
@@ -336,7 +340,7 @@ def compare(
     typer.secho(verdicts.headline(found), bold=True)
     execute_notebook("compare", out := found.folder / "compare.ipynb", _given(**given))
     label = found.folder.name if to else "report"
-    rendered = render(out, to or found.folder, label, title=found.title)
+    rendered = render(out, to or found.folder, label, title=found.title, quotes=quotes)
     if to:
         write_json(to / f"{label}.json", read_json(found.folder / "comparison.json"))
     typer.secho(f"report: {where(rendered.html)}", bold=True)
