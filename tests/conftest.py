@@ -1,11 +1,13 @@
 """Shared by all tests: a private place for runs, and one real training that many tests look at."""
 
 import fcntl
+import html
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +97,18 @@ def all_at_once(model, tokenizer, asked) -> float:
         best = scores(model.eval(), batch).argmax(-1)
     right = torch.split(best == batch["labels"][batch["labels"] != -100], [len(one.target) for one in asked])
     return sum(bool(part.all()) for part in right) / len(asked)
+
+
+def quoted_in(notebook: Path, texts: Iterable[str], folder: Path, *options: str) -> set[str]:
+    """What a report of an executed notebook, as HTML and as Markdown, has in common with some texts: runs of 16 characters and more."""
+    from in_process import korlab
+
+    done = korlab("report", str(notebook), "--to", str(folder), *options, runs=folder)
+    assert done.returncode == 0, done.stderr
+    pages = [html.unescape(re.sub(r"<[^>]+>", "", (folder / f"{notebook.stem}{ending}").read_text("utf-8"))) for ending in (".html", ".md")]
+    page = " ".join("\n".join(pages).split())
+    parts = {" ".join(text.split())[i : i + 16] for text in texts for i in range(0, max(1, len(text) - 16), 8)}
+    return {part for part in parts if len(part) == 16 and part in page}
 
 
 def in_a_child(work: Callable[[], object]) -> int:

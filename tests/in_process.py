@@ -32,7 +32,7 @@ class _Display(DisplayPublisher):
     """What `display` shows becomes an output of the cell."""
 
     def publish(self, data, metadata=None, **more):
-        self.shell.outputs.append(new_output("display_data", data))
+        self.shell.outputs.append(new_output("display_data", data, metadata=metadata or {}))
 
 
 class _Result(DisplayHook):
@@ -42,7 +42,7 @@ class _Result(DisplayHook):
         pass
 
     def write_format_data(self, format_dict, md_dict=None):
-        self.shell.outputs.append(new_output("execute_result", format_dict))
+        self.shell.outputs.append(new_output("execute_result", format_dict, metadata=md_dict or {}))
 
 
 class _Shell(InteractiveShell):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, quoted_in
 from in_process import execute
 from typer.testing import CliRunner
 
@@ -89,6 +89,11 @@ def test_a_run_on_texts_shows_every_row_that_it_lost(own):
     assert "none.txt" in own.page and "0 bytes" in own.page
     assert "same text again | 1" in own.page
     assert "readme.md" in own.page and "below" in own.page
+
+
+def test_a_report_can_be_passed_on_without_the_texts(own, home, tmp_path):
+    assert len(quoted_in(home / "own.ipynb", TEXTS[:62], tmp_path)) > 10
+    assert not quoted_in(home / "own.ipynb", TEXTS[:62], tmp_path, "--no-quotes")
 
 
 def test_what_another_file_cannot_be_asked_is_told(own, home, tmp_path):

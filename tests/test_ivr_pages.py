@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from conftest import quoted_in
 from in_process import execute, shown
 
 from korlab.core.files import read_json, read_jsonl, write_json
@@ -69,6 +70,13 @@ def test_the_first_line_of_a_report_is_the_result_with_what_was_before(runs):
         assert re.search(rf"{language} n=\d+, {own:.3f} \[[\d., ]+\] \(손대기 전 {untouched:.3f}, 바꾼 직후 {aligned:.3f}\)", headline(run))
     speed = run.read("metrics")["splits"]["test"]["systems"]
     assert f"속도는 {speed['gpt2-ivr']['bytes_per_second'] / speed['untouched']['bytes_per_second']:.1f}배이다" in headline(run)
+
+
+def test_a_report_can_be_passed_on_without_the_texts(runs, tmp_path):
+    texts = [row["text"] for split in ("test", "written", "english") for row in read_jsonl(runs / "ivr" / "replaced" / "bits" / f"{split}.jsonl")]
+    assert len(quoted_in(runs / "replaced.ipynb", texts, tmp_path)) > 50
+    assert not quoted_in(runs / "replaced.ipynb", texts, tmp_path, "--no-quotes")
+    assert not {"prompt", "written"} & {*read_json(runs / "ivr" / "replaced" / "metrics.json")["splits"]["test"]}
 
 
 def test_a_comparison_draws_both_from_before_the_first_update(runs):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, TINY, flags
+from conftest import ROOT, TINY, flags, quoted_in
 from in_process import korlab, papermill
 
 from korlab.core import files
@@ -92,6 +92,14 @@ def test_the_report_says_what_metrics_say(quickstart):
     page = (quickstart / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page), "the page would load something from outside"
     assert str(ROOT) not in page + text and str(Path.home()) + "/" not in page + text
+
+
+def test_a_report_can_be_passed_on_without_the_dialogues(quickstart, tmp_path):
+    rows = [row for split in ("test", "natural") for row in embedded().rows[split]]
+    texts = [text for row in rows for text in (row.dialogue, *row.summaries)]
+    assert len(quoted_in(quickstart / "train.ipynb", texts, tmp_path)) > 50
+    assert not quoted_in(quickstart / "train.ipynb", texts, tmp_path, "--no-quotes")
+    assert (tmp_path / "train.md").read_text("utf-8").count("이 보고서에 옮기지 않았습니다") == 1
 
 
 # ---- scoring other rows ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, flags
+from conftest import ROOT, flags, quoted_in
 from in_process import korlab, papermill
 from typer.testing import CliRunner
 
@@ -19,7 +19,7 @@ from korlab.core.yamls import read_yaml
 from korlab.experiment import params, results, studies
 from korlab.experiment.runs import find_run, reopen
 from korlab.sparse.checks import quick_checks, verify
-from korlab.sparse.data import Collection, save_beir
+from korlab.sparse.data import Collection, load_beir, save_beir
 from korlab.sparse.idf import PreparedError
 from korlab.sparse.mining import complete_negatives
 from korlab.sparse.models import assemble, encode, load, mini, train_tokenizer
@@ -84,6 +84,13 @@ def trained(folder, tmp_path_factory):
     outcome = papermill(runs / "out.ipynb", *flags(model="sparse-ko", name="first", data=folder, **FAST), runs=runs)
     assert outcome.code == 0, outcome.text[-3000:]
     return runs / "sparse" / "first"
+
+
+def test_a_report_can_be_passed_on_without_the_collection(folder, trained, tmp_path):
+    collection = load_beir(folder)
+    texts = [*collection.queries.values(), *collection.corpus.values()]
+    assert len(quoted_in(trained.parents[1] / "out.ipynb", texts, tmp_path)) > 10
+    assert not quoted_in(trained.parents[1] / "out.ipynb", texts, tmp_path, "--no-quotes")
 
 
 def test_scored_again_a_run_is_not_scored_on_what_it_learnt(folder, trained, tmp_path):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/coref/60_pages.ipynb #d702991c
 _TABLES = {"Removed": "무엇이 왜 빠졌나", "Distances": "처음 나온 곳까지의 글자 수", "Names": "많이 나온 이름", "Questions": "질문의 보기"}
+_QUOTING = {"Names", "Questions"}
 
 
 def _sets(run: Run) -> Iterator[Path]:
@@ -41,8 +42,11 @@ def _quality(run: Run) -> Iterator[Any]:
         found = quality(folder)
         yield pages.prose("coref", "data.quality") if not i else Markdown(f"#### {folder.name}")
         yield Markdown(found.title)
-        yield from (item for title, rows in found.tables().items() if rows and title in _TABLES
-                    for item in (Markdown(f"**{_TABLES[title]}**"), pipe_table(rows, literal=True)))
+        for title, rows in found.tables().items():
+            if rows and title in _TABLES:
+                table = pipe_table(rows, literal=True)
+                yield Markdown(f"**{_TABLES[title]}**")
+                yield pages.Quoted(table) if title in _QUOTING else table
 
 # %% ../../nbs/coref/60_pages.ipynb #b56e586b
 def _data(run: Run) -> Iterator[Any]:
