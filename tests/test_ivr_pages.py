@@ -48,7 +48,7 @@ def test_a_report_shows_steps_sentence_map_budget_seconds_states_and_writing(run
     assert [row[1] for row in steps] == ["init", "analyze", "distill-tokenizer", "select", "remap", "align", "train"]
     record = read_json(runs / "ivr" / "replaced" / "steps" / "select.json")
     assert steps[3][2] == f"바꿀 수 있는 {record['facts']['can go']}개 가운데 150개를 골랐다 (지킨 것 {record['facts']['protected']}개)"
-    assert steps[3][3] == f"{record['seconds']:,.1f}" and steps[6][2].startswith("4번 고쳤다")
+    assert steps[3][3] == f"{record['seconds']:,.1f}" and steps[6][2].startswith("4번 고쳤고 ")
     for split in ("test", "written", "english"):
         assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith(f"| {split} | ") and " [" in line and "바이트" not in line][:3] == [
             "훈련한 뒤", "바꾼 직후", "손대기 전"]

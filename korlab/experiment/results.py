@@ -231,7 +231,7 @@ def _trained(run: Run) -> None:
     curve = [{"step": k, "epoch": k / 20, "loss": 5 - k / 9, run.study.dev[0].dev: k / 20} for k in range(1, 21)]
     write_jsonl(run.path("history.jsonl"), curve)
     run.write("model", {"parameters": 1000, "trainable": 250} | dict.fromkeys(run.study.comparison.parts, "made up"))
-    spent = {"seconds": 12.5, "cpu_seconds": 11.0, "updates": 20, "epochs": 1.0, "peak_memory_mib": 100}
+    spent = {"seconds": 12.5, "cpu_seconds": 11.0, "updates": 20, "epochs": 1.0, "batch_size": 8, "accumulation": 1, "peak_memory_mib": 100}
     run.write("train", {"train_metrics": spent, "eval_metrics": {}})
 
 # %% ../../nbs/experiment/07_results.ipynb #d117f7b6

@@ -14,7 +14,7 @@ from ..core.tables import Markdown, pipe_table
 from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import Page, SideBySide
-from .pages import in_order, on_processor, state_of
+from .pages import in_order, on_processor, state_of, tokens_learnt
 from .pictures import axis_of, seconds_figure
 from ..metrics.measures import single, written
 
@@ -49,6 +49,11 @@ def _at(rows: Sequence[Mapping[str, Any]], key: str, seconds: float) -> float:
     return float(np.interp(seconds, [row["eval_seconds"] for row in rows], [row[key] for row in rows]))
 
 # %% ../../nbs/ivr/62_comparison.ipynb #b9861e04
+def _learnt(entry: "Entry", seconds: float) -> dict[str, str]:
+    "How long a run learnt, and how much."
+    return {"seconds": f"{seconds:,.1f}", "tokens": f"{tokens_learnt(entry.run):,}" if entry.run else "–"}
+
+
 def _start_rows(
     found: "Comparison",  # any
 ) -> list[dict[str, Any]]:  # a row a language and run that scored dev by the clock
@@ -62,7 +67,7 @@ def _start_rows(
             if key in some[0]:
                 times = {"처음": some[0][key], f"같은 시간 ({shared:,.0f}초)": _at(some, key, shared), "끝": some[-1][key]}
                 rows.append({"dev": name, "run": entry.label, "vocabulary": model.get("vocabulary"), "rows by": model.get("strategy")}
-                            | {when: f"{value:.3f}" for when, value in times.items()} | {"seconds": f"{some[-1]['eval_seconds']:,.1f}"})
+                            | {when: f"{value:.3f}" for when, value in times.items()} | _learnt(entry, some[-1]["eval_seconds"]))
     return sorted(rows, key=lambda row: row["dev"] == "영어")
 
 # %% ../../nbs/ivr/62_comparison.ipynb #accf9916
