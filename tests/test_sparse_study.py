@@ -259,6 +259,9 @@ def test_the_published_recipe_is_in_its_file():
         keep_checkpoints=3, logging_steps=50, seed=42, teacher="BAAI/bge-m3", curriculum="v25", stop_list="published",
     )
     assert {name: values[name] for name in published} == published
+    v26 = read_yaml(ROOT / "params" / "sparse" / "v26.yaml")
+    assert v26 == values | dict(query_weight=0.010, stop_factor=15.0, idf_alpha=4.0)
+    assert studies.configure(v26).own.stop_factor == 15.0
     v24 = studies.configure(read_yaml(ROOT / "params" / "sparse" / "v24.yaml")).own
     assert (v24.regularizer, v24.stop_tokens, v24.idf_alpha) == ("flops", "none", None)
 
