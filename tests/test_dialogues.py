@@ -180,13 +180,13 @@ def test_a_file_of_no_use_stops_in_one_sentence(tmp_path, name, content, kind, m
     ("./nowhere", "./nowhere does not exist: check the path"),
     ("here/there/x", "here/there/x does not exist: check the path"),
     ("folder/x", "folder/x does not exist: check the path"),
-    ("folder", "folder is a folder without a CSV, TSV, JSONL or Parquet file in it"),
-    ("folder/x.xlsx", "folder/x.xlsx is not a CSV, TSV, JSONL or Parquet file by its name"),
+    ("folder", "folder is a folder without a CSV, TSV, JSONL, JSON, XLSX or Parquet file in it"),
+    ("folder/x.hwp", "folder/x.hwp is not a CSV, TSV, JSONL, JSON, XLSX or Parquet file by its name, nor one packed as .gz or .zip: save"),
 ])
 def test_a_path_that_does_not_exist_is_never_sought_on_the_hub(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reader, "hub_dataset", lambda *args, **kwargs: pytest.fail("asked the hub"))
-    put(tmp_path, "folder/x.xlsx", b"PK")
+    put(tmp_path, "folder/x.hwp", b"PK")
     with pytest.raises(DataError) as caught:
         load_dialogues(source)
     assert message in str(caught.value)
@@ -635,8 +635,10 @@ def test_test_is_taken_out_of_dev_by_dialogue(tmp_path):
 
 
 @pytest.mark.parametrize(("groups", "message"), [
-    ([15, 15], "30 rows of 2 dialogues are too few to take dev and test from: give dev_data and test_data"),
-    ([30], "30 rows of 1 dialogue are too few to take dev and test from: give dev_data and test_data")])
+    ([15, 15], "30 rows of 2 dialogues are too few to take dev and test from: give dev_data and test_data, or learn from every row "
+               "(-p folds 2 to score by cross-validation, -p holdout none to score nothing)"),
+    ([30], "30 rows of 1 dialogue are too few to take dev and test from: give dev_data and test_data, or learn from every row "
+           "(-p holdout none to score nothing)")])
 def test_too_few_dialogues_to_cut_are_said(groups, message, tmp_path):
     with pytest.raises(ParameterError) as caught:
         load_splits(configure({"data": str(put(tmp_path, "a.csv", as_csv(corpus(0, groups))))}))
@@ -706,7 +708,7 @@ def test_too_few_rows_are_told_with_those_left_out(tmp_path):
             "correct those rows, or give dev_data and test_data")
     with pytest.raises(LabError, match=told):
         splits_of(data=put(tmp_path, "train.csv", raw))
-    with pytest.raises(LabError, match="^5 rows are too few to take dev and test from: give dev_data and test_data$"):
+    with pytest.raises(LabError, match="^5 rows are too few to take dev and test from: give dev_data and test_data, or learn from"):
         splits_of(data=put(tmp_path, "train.csv", as_csv(many(5))))
 
 
@@ -742,7 +744,7 @@ def test_a_file_without_a_header_quotes_little_of_a_conversation(tmp_path):
     with pytest.raises(DataError) as caught:
         load_dialogues(put(tmp_path, "x.csv", f'd_0,"{text}",물었다.\nd_1,네,답했다.\n'))
     said = str(caught.value)
-    assert "it seems to have no header, put the line fname,dialogue,summary above it" in said and len(said) < 400 and "\n" not in said
+    assert "it seems to have no header, put the line dialogue,summary above it" in said and len(said) < 400 and "\n" not in said
 
 
 def test_a_page_lists_a_few_problems_of_each_kind_with_their_lines(tmp_path):

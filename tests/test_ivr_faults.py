@@ -52,6 +52,8 @@ READ = {  # name -> content: all of these are the forty texts
     "array.json": json.dumps(TEXTS, ensure_ascii=False, indent=1).encode(),
     "marked.json": ("\ufeff" + json.dumps([{"본문": text} for text in TEXTS])).encode(),
     "table.csv": csv("내용", "id").encode("cp949"),
+    "packed.jsonl.gz": gzip.compress(jsonl(TEXTS).encode()),
+    "lines.json": jsonl(TEXTS).encode(),
 }
 
 
@@ -64,15 +66,13 @@ def test_the_same_texts_come_out_of_every_form(tmp_path, name):
 
 
 REFUSED = {  # name -> content, the column asked for, what is said of the file
-    "packed.jsonl.gz": (gzip.compress(jsonl(TEXTS).encode()), None, "is not a .* file by its name: unpack it"),
     "nothing.txt": (b"", None, r"is empty \(0 bytes\)"),
     "blank.txt": (b"\n \r\n\t\n", None, "holds nothing but blank lines"),
-    "nothing.json": (b"[]", None, "holds an array with nothing in it"),
-    "lines.json": (jsonl(TEXTS).encode(), None, "no array; one object a line belongs into a file that ends in .jsonl"),
+    "nothing.json": (b"[]", None, "holds no row with named values"),
     "unknown.csv": (csv("본론", "id").encode(), None, r"has no column 'text' \(it has 본론, id\): .* or name that column with --text-key"),
-    "asked.csv": (csv("text", "id").encode(), "본문", r"has no column '본문' \(it has text, id\)"),
-    "asked.jsonl": (jsonl(TEXTS).encode(), "본문", r"has no column '본문' \(it has text\)"),
-    "asked.json": (json.dumps([{"text": "가"}]).encode(), "본문", r"it has no '본문' \(but text\)"),
+    "asked.csv": (csv("text", "id").encode(), "본문", r"has no column '본문', asked for as text \(it has text, id\)"),
+    "asked.jsonl": (jsonl(TEXTS).encode(), "본문", r"has no column '본문', asked for as text \(it has text\)"),
+    "asked.json": (json.dumps([{"text": "가"}]).encode(), "본문", r"has no column '본문', asked for as text \(it has text\)"),
     "headless.csv": ('"네, 그래요?"\n'.encode() * 9, None, "seems to have no header"),
 }
 
@@ -108,7 +108,7 @@ def test_a_folder_is_read_with_its_folders_and_what_is_not_read_is_told(tmp_path
     (tmp_path / "b" / "broken.txt").write_bytes("".join(f"맞는 줄 {i}\n" for i in range(20)).encode() + b"\xff\xfe\x80\n")
     (tmp_path / "b" / "cut.json").write_text('["온전한 글", "잘린', "utf-8")
     found = load_corpora(Wanted(data=str(tmp_path)))
-    assert sum(len(found.korean[name]) for name in ("train", "dev", "test")) == 61
+    assert sum(len(found.korean[name]) for name in ("train", "dev", "test")) == 60
     told = [*found.notes, *(note for source in found.sources for note in source["notes"])]
     assert [note.split(": ")[1] for note in told] == ["._b.txt"]
     assert sorted(one["kind"] for source in found.sources for one in source["problems"]) == ["0 bytes", "broken JSON", "undecodable bytes"]

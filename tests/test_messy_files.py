@@ -227,7 +227,7 @@ DIALOGUES = [
     row("Korean names", {"mine.csv": table(head=("id", "대화", "요약"))},
         Right("d1 d2 d3", says=["column '대화' read as dialogue", "column '요약' read as summary"])),
     row("wrong names", {"mine.csv": table(head=("number", "talk", "gist"))},
-        Refused("mine.csv has no column 'fname'", "it has number, talk, gist", "give that name")),
+        Refused("mine.csv has no column 'dialogue'", "it has number, talk, gist", "give that name", "-p columns dialogue=")),
     row("more columns", {"mine.csv": table(*[(n, *t, "2024") for n, t in ROWS.items()], head=("fname", "dialogue", "summary", "year"))},
         Right("d1 d2 d3", says=["ignored columns: year"])),
     # delimiters
@@ -237,7 +237,7 @@ DIALOGUES = [
     row("cut in a quoted dialogue", {"mine.csv": table()[:-30]}, Right("d1 d2", [(3, 6, "broken quoting")])),
     row("cut in a syllable", {"mine.csv": table().encode()[:-3]}, Right("d1 d2", [(3, 6, "undecodable bytes")])),
     row("cut JSON lines", {"mine.jsonl": lines().encode()[:-30]}, Right("d1 d2", [(3, 3, "undecodable bytes")])),
-    row("cut gzip", {"mine.csv.gz": gzip.compress(table().encode())[:-20]}, Refused("mine.csv.gz", "unpack it", never=["rename"])),
+    row("cut gzip", {"mine.csv.gz": gzip.compress(table().encode())[:-20]}, Refused("mine.csv.gz", "cannot be unpacked", "copy or download it again", never=["rename"])),
     row("cut Parquet", {"mine.parquet": parquet()[:-40]}, Refused("mine.parquet", "is not readable as Parquet", "copy it again")),
     # fields
     row("too few and too many fields", {"mine.csv": HEAD + one_line("d1") + "d2,#Person1#: 응\n" + one_line("d3", "#Person1#: 아, 네") + one_line("d3")},
@@ -250,7 +250,7 @@ DIALOGUES = [
     row("a JSON array", {"mine.jsonl": json.dumps([{"fname": "d1"}], ensure_ascii=False)}, Refused("mine.jsonl", "one JSON object per line")),
     row("a pretty JSON array", {"mine.jsonl": json.dumps([{"fname": "d1"}], indent=2)}, Refused("mine.jsonl", "one JSON object per line")),
     row("pretty-printed objects", {"mine.jsonl": json.dumps({"fname": "d1"}, indent=2)}, Refused("mine.jsonl", "one JSON object per line")),
-    row("a .json file", {"mine.json": json.dumps([{"fname": "d1"}])}, Refused("mine.json", "one JSON object per line", ".jsonl", never=["rename it if"])),
+    row("a .json file", {"mine.json": json.dumps([{"fname": "d1"}])}, Refused("mine.json has no column 'dialogue' (it has fname)", never=[".jsonl"])),
     # folders
     row("a Mac's companion beside", {"train.csv": table(), "._train.csv": b"\0\5\x16\7\0\2\0\0Mac OS X"}, Right("d1 d2 d3")),
     row("shards", {"train-00000-of-00002.parquet": parquet("d1 d2"), "train-00001-of-00002.parquet": parquet("d3")}, Right("d1 d2 d3")),
@@ -488,7 +488,8 @@ BOTH = (FIRST_TRIPLE, SECOND_TRIPLE)
 TRIPLES = [
     row("JSON lines", {"mine.jsonl": asked(*BOTH)}, Learnt(BOTH)),
     row("CP949, semicolons", {"mine.csv": columns(*BOTH, sep=";").encode("cp949")}, Learnt(BOTH)),
-    row("keys nobody knows", {"mine.jsonl": asked({"question": "가?", "answer": "나."})}, Refused("mine.jsonl", "question", "answer", "positive")),
+    row("keys nobody knows", {"mine.jsonl": asked({"said": "가?", "meant": "나."})}, Refused("mine.jsonl", "said", "meant", "positive")),
+    row("keys of people", {"mine.jsonl": asked({"질문": BOTH[0][0], "답변": BOTH[0][1]}, BOTH[1])}, Learnt(((*BOTH[0][:2], ()), BOTH[1]))),
     row("an empty answer and half a character", {"mine.jsonl": asked(*BOTH, ("가?", "", ("나.",)), r'{"query": "가\ud800?", "positive": "나."}')},
         Learnt(BOTH, [(3, 3, "empty positive"), (4, 4, "undecodable bytes")])),
     row("the answer among the negatives", {"mine.jsonl": asked(*BOTH, ("가?", "나다라.", ("나다라.", "마바사.")))},

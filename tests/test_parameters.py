@@ -42,6 +42,12 @@ def test_the_parameters_cell_says_what_the_dataclasses_say(notebook):
     assert cell(notebook) == ENTRY[notebook](), "paste what the function in ENTRY returns"
 
 
+@pytest.mark.parametrize("notebook", ENTRY)
+def test_papermill_understands_every_line_of_a_parameters_cell(notebook):
+    """A second equals sign, in a comment, too, would hide a parameter from `papermill --help-notebook`."""
+    assert [line for line in cell(notebook).splitlines() if line.count("=") > 1] == []
+
+
 @pytest.mark.parametrize("notebook", [*ENTRY, "summarize"])
 def test_entry_notebooks_have_a_kernel_papermill_can_start(notebook):
     spec = nbformat.read(ROOT / "nbs" / f"{notebook}.ipynb", as_version=4).metadata.kernelspec

@@ -90,7 +90,7 @@ def test_a_faulty_row_is_left_out_and_listed(tmp_path, line, kind, detail):
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("x.jsonl", b"", "x.jsonl is empty (0 bytes): copy or download it again"),
     ("x.jsonl", "질문,정답\n".encode("cp949"), "x.jsonl has no row that can be used"),
-    ("x.csv", b"question,answer\na,b\n", "x.csv has no column 'query' (it has question, answer): give that name"),
+    ("x.csv", b"said,meant\na,b\n", "x.csv has no column 'query' (it has said, meant): give that name"),
     ("x.csv", b"query,positive\n", "x.csv has a header but no rows"),
     ("x.csv", b"query,positive,Positive\na,b,c\n", "x.csv has columns 'positive' and 'Positive', which could be the same"),
 ])
@@ -556,8 +556,8 @@ def test_texts_under_other_names_are_texts_and_missing_ones_are_counted(tmp_path
 
 
 def test_rows_without_a_question_say_which_keys_they_have(tmp_path):
-    with pytest.raises(DataError, match="no key query or anchor; the row has question, answer"):
-        load_triples(put(tmp_path, "x.jsonl", '{"question": "가요?", "answer": "네."}\n'))
+    with pytest.raises(DataError, match="no key query or anchor; the row has said, meant"):
+        load_triples(put(tmp_path, "x.jsonl", '{"said": "가요?", "meant": "네."}\n'))
 
 
 def test_negatives_have_many_names_and_ignored_keys_are_noted_once(tmp_path):

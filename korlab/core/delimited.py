@@ -101,15 +101,24 @@ class _Reader:
 # %% ../../nbs/core/13_delimited.ipynb #8fd65139
 def _first_line(
     window: Window,  # the file
+    at: int = 0,  # index of the line to begin at
 ) -> int:  # index of the first line that is not blank
     "Find where a text file begins; `FileFault` if it is blank."
-    at = 0
     while line := window.line(at):
         if line.text.strip():
             return at
         at += 1
         window.forget(at)
     raise FileFault("0 bytes", "holds nothing but blank lines: copy or download it again")
+
+# %% ../../nbs/core/13_delimited.ipynb #1f9f1d93
+def _said(
+    window: Window,  # the file
+    start: int,  # index of its first line
+) -> tuple[str, int]:  # the delimiter, empty where the file does not say it, and index of the header's line
+    "Read the delimiter out of a line such as `sep=;`."
+    match = re.fullmatch(r"\ufeff?\"?sep=(.)\"?\s*", next(_texts(window, start)), re.IGNORECASE)
+    return (match[1], _first_line(window, start + 1)) if match else ("", start)
 
 # %% ../../nbs/core/13_delimited.ipynb #a5bbc081
 class Header(NamedTuple):
@@ -145,8 +154,9 @@ def _no_header(
     wanted = [one.name for one in schema.fields if one.required]
     there = listed([short(name, 30) for name in names], 4)
     why = f"has no column '{wanted[0]}' (it has {there}): give that name to the column that holds it"
-    line = ",".join(wanted)
-    return FileFault("no header", f"{why}, or, since none is known and it seems to have no header, put the line {line} above it")
+    line, ask = ",".join(wanted), ",".join(f"{one}=..." for one in wanted)
+    return FileFault("no header", f"{why}, or, since none is known and it seems to have no header, put the line {line} above it; "
+                                  f"-p columns {ask} takes columns of any other name")
 
 # %% ../../nbs/core/13_delimited.ipynb #38d8546c
 def read_header(
@@ -155,8 +165,8 @@ def read_header(
     delimiters: str = ",;\t|",  # delimiters to try, the likeliest first
 ) -> Header:  # with most known columns
     "Read the header; `FileFault` if it is damaged."
-    start = _first_line(window)
-    text = next(_texts(window, start))
+    said, start = _said(window, _first_line(window))
+    delimiters, text = said or delimiters, next(_texts(window, start))
     if MARK in text or "\0" in text:
         kind = "NUL bytes" if "\0" in text else "undecodable bytes"
         raise FileFault(kind, f"has {kind} in its header: it is damaged, or its header and its rows are in different "

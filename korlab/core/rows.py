@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -41,18 +42,24 @@ from korlab.core.delimited import (
 )
 from .encodings import PIECE, Encoding, find_encoding, misread, require_text, text_lines
 from .files import Fault, line_rows, sha256, utf8_lines
+from .jsons import flat, json_rows, layout
+from .packed import unpacked
 from korlab.core.schemas import (
     Columns,
     Row,
     Schema,
     Verdict,
+    called,
+    chosen_columns,
     find_columns,
     half_character,
     known_columns,
     listed,
     match_columns,
     match_keys,
+    stand_ins,
 )
+from .sheets import choose_sheet, sheet_rows, workbook
 from .sources import Part, files_not_read, find_parts, first_words, hub_dataset
 
 # %% ../../nbs/core/15_rows.ipynb #210970df
@@ -99,8 +106,8 @@ def _delimited(part: Part, file: SourceFile, schema: Schema) -> Found:
     window = Window(text_lines(part.where, encoding))
     head = read_header(window, schema, "\t,;|" if part.format == "tsv" else ",;\t|")
     sort, notes = _sorter(head.names, schema)
-    file.encoding, file.delimiter, file.notes = encoding.name, head.delimiter, [*encoding.tried, *notes]
-    key, blank = find_columns(head.names, schema.field(schema.key)) if schema.key else [], 0
+    file.encoding, file.delimiter, file.notes = encoding.name, head.delimiter, [*file.notes, *encoding.tried, *notes]
+    key, blank = find_columns(called(head.names, schema), schema.field(schema.key)) if schema.key else [], 0
     for record in split_records(window, head.end, Shape(head.delimiter, len(head.names), key[0] if key else -1)):
         if is_blank(record):
             blank += 1
@@ -117,7 +124,7 @@ def _line_source(part: Part, file: SourceFile, schema: Schema) -> Callable[[], I
         file.bytes, file.sha256, file.encoding = part.where.stat().st_size, sha256(part.where), "UTF-8"
         return lambda: utf8_lines(part.where)
     encoding = _judged_text(part, file)
-    file.encoding, file.notes = encoding.name, list(encoding.tried)
+    file.encoding, file.notes = encoding.name, [*file.notes, *encoding.tried]
     return lambda: (line.text if line.broken is None else misplaced(line.broken)
                     for line in text_lines(part.where, encoding))
 
@@ -138,8 +145,29 @@ def _keys(items: Iterable[Any]) -> tuple[object, ...]:
     "All keys of the mappings among some rows; `FileFault` if there are none."
     names = tuple(dict.fromkeys(key for item in items if isinstance(item, Mapping) for key in item))
     if not names:
-        raise FileFault("no objects", "holds no row with named values: write one JSON object per line")
+        raise FileFault("no objects", "holds no row with named values: write each row as an object, {\"name\": value}")
     return names
+
+# %% ../../nbs/core/15_rows.ipynb #b2d1d69d
+def _matched(
+    first: Found,  # the rows
+    again: Callable[[], Found],  # the same, once more
+    schema: Schema,  # what is looked for
+) -> tuple[Columns, Callable[[Any], Any]]:  # where everything is, and what to do with a row first
+    "Match the keys of rows to the fields of a schema; `FileFault` for a missing or ambiguous one."
+    plain = dict[object, bool]()  # key -> whether it holds anything but objects
+    for _, item in first:
+        for key, one in item.items() if isinstance(item, Mapping) else ():
+            plain[key] = plain.get(key, False) or not isinstance(one, Mapping)
+    trees = [short(key, 40) for key, is_plain in plain.items() if not is_plain]
+    names = [key for key, is_plain in plain.items() if is_plain]
+    try:
+        found = match_columns(_keys([plain]) and names, schema)
+        return replace(found, notes=(*found.notes, *([f"ignored objects: {listed(trees)}"] if trees else []))), lambda item: item
+    except FileFault as fault:
+        if fault.kind != "missing column" or not trees:
+            raise
+    return match_columns(_keys(flat(item) for _, item in again()), schema), flat
 
 # %% ../../nbs/core/15_rows.ipynb #4e3584cf
 def _under(columns: Columns, item: Any) -> Any:
@@ -148,13 +176,33 @@ def _under(columns: Columns, item: Any) -> Any:
 
 # %% ../../nbs/core/15_rows.ipynb #03bb9857
 def _told(rows: Found, file: SourceFile, schema: Schema) -> Found:
-    "Pass rows of their own keys on; at last the report names the keys that are no field's."
-    seen: dict[object, None] = {}
+    "Pass rows of their own keys on; at last the report says which keys stand for a field, and which for none."
+    seen: dict[object, object] = {}  # key -> what it is called since a person chose
     for line, item in rows:
-        seen |= dict.fromkeys(item) if isinstance(item, Mapping) else {}
+        if isinstance(item, Mapping):
+            now = called(list(item), schema, False) if schema.chosen else list(item)
+            seen |= dict(zip(item, now))
+            item = {name: one for name, one in zip(now, item.values()) if name} if schema.chosen else item
         yield line, item
-    ignored = [short(key, 40) for key in seen if not known_columns([key], schema)]
+    file.notes += stand_ins([*seen], [*seen.values()], schema)
+    ignored = [short(key, 40) for key, name in seen.items() if not known_columns([name], schema)]
     file.notes += [f"ignored keys: {listed(ignored)}"] if ignored and schema.fields else []
+
+# %% ../../nbs/core/15_rows.ipynb #123879cf
+def _by_name(
+    first: Found,  # the rows
+    again: Callable[[], Found],  # the same, once more
+    file: SourceFile,  # gets the notes on their keys
+    schema: Schema,  # what is looked for
+) -> Found:  # as the schema wants them
+    "Pass rows of named values on, by their own keys or under columns."
+    if schema.each_row:
+        yield from _told(first, file, schema)
+        return
+    columns, within = _matched(first, again, schema)
+    file.notes += columns.notes
+    for line, item in again():
+        yield line, _under(columns, within(item))
 
 # %% ../../nbs/core/15_rows.ipynb #93cbf183
 def _form(head: str) -> str | None:
@@ -194,21 +242,55 @@ def _jsonl(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Objects of a JSONL file, or rows a schema makes of lines."
     _require_lines(part, schema)
     lines = _line_source(part, file, schema)
-    if schema.each_row:
-        yield from _told(line_rows(_counted_lines(lines(), file), schema.line), file, schema)
-        return
-    columns = match_columns(_keys(item for _, item in line_rows(_counted_lines(lines(), file))), schema)
-    file.notes += columns.notes
-    for line, item in line_rows(lines()):
-        yield line, _under(columns, item)
+    first = line_rows(_counted_lines(lines(), file), schema.line)
+    yield from _by_name(first, lambda: line_rows(lines()), file, schema)
+
+# %% ../../nbs/core/15_rows.ipynb #920a80ca
+def _element(item: Any, schema: Schema) -> Any:
+    "An element of JSON as named values, or a fault."
+    wanted = [one.name for one in schema.fields if one.required]
+    if isinstance(item, str) and len(wanted) == 1:
+        return {wanted[0]: item}
+    return item if isinstance(item, (Mapping, Fault)) else Fault("not a row", f"a {type(item).__name__} where an object is expected")
+
+
+def _json(part: Part, file: SourceFile, schema: Schema) -> Found:
+    "Rows of a JSON file of any shape."
+    encoding = _judged_text(part, file)
+
+    def pieces() -> Iterator[str]:
+        with open(part.where, "rb") as raw:
+            raw.seek(encoding.start)
+            text = TextIOWrapper(raw, encoding.codec, "korlab-mark", newline="")
+            yield from iter(lambda: text.read(PIECE), "")
+
+    found = layout(pieces(), lambda names: known_columns(names, schema), part.inside)
+    file.encoding, file.notes = encoding.name, [*file.notes, *encoding.tried, *filter(None, [found.note])]
+    rows = lambda: ((0, _element(one, schema)) for one in json_rows(pieces(), found))
+    yield from _by_name(rows(), rows, file, schema)
 
 # %% ../../nbs/core/15_rows.ipynb #2e3db6ee
 def _in_own_form(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Rows a schema makes of all lines of a text file."
     encoding = _judged_text(part, file)
-    file.encoding, file.notes = encoding.name, list(encoding.tried)
+    file.encoding, file.notes = encoding.name, [*file.notes, *encoding.tried]
     lines = (line.text if line.broken is None else misplaced(line.broken) for line in text_lines(part.where, encoding))
     yield from cast(Any, schema.parse)(enumerate(lines, 1))
+
+# %% ../../nbs/core/15_rows.ipynb #5e32a42d
+def _xlsx(part: Part, file: SourceFile, schema: Schema) -> Found:
+    "Rows of a sheet."
+    file.bytes, file.sha256 = part.where.stat().st_size, sha256(part.where)
+    with workbook(part.where) as book:
+        name, notes = choose_sheet(book, part.inside)
+        file.notes += notes
+        head, rows, above = sheet_rows(book[name], lambda names: known_columns(names, schema))
+        sort, told = _sorter(head, schema)
+        file.notes += [*above, *told]
+        for number, cells in rows:
+            cells += [""] * (len(head) - len(cells))
+            wide = Fault("ragged row", f"{counted(len(cells), 'cell')} where the header has {len(head)}")
+            yield number, sort(cells) if len(cells) == len(head) else wide
 
 # %% ../../nbs/core/15_rows.ipynb #2464acc9
 def _unreadable(error: Exception, read: int, rows: int | None = None) -> FileFault:
@@ -240,7 +322,7 @@ def _parquet(part: Part, file: SourceFile, schema: Schema) -> Found:
     batches = _batches(part.where)
     names, _ = next(batches)
     sort, notes = _sorter(names, schema)
-    file.notes = list(notes)
+    file.notes += notes
     for _, rows in batches:
         for cells in rows:
             yield 0, sort(cells)
@@ -336,7 +418,34 @@ def _asked_for(part: Part, kind: str, detail: str) -> str:
     return f"{detail}; encoding={part.encoding!r} was asked for: leave it out if that is wrong" if leave else detail
 
 
-_READERS = {"csv": _delimited, "tsv": _delimited, "jsonl": _jsonl, "parquet": _parquet, "memory": _memory}
+_READERS = {"csv": _delimited, "tsv": _delimited, "jsonl": _jsonl, "json": _json, "xlsx": _xlsx, "parquet": _parquet,
+            "memory": _memory}
+
+
+@contextmanager
+def _at_hand(part: Part, file: SourceFile) -> Iterator[Part]:
+    "A part whose file is not packed and not empty, for as long as it is read."
+    file.notes += part.notes
+    if part.inside and part.packed != "zip" and part.format not in ("json", "xlsx"):
+        raise FileFault("unknown part", f"holds one table, so there is no {part.inside!r} in it: leave #{part.inside} out")
+    if isinstance(part.where, Path) and not part.where.stat().st_size:
+        file.sha256 = sha256(part.where)
+        raise FileFault("0 bytes", "is empty (0 bytes): copy or download it again")
+    if not part.packed:
+        yield part
+        return
+    with unpacked(part.where, part.inside) as where, _at_hand(replace(part, where=where, packed="", inside="", notes=()), file) as inner:
+        yield inner
+
+# %% ../../nbs/core/15_rows.ipynb #7a59358d
+def _found(part: Part, file: SourceFile, schema: Schema, **hub: str | None) -> Found:
+    "What the reader of a part's format finds."
+    with _at_hand(part, file) as near:
+        if near.format == "hub":
+            yield from _hub(near, file, schema, **hub)
+            return
+        own = _in_own_form if f".{near.format}" in schema.suffixes else None
+        yield from (own or (_jsonl if schema.line else _READERS[near.format]))(near, file, schema)
 
 
 def read_rows(
@@ -346,16 +455,8 @@ def read_rows(
     **hub: str | None,  # `split`, `config` and `revision` of a hub dataset
 ) -> Iterator[Row]:  # good and bad, one at a time
     "Read one part as a stream; `FileFault` if it is of no use as a whole."
-    if isinstance(part.where, Path) and not part.where.stat().st_size:
-        file.sha256 = sha256(part.where)
-        raise FileFault("0 bytes", "is empty (0 bytes): copy or download it again")
-    if part.format == "hub":
-        rows = _hub(part, file, schema, **hub)
-    else:
-        own = _in_own_form if f".{part.format}" in schema.suffixes else None
-        rows = (own or (_jsonl if schema.line else _READERS[part.format]))(part, file, schema)
-    number = 0
-    for number, (line, found) in enumerate(rows, 1):
+    number, schema = 0, replace(schema, chosen=part.columns)
+    for number, (line, found) in enumerate(_found(part, file, schema, **hub), 1):
         values, doubts = (found.values, (found.doubt,)) if isinstance(found, _Doubtful) else (found, ())
         fault = values if isinstance(values, Fault) else half_character(values) or _wrong_encoding(values, schema)
         fault = fault and Fault(fault.kind, _asked_for(part, fault.kind, fault.detail))
@@ -402,11 +503,13 @@ def load_rows(
     max_chars: int | None = None,  # longest text allowed, for the report; the schema's judge sees to it
     options: Mapping[str, object] | None = None,  # what else was asked of the rows, for the report
     encoding: str | None = None,  # of its text files, if somebody says it; None judges each
+    columns: str | None = None,  # which column is which, e.g. `said=말`; None goes by their names
     **hub: str | None,  # `split`, `config` and `revision` of a hub dataset
 ) -> tuple[list[Item], DataReport]:  # what can be used, and the report so far; `check_outcome` it when it is complete
     "Read a whole source; `DataError` for a path that does not exist."
     check_policy(policy)
-    parts = [replace(part, encoding=encoding) for part in find_parts(source, schema.made.__name__, schema.suffixes)]
+    parts = [replace(part, encoding=encoding, columns=chosen_columns(columns))
+             for part in find_parts(source, schema.made.__name__, schema.suffixes)]
     names = [source] if isinstance(source, (str, Path)) else [part.name for part in parts]
     report = DataReport(and_more([label(name) for name in names[:5]], len(names), ", "), policy, max_chars, dict(options or {}))
     report.notes = files_not_read(source, schema.suffixes)

@@ -8,25 +8,30 @@ __all__ = ['SUFFIXES', 'Part', 'split_names', 'is_hub_id', 'is_data_file', 'spli
 
 # %% ../../nbs/core/14_sources.ipynb #1907c339
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .accounts import DataError, and_more, label, short
-from .settings import expanded, looked_in
+from .packed import choose_member
+from .settings import expanded, looked_in, parted
 
 # %% ../../nbs/core/14_sources.ipynb #b8901d0e
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")  # what a data file's name ends in
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".parquet")  # what a data file's name ends in
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     "One thing to read: a file, a hub split or rows in memory."
     name: str  # as given
-    format: str  # csv, tsv, jsonl, parquet, hub or memory
+    format: str  # csv, tsv, jsonl, json, xlsx, parquet, hub or memory
     where: Any  # path of the file, hub id, or list of the rows
     encoding: str | None = None  # of a text file, if somebody says it; None judges it
+    columns: Mapping[str, str] = field(default_factory=dict)  # field -> column, if somebody says it
+    packed: str = ""  # gz or zip
+    inside: str = ""  # what is asked for in the file: a sheet, a member of a zip, the key of an array
+    notes: tuple[str, ...] = ()  # for the report
 
 # %% ../../nbs/core/14_sources.ipynb #5e1cbca1
 _SPLIT_WORDS = {"train": {"train", "training"}, "dev": {"dev", "val", "valid", "validation"}, "test": {"test"}}
@@ -39,6 +44,22 @@ def split_names(
     words = set(re.split(r"[\W_]+", file.stem.lower()))
     return [split for split, names in _SPLIT_WORDS.items() if names & words]
 
+# %% ../../nbs/core/14_sources.ipynb #e457212c
+def _format(
+    path: Path,  # of a file
+    also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
+) -> tuple[str, str]:  # e.g. csv and gz; both empty for no data file, zip twice for an archive
+    "What a file is by its name, and how it is packed."
+    *_, before, last = "", "", *(suffix.lower() for suffix in path.suffixes[-2:])
+    if last in SUFFIXES + also:
+        return last[1:], ""
+    return (before[1:], "gz") if last == ".gz" and before in SUFFIXES + also else ("zip", "zip") if last == ".zip" else ("", "")
+
+
+def _stem(path: Path) -> str:
+    "A file's name without its endings."
+    return Path(path.stem).stem if _format(path)[1] == "gz" else path.stem
+
 # %% ../../nbs/core/14_sources.ipynb #6f0df229
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<split>[\w.]+))?", re.ASCII)
 
@@ -50,15 +71,19 @@ def is_hub_id(
     if not isinstance(source, str) or not _HUB.fullmatch(source):
         return False
     path = Path(source)
-    return not (source.startswith(".") or path.suffix.lower() in SUFFIXES or path.parent.is_dir())
+    return not (source.startswith(".") or any(_format(path)) or path.parent.is_dir())
 
 # %% ../../nbs/core/14_sources.ipynb #b23a875a
+_ABOUT = frozenset({"readme", "license", "licence", "changelog", "notice"})
+
+
 def is_data_file(
     path: Path,  # in a folder
     also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
 ) -> bool:  # whether it is to be read
-    "Tell a data file from hidden and temporary ones, and from folders."
-    return path.suffix.lower() in SUFFIXES + also and not path.name.startswith((".", "~")) and path.is_file()
+    "Tell a data file from hidden and temporary ones, from a read-me, and from folders."
+    about = path.suffix.lower() in (".txt", ".md") and path.stem.casefold() in _ABOUT
+    return any(_format(path, also)) and not about and not path.name.startswith((".", "~")) and path.is_file()
 
 # %% ../../nbs/core/14_sources.ipynb #76f52217
 _SHARD = re.compile(r"(.+?)-(\d+)-of-(\d+)(?:-[0-9a-f]{6,})?")
@@ -77,11 +102,11 @@ def _tables(
     found: dict[str, list[Path]] = {}
     names = {path.name for path in files}
     for path in sorted(files):
-        shard = _SHARD.fullmatch(path.stem)
-        name = shard[1] + path.suffix if shard else path.name
-        found.setdefault(f"{shard[1]}-*-of-{shard[3]}{path.suffix}" if shard and name in names else name, []).append(path)
+        shard, ending = _SHARD.fullmatch(_stem(path)), path.name.removeprefix(_stem(path))
+        name = shard[1] + ending if shard else path.name
+        found.setdefault(f"{shard[1]}-*-of-{shard[3]}{ending}" if shard and name in names else name, []).append(path)
     for name, parts in found.items():
-        shards = [match for path in parts if (match := _SHARD.fullmatch(path.stem))]
+        shards = [match for path in parts if (match := _SHARD.fullmatch(_stem(path)))]
         for total in {int(shard[3]) for shard in shards}:
             if lacking := _lacking({int(shard[2]) for shard in shards if int(shard[3]) == total}, total):
                 raise DataError(f"{parts[0].parent} has {len(shards)} of {total} shards of {name}, and lacks number "
@@ -101,14 +126,14 @@ def split_tables(
 
 # %% ../../nbs/core/14_sources.ipynb #f8299096
 _REMEDIES: dict[str, str] = {
-    **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z"), "unpack it"),
-    **dict.fromkeys((".xlsx", ".xls", ".ods", ".hwp", ".hwpx"), "save its table as CSV in the program it is from"),
-    ".json": "write one JSON object per line into a file that ends in .jsonl",
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".alz", ".egg", ".rar"), "unpack it"),
+    **dict.fromkeys((".xls", ".xlsb", ".ods", ".hwp", ".hwpx"), "save its table as CSV or .xlsx in the program it is from"),
+    **dict.fromkeys((".txt", ".md"), "plain text has no columns, so put the texts into a table, a row each"),
 }
 
 
 def _kinds(also: tuple[str, ...]) -> str:
-    *names, last = "CSV", "TSV", "JSONL", "Parquet", *(suffix[1:].upper() for suffix in also)
+    *names, last = "CSV", "TSV", "JSONL", "JSON", "XLSX", "Parquet", *(suffix[1:].upper() for suffix in also if suffix not in SUFFIXES)
     return f"{', '.join(names)} or {last}"
 
 
@@ -118,7 +143,7 @@ def _no_data_file(
 ) -> DataError:  # to be raised
     "Say what to do about a file of another kind."
     remedy = _REMEDIES.get(path.suffix.lower(), "convert it, or rename it if it is one")
-    return DataError(f"{path} is not a {_kinds(also)} file by its name: {remedy}")
+    return DataError(f"{path} is not a {_kinds(also)} file by its name, nor one packed as .gz or .zip: {remedy}")
 
 # %% ../../nbs/core/14_sources.ipynb #3678befd
 def _find_files(
@@ -126,17 +151,19 @@ def _find_files(
     also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
 ) -> list[Path]:  # the file, or the folder's data files by name
     "Find the files of a local source; `DataError` for what is missing or not a data file."
-    path = Path(expanded(str(source)))
+    path = Path(parted(expanded(str(source)))[0])
     if path.is_dir():
         read = [one for one in path.iterdir() if is_data_file(one, also)]
         files = [file for table in _tables(read).values() for file in table]
         if not files:
-            raise DataError(f"{source} is a folder without a {_kinds(also)} file in it: name the folder that holds them")
+            inside = next((f", such as {one.name}" for one in sorted(path.iterdir()) if one.is_dir() and any(
+                is_data_file(file, also) for file in one.iterdir())), "")
+            raise DataError(f"{source} is a folder without a {_kinds(also)} file in it: name the folder that holds them{inside}")
         return files
     if not path.exists():
         raise DataError(f"{source} does not exist: check the path (a dataset on the hub is written owner/name)"
                         f"{looked_in(expanded(str(source)))}")
-    if path.suffix.lower() not in SUFFIXES + also:
+    if not any(_format(path, also)):
         raise _no_data_file(path, also)
     return [path]
 
@@ -161,6 +188,21 @@ def files_not_read(
     folders = [Path(expanded(str(item))) for item in items if isinstance(item, (str, Path))]
     return [note for folder in folders if folder.is_dir() for note in not_read(folder, _find_files(folder, also))]
 
+# %% ../../nbs/core/14_sources.ipynb #5e48378d
+def _part(
+    path: Path,  # a data file
+    inside: str,  # what is asked for in it
+    also: tuple[str, ...] = (),  # endings besides `SUFFIXES`
+) -> Part:  # to read
+    "Make a part of a file; `DataError` for an archive without a data file, or with several."
+    kind, packed = _format(path, also)
+    if packed != "zip":
+        return Part(f"{path}#{inside}" if inside else str(path), kind, path, packed=packed, inside=inside)
+    member, others = choose_member(path, lambda name: bool(_format(Path(name), also)[0]) and not _format(Path(name), also)[1], inside)
+    note = f"not read in it: {and_more([short(name) for name in others[:5]], len(others), ', ')}" if others else ""
+    notes = (f"{short(member)} in the archive", *([note] if note else []))
+    return Part(f"{path}#{inside}" if inside else str(path), _format(Path(member), also)[0], path, packed=packed, inside=member, notes=notes)
+
 # %% ../../nbs/core/14_sources.ipynb #8426bfcd
 def find_parts(
     source: str | Path | list | tuple,  # file, folder, hub id, a list of these, or rows
@@ -171,7 +213,7 @@ def find_parts(
     if isinstance(source, (str, Path)):
         if not Path(expanded(str(source))).exists() and is_hub_id(source):
             return [Part(str(source), "hub", source)]
-        return [Part(str(path), path.suffix.lower()[1:], path) for path in _find_files(source, also)]
+        return [_part(path, parted(expanded(str(source)))[1], also) for path in _find_files(source, also)]
     paths = {isinstance(item, (str, Path)) for item in source} if isinstance(source, (list, tuple)) else set()
     if len(paths) != 1:
         raise TypeError(f"this {type(source).__name__} is no source: give a path, a hub id, a list of these, or a list "

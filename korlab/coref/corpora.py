@@ -35,7 +35,7 @@ from korlab.core.accounts import (
 )
 from ..core.files import Fault, read_json, write_json
 from ..core.rows import judged_rows
-from ..core.schemas import Field, Numbered, Row, Schema, Verdict, as_text, text_fault
+from ..core.schemas import Field, Numbered, Row, Schema, Verdict, as_text, chosen_columns, text_fault, whole_text
 from ..core.settings import shown
 from ..core.sources import files_not_read, find_parts
 from ..core.text import kiwi, kiwi_version, normalize, text_hash
@@ -60,19 +60,6 @@ _NAMES = (
     "document", "context", "content", "contents", "body", "article", "passage", "paragraph", "main_text", "news",
     "본문", "기사", "기사_본문", "기사본문", "내용", "텍스트", "문서", "원문", "지문", "글",
 )
-
-
-def _whole(lines: Numbered) -> Iterator[tuple[int, Any]]:
-    "All lines of a file as one row; a broken one makes the row a fault."
-    texts: list[str] = []
-    for number, line in lines:
-        if isinstance(line, Fault):
-            yield number, line
-            return
-        texts.append(line)
-    if not (text := "".join(texts)).strip():
-        raise FileFault("0 bytes", "holds nothing but blank lines: copy or download it again")
-    yield 1, {"text": [text]}
 
 # %% ../../nbs/coref/12_corpora.ipynb #b3953bcb
 def _block(lines: list[str | Fault]) -> Any:
@@ -110,7 +97,7 @@ def _texts(
 ) -> Schema[str]:
     "The schema of documents."
     wanted = Field("text", names=(column.casefold(),)) if column else Field("text", _NAMES)
-    return Schema((wanted,), _judged, suffixes=(".txt",), parse=_blocks if blank_lines else _whole)
+    return Schema((wanted,), _judged, suffixes=(".txt", ".md"), parse=_blocks if blank_lines else whole_text("text"))
 
 # %% ../../nbs/coref/12_corpora.ipynb #7cddd0bd
 @dataclass(frozen=True, slots=True)
@@ -125,6 +112,7 @@ class Source:
     paragraphs: int | None = None  # take paragraphs instead of documents, at most so many
     pronouns: Pronouns | None = None  # what the pronoun-oriented sets ask of it
     encoding: str | None = None  # of its text files; None judges each
+    columns: str | None = None  # which column is which, `text=본문`; None goes by their names
 
     @property
     def name(self) -> str:
@@ -169,7 +157,7 @@ def documents(
     schema, name, taken = _texts(source.column, source.blank_lines), source.name, 0
     report.notes += files_not_read(source.data, schema.suffixes)
     for part in find_parts(source.data, also=schema.suffixes):
-        part = replace(part, encoding=source.encoding)
+        part = replace(part, encoding=source.encoding, columns=chosen_columns(source.columns))
         for text in judged_rows(part, schema, report, split=source.split, config=source.config):
             whole = text_hash(text)
             for piece in _pieces(text, source, quality, left_out):

@@ -296,12 +296,13 @@ def load_gold(
     source: str | Path | list | tuple,  # files of columns or JSON lines, a folder, hub id, or rows
     policy: str = "report",  # `report`: go on without problem documents; `strict`: stop if there are any
     encoding: str | None = None,  # of its text files; None judges each
+    columns: str | None = None,  # of no use to chains, which have the published keys
     split: str | None = None,  # of a hub dataset
     config: str | None = None,  # of a hub dataset
 ) -> Gold:  # every loss counted
     "Load gold chains as an evaluation set."
     schema = Schema((), _judged, each_row=True, suffixes=CONLL, parse=_conll)
-    documents, report = load_rows(source, schema, policy=policy, encoding=encoding, split=split, config=config)
+    documents, report = load_rows(source, schema, policy=policy, encoding=encoding, columns=columns, split=split, config=config)
     check_outcome(report)
     gold = Gold([], report)
     for name, annotated in documents:

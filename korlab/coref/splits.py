@@ -80,14 +80,14 @@ def _built(
 ) -> Splits:
     "A set made of texts."
     if not again or not is_set(str(folder)):
-        sources = Source(data, encoding=config.rows.encoding)
+        sources = Source(data, encoding=config.rows.encoding, columns=config.rows.columns)
         recipe = replace(recipe_of(config), shares=shares, seed=config.computing.seed or 0)
         build(folder, recipe, [sources], max(1, config.training.workers or 1), config.rows.data_policy or "report")
     return load_samples(folder)
 
 # %% ../../nbs/coref/19_splits.ipynb #2152a397
 def _from_gold(data: str, config: Config[Params]) -> Asked:
-    gold = load_gold(data, config.rows.data_policy or "report", config.rows.encoding)
+    gold = load_gold(data, config.rows.data_policy or "report", config.rows.encoding, config.rows.columns)
     note = f"{portable(data)}: {counted(gold.chains, 'gold chain')} with {gold.mentions:,} mentions, {gold.chains_asked:,} of them asked about"
     return Asked(gold.samples, [gold.report.to_dict()], [f"{note}; no question: {tallied(gold.left_out) or 'none'}."])
 

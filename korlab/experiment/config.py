@@ -53,7 +53,12 @@ class RowParams:
         None, "longer texts are reported as bad rows", low=1, needs=ON_OWN_DATA, rescore=True
     )
     encoding: Literal["utf-8", "cp949", "utf-16-le", "utf-16-be"] | None = setting(
-        None, "how text files are read, EUC-KR as cp949; None judges each file", needs=ON_OWN_DATA, rescore=True
+        None, "how text files are read, EUC-KR as cp949; None judges each file", needs=ON_OWN_DATA, rescore=True,
+        later=True
+    )
+    columns: str | None = setting(
+        None, "which column is which: a field, an equals sign, its column; then a comma and the next. None goes by their names", needs=ON_OWN_DATA, rescore=True,
+        later=True
     )
     train_rows: int | None = setting(None, "use only the first so many training rows", low=1)
     eval_rows: int | None = setting(None, "rows of dev scored at each evaluation during training", low=1)

@@ -62,10 +62,10 @@ def _recorded(request: EvaluationParams, home: Run | None) -> dict[str, Any]:
 
 # %% ../../nbs/experiment/08_evaluations.ipynb #97ab32bc
 def _of_other_files(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    "The same without the encoding where other files than the run's own are asked for: that of its own says nothing of them."
+    "The same without encoding and columns where other files than the run's own are asked for: those of its own say nothing of them."
     asked, own = overrides.get("data"), {recorded.get(name) for name in ("data", "dev_data", "test_data")}
     same = asked is None or not own.isdisjoint({asked, *map(str, Path(asked).parents)})
-    return {name: value for name, value in recorded.items() if same or name != "encoding"}
+    return {name: value for name, value in recorded.items() if same or name not in ("encoding", "columns")}
 
 
 def _config(recorded: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:

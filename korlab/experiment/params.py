@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..core.errors import LabError
-from ..core.settings import SettingsError, expanded, load_env
+from ..core.settings import SettingsError, expanded, load_env, parted
 
 # %% ../../nbs/experiment/00_params.ipynb #aa3612ce
 class ParameterError(LabError):
@@ -42,10 +42,11 @@ def setting(
     needs: Needs | Sequence[Needs] = (),  # when the parameter has an effect: where all of these hold
     rescore: bool | str = False,  # whether it may differ when a checkpoint is scored again; text is the help there
     path: Literal["one", "several"] | None = None,  # whether it may be a path, or paths separated by commas
+    later: bool = False,  # whether it came later: while nobody sets it, runs keep the names they had
 ) -> Any:  # a dataclass field carrying all of this as metadata
     "Declare one parameter of a params dataclass."
     every = (needs,) if isinstance(needs, Needs) else tuple(needs)
-    meta = dict(help=help, low=low, high=high, above=above, needs=every, rescore=rescore, path=path)
+    meta = dict(help=help, low=low, high=high, above=above, needs=every, rescore=rescore, path=path, later=later)
     return field(default=default, metadata=meta)
 
 # %% ../../nbs/experiment/00_params.ipynb #0e8713f0
@@ -205,8 +206,8 @@ def placed(
 ) -> dict[str, Any]:  # the same; a path that leads somewhere from there is absolute
     "Make paths absolute; what leads nowhere, as a hub id or a run's name, stays."
     def lead(one: re.Match) -> str:
-        full = folder / os.path.expanduser(one[0].strip())
-        return str(full.resolve()) if full.exists() else one[0]
+        file, inside = parted(str(folder / os.path.expanduser(one[0].strip())))
+        return f"{Path(file).resolve()}{'#' * bool(inside)}{inside}" if os.path.exists(file) else one[0]
 
     found = dict(values)
     for name, one in declared(specs).items():

@@ -88,15 +88,17 @@ def _facts(run: Run, items: Mapping[str, Items], facts: Mapping[str, Mapping[str
     return found
 
 
-def _remarks(run: Run, facts: Mapping[str, Mapping[str, Any]]) -> list[Remark]:
+def _remarks(run: Run, scored: Sequence[Scored], facts: Mapping[str, Mapping[str, Any]]) -> list[Remark]:
     "What is to be said of a run's splits, and of its training."
+    number = {one.split: one.n for one in scored if not one.baseline}
     trained = run.read("train") if run.has("train") else {}
     history = read_jsonl(run.path("history.jsonl"))
     chosen = of_choice(history, trained.get("best_model_checkpoint"), run.study.selector)
-    return [*(one for split, some in facts.items() for one in of_split(split, run.study.measures[0], some)), *chosen]
+    return [*(one for split, some in facts.items() for one in of_split(split, run.study.measures[0], some, number.get(split))), *chosen]
 
 # %% ../../nbs/experiment/07_results.ipynb #4d23a8bd
 _NOTHING = Remark("unscored", "", "Nothing was scored: no row has what a score needs.", "점수가 없다: 채점할 정답이 있는 행이 하나도 없다.")
+_NONE_KEPT = Remark("unscored", "", "Nothing was scored: no rows were kept for it.", "점수가 없다: 채점할 몫으로 남겨 둔 행이 없다.")
 
 
 def write(
@@ -113,7 +115,7 @@ def write(
         values = {m: {k: list(map(float, v)) for k, v in kinds.items()} for m, kinds in one.scores.items()}
         write_json(run.path("items", f"{split}.json"), {"ids": list(one.ids), "scores": values})
     every = _facts(run, items, facts)
-    said = [*remarks, *_remarks(run, every), *([] if scored else [_NOTHING])]
+    said = [*remarks, *_remarks(run, scored, every), *([] if scored else [_NOTHING if every else _NONE_KEPT])]
     about = {"model": c.run.model, "size": c.run.size, "data": portable(c.rows.data), "seed": c.computing.seed,
              "remarks": [asdict(one) for one in said]}
     trained = {"training": run.read("train")} if run.has("train") else {}

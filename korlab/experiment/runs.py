@@ -28,7 +28,7 @@ from ..core.text import text_hash
 from . import studies, tracking
 from .config import Config, Own, config_from, explained
 from .environment import environment
-from .params import ParameterError, placed
+from .params import ParameterError, declared, placed
 
 # %% ../../nbs/experiment/06_runs.ipynb #07c14bcb
 class RunError(LabError):
@@ -39,14 +39,12 @@ class RunBusyError(RunError):
     "A run that another process is working on."
 
 # %% ../../nbs/experiment/06_runs.ipynb #364bf483
-_LATER = ("encoding",)  # parameters that came later: while nobody sets them, runs keep the names they had
-
-
 def run_name(
     config: Config,  # effective parameters
 ) -> str:  # a folder name that these parameters, and no others, lead to
     "The name a run gets when nobody gives it one."
-    values = {name: value for name, value in config.flat().items() if name not in _LATER or value is not None}
+    later = {name for name, one in declared([type(part) for part in vars(config).values()]).items() if one.metadata["later"]}
+    values = {name: value for name, value in config.flat().items() if name not in later or value is not None}
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return f"{config.run.model}-{config.run.size}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

@@ -147,11 +147,12 @@ def read_texts(
     max_chars: int | None = None,  # longer texts are left out
     encoding: str | None = None,  # of text files; None judges each
     column: str | None = None,  # that holds the text; None for one of the usual names
+    columns: str | None = None,  # the same, as every study says it: `text=본문`
 ) -> tuple[list[str], DataReport]:  # in NFC, and what became of every row
     "Read texts."
     check_policy(policy)
     report = DataReport(label(data) if isinstance(data, (str, Path)) else "texts", policy, max_chars)
-    found = [*texts_of(Corpus("texts", data, column=column, encoding=encoding), report)]
+    found = [*texts_of(Corpus("texts", data, column=column, encoding=encoding, columns=columns), report)]
     check_outcome(report)
     kept = [text for text in found if not max_chars or len(text) <= max_chars]
     if len(kept) < len(found):
@@ -241,7 +242,7 @@ class Wanted:
     seed: int = 42  # of embedded Korean
     number: int = 2000  # of embedded Korean texts
     most: int | None = None  # Korean texts to learn from; None for all
-    reading: Mapping[str, Any] = field(default_factory=dict)  # policy, max_chars, encoding and column of `read_texts`
+    reading: Mapping[str, Any] = field(default_factory=dict)  # policy, max_chars, encoding, column and columns of `read_texts`
 
 
 def _one_language(where: str, embedded: Any, wanted: Wanted, more: Mapping[str, str | None]) -> tuple[Any, list, list[str]]:

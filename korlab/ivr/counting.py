@@ -25,7 +25,7 @@ from ..core.accounts import DataReport, FileFault, check_outcome, check_policy, 
 from ..core.errors import LabError
 from ..core.files import Fault, read_record, write_json
 from ..core.rows import judged_rows
-from ..core.schemas import Field, Numbered, Row, Schema, Verdict, as_text, column_key, find_columns, listed
+from ..core.schemas import Field, Numbered, Row, Schema, Verdict, as_text, chosen_columns
 from ..core.settings import expanded, shown
 from ..core.sources import Part, find_parts, is_data_file, not_read
 from ..core.text import normalize
@@ -53,59 +53,13 @@ def _lines(lines: Numbered) -> Iterator[tuple[int, Any]]:
     if empty:
         raise FileFault("0 bytes", "holds nothing but blank lines: copy or download it again")
 
-# %% ../../nbs/ivr/11_counting.ipynb #4259db8f
-def _elements(
-    pieces: Iterable[str],  # of a JSON array
-) -> Iterator[Any]:  # its elements, one at a time
-    "Read an array as a stream; `ValueError` where it is none."
-    decoder, rest, begun = json.JSONDecoder(), "", False
-    for piece in pieces:
-        rest += piece
-        while rest := rest.lstrip("\ufeff \t\r\n,") if begun else rest.lstrip("\ufeff \t\r\n"):
-            if not begun:
-                if rest[0] != "[":
-                    raise ValueError("it is no array; one object a line belongs into a file that ends in .jsonl")
-                begun, rest = True, rest[1:]
-                continue
-            if rest[0] == "]":
-                return
-            try:
-                found, end = decoder.raw_decode(rest)
-            except ValueError:
-                break  # it goes on
-            if end == len(rest) and not isinstance(found, (str, dict, list)):
-                break  # so may a number
-            yield found
-            rest = rest[end:]
-    raise ValueError(f"it breaks off at {rest[:40]!r}")
-
 # %% ../../nbs/ivr/11_counting.ipynb #68258371
-def _text_column(column: str | None) -> Field:
-    return Field(column_key(column) if column else "text", () if column else _NAMES, otherwise=", or name that column with --text-key")
-
-# %% ../../nbs/ivr/11_counting.ipynb #objects1
-def _element(one: Any, wanted: Field) -> Any:
-    "The row of an element, or what is wrong with it."
-    if not isinstance(one, dict):
-        return {wanted.name: [one]}
-    names = [*one]
-    places = find_columns(names, wanted)
-    return {wanted.name: [one[names[places[0]]]]} if places else Fault("no text", f"it has no {wanted.name!r} (but {listed(names)})")
-
-# %% ../../nbs/ivr/11_counting.ipynb #06018c05
-def _objects(lines: Numbered, column: str | None) -> Iterator[tuple[int, Any]]:
-    "A row for each element of an array."
-    wanted, rows, texts = _text_column(column), 0, (str(line) if not isinstance(line, Fault) else "\ufffd\ufffd" for _, line in lines)
-    try:
-        for one in _elements(texts):
-            rows += 1
-            yield 0, _element(one, wanted)
-    except ValueError as error:
-        raise FileFault("broken JSON", f"is not readable as a JSON array after element {rows:,}: {error}") from None
-    if not rows:
-        raise FileFault("no rows", "holds an array with nothing in it: name another file")
+_TEXT = Field("text", _NAMES, otherwise=", or name that column with --text-key")
 
 # %% ../../nbs/ivr/11_counting.ipynb #f79ec453
+_ALSO = (".txt", ".md")
+
+
 def _judged(row: Row) -> Verdict[str]:
     (value, *_), = row.values.values()
     given = as_text(value)
@@ -117,10 +71,7 @@ def _judged(row: Row) -> Verdict[str]:
     return Verdict(text, nfc=text != given)
 
 
-def _schema(suffix: str, column: str | None) -> Schema[str]:
-    "How the files of an ending are read."
-    parse: Any = (lambda lines: _objects(lines, column)) if suffix == "json" else _lines
-    return Schema((_text_column(column),), _judged, suffixes=(".txt", ".json"), parse=parse)
+_TEXTS = Schema((_TEXT,), _judged, suffixes=_ALSO, parse=_lines)
 
 # %% ../../nbs/ivr/11_counting.ipynb #9f5eb102
 @dataclass(frozen=True, slots=True)
@@ -133,11 +84,9 @@ class Corpus:
     target: bool = True  # whether new tokens are made of it
     column: str | None = None  # that holds the text; None for one of the usual names
     encoding: str | None = None  # of its text files; None judges each
+    columns: str | None = None  # which column is which, `text=본문`; None goes by their names
 
 # %% ../../nbs/ivr/11_counting.ipynb #54e0a59b
-_ALSO = (".txt", ".json")
-
-
 def _folders(data: Any) -> list[Path]:
     "A folder and all folders in it, but for hidden ones; none for anything else."
     path = Path(expanded(str(data))) if isinstance(data, (str, Path)) else None
@@ -172,7 +121,8 @@ def texts_of(
     "Read the texts of a corpus."
     report.notes = [*report.notes, *left_in(corpus.data)]
     for part in parts_of(corpus.data):
-        yield from judged_rows(replace(part, encoding=corpus.encoding), _schema(part.format, corpus.column), report)
+        part = replace(part, encoding=corpus.encoding, columns={"text": corpus.column} if corpus.column else chosen_columns(corpus.columns))
+        yield from judged_rows(part, _TEXTS, report)
 
 
 def _report(corpus: Corpus) -> DataReport:

@@ -223,7 +223,7 @@ def _asked(run: Run[Params]) -> tuple[Corpora, list[Remark]]:
     trained = reopen(home) if is_run(home) else None
     if rows.data == "embedded" or trained and trained.config.rows.data == rows.data:
         return load_corpora(wanted_of(run.config)), []
-    texts, report = read_texts(rows.data, rows.data_policy or "report", rows.max_chars, rows.encoding)
+    texts, report = read_texts(rows.data, rows.data_policy or "report", rows.max_chars, rows.encoding, columns=rows.columns)
     en = load_corpora(wanted_of(run.config.but(data="embedded"))).english
     corpora = Corpora({"test": texts}, {"test": en["test"]}, [{"split": "test"} | report.to_dict()])
     return corpora, seen_before(run, "test", texts, "texts")

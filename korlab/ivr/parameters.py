@@ -75,7 +75,8 @@ class Params:
     )
     rows_rate: float | None = setting(None, "learning rate of that time", above=0, high=1, needs=_ON_ROWS_FIRST)
     rows_factor: float | None = setting(
-        None, "steps of the new rows as a multiple of what the learning rate gives, once all learns", above=0, high=100, needs=_ON_CHANGED
+        None, "steps of the new rows as a multiple of what the learning rate gives, once all learns; None takes them once", above=0, high=100,
+        needs=_ON_CHANGED, later=True,
     )
     stride: int | None = setting(
         None, "tokens by which the scoring window moves; None moves it by half a block", low=1, rescore=True
@@ -86,7 +87,7 @@ _IVR: dict[str, Any] = dict(
     data_policy="report", scheduler="cosine", weight_decay=0.01, max_grad_norm=1.0, accumulation=1, batching="random",
     gradient_checkpointing=False, patience=0, threshold=0.0, english="embedded", vocabulary="replaced", selection="continued",
     rank_prior=1.0, whole_syllables=True, longest_token=16, min_token_len=2, undertrained_first=False, initialization="sub_mean",
-    replay=0.15, rows_first=0.1, rows_factor=1.0,
+    replay=0.15, rows_first=0.1,
 )
 
 _MINI: dict[str, Any] = _IVR | dict(

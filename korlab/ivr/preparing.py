@@ -100,6 +100,7 @@ def _read_as(work: Work, config: Config[Params]) -> dict[str, Any]:
     "What somebody's texts are made of: files of each language, and how they are read."
     rows, files = config.rows, {language: [*map(_stat, _given(config, language))] for language in _SOURCES}
     reading = {"column": work.options.text_key, "encoding": rows.encoding, "max_chars": rows.max_chars, "data_policy": rows.data_policy}
+    reading |= {"columns": rows.columns} if rows.columns else {}
     return {language: found for language, found in files.items() if found} | reading
 
 # %% ../../nbs/ivr/36_preparing.ipynb #aab71e17
@@ -155,7 +156,7 @@ def texts_in(
     config: Config[Params],
 ) -> Corpora:
     "The texts that `clean` left."
-    return load_corpora(wanted_of(config.but(**places(work, config), dev_data=None, test_data=None, encoding=None)))
+    return load_corpora(wanted_of(config.but(**places(work, config), dev_data=None, test_data=None, encoding=None, columns=None)))
 
 # %% ../../nbs/ivr/36_preparing.ipynb #5f377cd5
 def experiment(
@@ -164,6 +165,6 @@ def experiment(
 ) -> Path:  # a YAML file for `korlab run`
     "Write what the last step runs."
     values = {"name": work.folder.resolve().name} | read_json(work.path("params.json"))
-    own = {name: value for name, value in values.items() if name not in ("dev_data", "test_data", "encoding")}
+    own = {name: value for name, value in values.items() if name not in ("dev_data", "test_data", "encoding", "columns")}
     write_yaml(work.path("train.yaml"), own | places(work, config) | {"prepared": str(work.folder.resolve())})
     return work.path("train.yaml")

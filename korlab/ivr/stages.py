@@ -32,7 +32,8 @@ def wanted_of(
 ) -> Wanted:
     "What a run asks of its texts."
     rows = config.rows
-    reading = {"policy": rows.data_policy or "report", "max_chars": rows.max_chars, "encoding": rows.encoding, "column": column}
+    reading = {"policy": rows.data_policy or "report", "max_chars": rows.max_chars, "encoding": rows.encoding, "column": column,
+               "columns": rows.columns}
     english, seed = config.own.english or "embedded", config.computing.seed or 0
     return Wanted(rows.data, rows.dev_data, rows.test_data, english, seed, most=rows.train_rows, reading=reading)
 

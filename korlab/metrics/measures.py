@@ -50,6 +50,8 @@ class Interval:
     def __str__(self) -> str:
         "Points out of 100."
         mean, low, high = (f"{100 * value:.2f}" for value in (self.mean, self.low, self.high))
+        if self.n < 2:
+            return f"{mean} (n={self.n})"
         return f"{mean} [{low}, {high}] (n={self.n}, {100 * self.level:g}%)"
 
 # %% ../../nbs/metrics/00_measures.ipynb #c420bda9
@@ -61,7 +63,7 @@ def written(
     "A score, or a difference of scores, with its interval."
     form = f"{{:{'+' if sign else ''}.{measure.digits}f}}"
     mean, low, high = (form.format(measure.scale * value) for value in (interval.mean, interval.low, interval.high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]" if interval.n > 1 else f"{mean} (n={interval.n})"
 
 
 def single(

@@ -82,30 +82,45 @@ def keys_of(
     return ", ".join(names + ["…"] * (len(item) > most)) or "no keys"
 
 # %% ../../nbs/sparse/10_data.ipynb #b37bf781
-_NAMES = {"query": ("query", "anchor"), "positive": ("positive",), "scores": ("scores", "teacher_scores")}
+_QUERY = Field("query", ("question", "query_text", "질문", "질의", "검색어", "문의", "문의_내용"), names=("anchor",))
+_POSITIVE = Field("positive", ("positives", "pos", "positive_passage", "passage", "document", "context", "paragraph", "article",
+                               "지문", "본문", "문서", "문단", "정답_문서"),
+                  weak=("answer", "response", "text", "content", "답변", "답변_내용", "답", "응답", "정답", "내용"))
+_SCORES = ("scores", "teacher_scores")
 KINDS = ("difficulty", "pair_type", "length_class")
 
 
+@lru_cache(maxsize=1024)  # most rows of a file have the same keys
+def _places(
+    keys: tuple[str, ...],  # Of one row
+    wanted: Field,  # What is looked for
+) -> list[list[str]]:  # Keys that could be it: by its own name, by one as good, by one that people use, by a weak one
+    "Find keys, those to be asked first in front."
+    ranks = (Field(wanted.name), Field(wanted.name, names=wanted.names), replace(wanted, weak=()), wanted)
+    return [[key for key in keys if find_columns([key], rank)] for rank in ranks]
+
+# %% ../../nbs/sparse/10_data.ipynb #b37bf784
 def _field_text(
     item: Mapping[str, Any],  # One row
-    name: str,  # `query` or `positive`
+    wanted: Field,  # Query or positive
     max_chars: int | None = None,  # Longest text allowed
 ) -> tuple[str, Fault | None]:  # The text in NFC, and what is wrong with it
     "Take one text out of a row."
-    texts = [as_text(item[key]) for key in _NAMES[name] if key in item]
+    keys, name = next(filter(None, _places(tuple(map(str, item)), wanted)[1:]), []), wanted.name
+    texts = [as_text(item[key]) for key in keys]
     if None in texts:
         return "", Fault("not text", f"the {name} is not text")
     known = list(dict.fromkeys(normalize(text).strip() for text in texts if text and text.strip()))
     if len(known) > 1:
-        return "", Fault(f"ambiguous {name}", f"{' and '.join(_NAMES[name])} differ: remove one")
-    if not texts:
-        return "", Fault(f"empty {name}", f"no key {' or '.join(_NAMES[name])}; the row has {keys_of(item)}")
+        return "", Fault(f"ambiguous {name}", f"{' and '.join(keys)} differ: remove one, or say which, as in -p columns {name}={keys[0]}")
+    if not keys:
+        return "", Fault(f"empty {name}", f"no key {' or '.join((name, *wanted.names))}; the row has {keys_of(item)}")
     text = known[0] if known else ""
     return text, text_fault(name, text, max_chars)
 
 # %% ../../nbs/sparse/10_data.ipynb #fa472c8d
 _NEGATIVES = ("negative", "neg", "negs", "hard_negatives", "hard_negative", "hard_negs", "hard_neg")  # besides `negatives`
-_NEGATIVE = Field("negatives", names=_NEGATIVES, numbered="_?", required=False)
+_NEGATIVE = Field("negatives", ("오답", "오답_문서", "부정"), names=_NEGATIVES, numbered="_?", required=False)
 _LIST = re.compile(r"\s*\[.*\]\s*", re.DOTALL)
 
 
@@ -145,7 +160,7 @@ def _teacher_scores(
     negatives: int,  # How many it has
 ) -> tuple[list[float], Fault | None]:  # Scores, and what is wrong with them
     "Take a teacher's scores out of a row."
-    values: Any = next((item[key] for key in _NAMES["scores"] if item.get(key) is not None), [])
+    values: Any = next((item[key] for key in _SCORES if item.get(key) is not None), [])
     listed = isinstance(values, (list, tuple)) and all(isinstance(value, (int, float)) for value in values)
     if not listed or not all(map(math.isfinite, values)):
         return [], Fault("broken scores", "scores are not a list of finite numbers")
@@ -175,7 +190,7 @@ def _judge(
 ) -> Verdict[Triple]:  # The triple, or everything that is wrong with the row
     "Make a triple of a row."
     item = row.values
-    query, positive = (_field_text(item, name, max_chars) for name in ("query", "positive"))
+    query, positive = (_field_text(item, wanted, max_chars) for wanted in (_QUERY, _POSITIVE))
     negatives = _negative_texts(item)
     scores, wrong = _teacher_scores(item, len(negatives))
     if found := [fault for fault in (query[1], positive[1], _odd_text(item, negatives, kind), wrong) if fault]:
@@ -202,8 +217,8 @@ _WARNINGS = frozenset({"duplicate pair", "fewer negatives", "duplicate document"
 
 def _triple_fields(kind: str) -> tuple[Field, ...]:
     "What a table of triples may have as columns."
-    return (Field("query", names=("anchor",)), Field("positive"), _NEGATIVE,
-            Field("scores", names=("teacher_scores",), required=False), Field(kind, required=False))
+    return (_QUERY, _POSITIVE, _NEGATIVE,
+            Field("scores", names=_SCORES[1:], required=False), Field(kind, required=False))
 
 # %% ../../nbs/sparse/10_data.ipynb #2548fc19
 def _triples_of(
@@ -248,6 +263,7 @@ def load_triples(
     kind: str = "difficulty",  # Key that becomes `Triple.kind`: difficulty, pair_type or length_class
     max_chars: int | None = 20_000,  # Longest text allowed, in characters; None for no limit
     encoding: str | None = None,  # Encoding of text files, if somebody says it; None judges tables, and JSON is UTF-8
+    columns: str | None = None,  # Which column is which, e.g. `query=질문,positive=답변`; None goes by their names
     hub_config: str | None = None,  # Configuration of a hub dataset
 ) -> LoadedTriples:  # `triples` and `report`
     """Load training triples and account for every row.
@@ -259,7 +275,7 @@ def load_triples(
         raise ValueError(f"policy={policy!r}, kind={kind!r}: choose policy report or strict, kind {', '.join(KINDS)}")
     schema = _triples_of(kind, max_chars)
     triples, report = load_rows(source, schema, policy=policy, max_chars=max_chars, encoding=encoding,
-                                config=hub_config)
+                                columns=columns, config=hub_config)
     report.lengths = _measure(triples)
     kinds = Counter(triple.kind or f"no {kind}" for triple in triples)
     report.notes.append(f"{kind}: {tallied(kinds)}")
@@ -287,16 +303,6 @@ _TEXTS = {
                                        "본문", "내용", "문서", "지문", "글", "텍스트")),
     "query": Field("text", aliases=("query", "question", "query_text", "질문", "질의", "내용", "텍스트")),
 }
-
-
-@lru_cache(maxsize=1024)  # most rows of a file have the same keys
-def _places(
-    keys: tuple[str, ...],  # Of one row
-    wanted: Field,  # Id, title or text
-) -> list[list[str]]:  # Keys that could be it: by its own name, by one as good, by one that people use
-    "Find keys, those to be asked first in front."
-    ranks = (Field(wanted.name), Field(wanted.name, names=wanted.names), wanted)
-    return [[key for key in keys if find_columns([key], rank)] for rank in ranks]
 
 
 def _first_text(

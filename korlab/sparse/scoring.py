@@ -110,6 +110,8 @@ def _brought(run: Run[Params]) -> Splits:
     rows = run.config.rows
     if not is_collection(rows.data):
         raise ParameterError(f"data={portable(rows.data)!r} is no collection in BEIR's layout, which scoring needs")
+    if rows.columns is not None:
+        raise ParameterError(f"columns={rows.columns!r} would have no effect: a collection has the columns of BEIR's layout")
     name, there = named_split(rows.data)
     found = load_beir(rows.data, there, rows.data_policy or "report", rows.encoding)
     return Splits([], {name: found}, [{"split": name} | found.report.to_dict()] if found.report else [])

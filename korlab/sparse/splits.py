@@ -113,7 +113,7 @@ def _judged_as(
 
 # %% ../../nbs/sparse/12_splits.ipynb #deb506aa
 def _refuse_row_keys(config: Config[Params]) -> None:
-    given = {"kind_key": config.own.kind_key, "hub_config": config.own.hub_config}
+    given = {"kind_key": config.own.kind_key, "hub_config": config.own.hub_config, "columns": config.rows.columns}
     if useless := [name for name, value in given.items() if value is not None]:
         raise ParameterError(
             f"{useless[0]}={given[useless[0]]!r} would have no effect: {portable(config.rows.data)!r} is a "
@@ -200,7 +200,7 @@ def _train_rows(config: Config[Params]) -> Splits:
     rows, own = config.rows, config.own
     triples, report = load_triples(
         rows.data, policy=rows.data_policy or "report", kind=own.kind_key or "difficulty", max_chars=rows.max_chars,
-        encoding=rows.encoding, hub_config=own.hub_config,
+        encoding=rows.encoding, columns=rows.columns, hub_config=own.hub_config,
     )
     return Splits(triples, {}, [{"split": "train"} | report.to_dict()])
 

@@ -9,17 +9,18 @@ __all__ = ['Dialogue', 'dialogues', 'LoadedDialogues', 'load_dialogues', 'check_
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import combinations, islice
+from itertools import chain, combinations, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.accounts import DataError, DataReport, check_outcome, check_policy, counted, short, spread
 from ..core.files import Fault, atomic, write_jsonl
 from ..core.rows import load_rows
-from ..core.schemas import Field, Row, Schema, Verdict, as_text, text_fault
-from ..core.sources import find_parts
+from ..core.schemas import Field, Row, Schema, Verdict, as_text, text_fault, whole_text
+from ..core.settings import expanded
+from ..core.sources import find_parts, is_data_file
 from ..core.text import PLACEHOLDER, Removal, normalize, text_hash, tidy
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #4489077a
@@ -56,11 +57,42 @@ def _dialogue_fields(
 ) -> tuple[Field, ...]:  # `fname`, `dialogue`, `summary` and `topic`
     "The columns of dialogues, with the names people give them."
     return (
-        Field("fname", ("id", "file_name", "filename", "dialogue_id", "dialog_id")),
-        Field("dialogue", ("dialog", "dialogues", "conversation", "text", "document", "대화", "대화문")),
-        Field("summary", ("summaries", "summarization", "abstract", "요약", "요약문"), numbered="_?",
-              required=need_summary, otherwise=", or load it with need_summary=False"),
+        Field("fname", ("id", "file_name", "filename", "dialogue_id", "dialog_id", "conversation_id", "uid", "번호", "아이디", "파일명"),
+              required=False),
+        Field("dialogue", ("dialog", "dialogues", "conversation", "conversations", "transcript", "chat", "text", "document", "article",
+                           "content", "대화", "대화문", "대화_내용", "본문", "내용", "문서", "원문", "텍스트", "기사", "상담_내용", "회의록"),
+              weak=("source", "input", "passage", "question", "query", "질문", "문의", "문의_내용", "상담", "발화", "지문")),
+        Field("summary", ("summaries", "summarization", "abstract", "abstractive", "highlights", "요약", "요약문", "요약_내용", "요약본",
+                          "요지", "한줄_요약"), numbered="_?", required=need_summary, otherwise=", or load it with need_summary=False",
+              weak=("target", "output", "reference", "references", "answer", "답변", "정답")),
         Field("topic", ("topic1", "주제"), required=False))
+
+# %% ../../nbs/summarization/10_dialogues.ipynb #7cd16a82
+_SAID = ("utterance", "text", "form", "sentence", "content", "message", "value", "발화", "내용")
+_BY = ("participantid", "participant_id", "speaker", "speaker_id", "role", "from", "name", "화자", "발화자", "이름")
+
+
+def _turn(
+    one: Any,  # An element of such a list
+) -> str | None:  # One line, several of a list within the list, None for what is no turn
+    "A turn as a line."
+    if isinstance(one, Mapping):
+        keys = {str(key).casefold(): value for key, value in one.items()}
+        who, said = (next((keys[name] for name in names if keys.get(name) is not None), None) for names in (_BY, _SAID))
+        one = said if who is None or not isinstance(said, str) else f"{who}: {said}"
+    elif isinstance(one, (list, tuple)):
+        return inner if isinstance(inner := _spoken(one), str) else None
+    return " ".join(one.split()) if isinstance(one, str) else None
+
+
+def _spoken(
+    cell: Any,  # Of a row
+) -> Any:  # Text where it is a list of turns, else as it is
+    "Turns put together, one a line."
+    if not isinstance(cell, (list, tuple)) or not cell or len(cell) == 1 and isinstance(cell[0], str):
+        return cell
+    lines = [_turn(one) for one in cell]
+    return cell if None in lines else "\n".join(map(str, lines))
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #3b2769ae
 def _row_texts(
@@ -68,7 +100,8 @@ def _row_texts(
 ) -> dict[str, list[str | None]]:  # Field name -> texts, None for what is not text
     "Take the cells of a row as texts."
     flat = [item for cell in values["summary"] for item in (cell if isinstance(cell, (list, tuple)) else [cell])]
-    return {name: [as_text(value) for value in cells] for name, cells in {**values, "summary": flat}.items()}
+    own = {**values, "summary": flat, "dialogue": [_spoken(cell) for cell in values["dialogue"]]}
+    return {name: [as_text(value) for value in cells] for name, cells in own.items()}
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #dda69fc3
 _WARNINGS = frozenset({"duplicate dialogue", "fewer references"})
@@ -137,6 +170,15 @@ def _repeats(
     told = f"fname {short(row.fname)} has the same dialogue as {short(first)}"
     return [Fault("duplicate dialogue", told)] if first != row.fname else []
 
+# %% ../../nbs/summarization/10_dialogues.ipynb #7227bb33
+def _own_name(
+    row: Row,  # Without an id
+    seen: _Seen,  # What came before
+) -> str:  # An id no row before it has
+    "Call a row after its file and its number."
+    names = chain([row.place.key], (f"{row.place.key}-{number}" for number in count(2)))
+    return next(name for name in names if name not in seen.ids)
+
 # %% ../../nbs/summarization/10_dialogues.ipynb #35278194
 def _judge(
     row: Row,  # As read
@@ -146,6 +188,7 @@ def _judge(
 ) -> Verdict[Dialogue]:  # The dialogue or what is wrong with it
     "Make a dialogue of a row."
     raw = _row_texts(row.values)
+    raw["fname"] = raw["fname"] or [_own_name(row, seen)]
     if wrong := [name for name, texts in raw.items() if None in texts]:
         return Verdict(problems=[Fault("not text", f"the {name} is not text") for name in wrong])
     nfc = {name: [normalize(text or "") for text in texts] for name, texts in raw.items()}
@@ -168,13 +211,23 @@ def dialogues(
 ) -> Schema[Dialogue]:  # For one load: it remembers what it has seen
     "The schema of dialogues."
     own = partial(_judge, seen=_Seen(), need_summary=need_summary, max_chars=max_chars)
-    return Schema(_dialogue_fields(need_summary), own, _WARNINGS, "fname", made=Dialogue, columns=_columns)
+    plain = () if need_summary else (".txt", ".md")
+    return Schema(_dialogue_fields(need_summary), own, _WARNINGS, "fname", made=Dialogue, columns=_columns,
+                  suffixes=plain, parse=whole_text("dialogue", "fname", "summary", "topic"))
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #e2acdf7b
 class LoadedDialogues(NamedTuple):
     "What `load_dialogues` returns."
     rows: list[Dialogue]  # Dialogues that can be used, in file order
     report: DataReport  # What was read, kept and left out
+
+# %% ../../nbs/summarization/10_dialogues.ipynb #18e77d0c
+def _is_plain(
+    source: Any,  # As for `load_dialogues`
+) -> bool:  # Whether it is anything but a folder with a table in it
+    "Tell a folder of texts from one of tables."
+    folder = Path(expanded(str(source))) if isinstance(source, (str, Path)) else None
+    return folder is None or not folder.is_dir() or not any(map(is_data_file, folder.iterdir()))
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #4cae9936
 def load_dialogues(
@@ -184,6 +237,7 @@ def load_dialogues(
     max_chars: int | None = 20_000,  # Longest dialogue or summary allowed, in characters; None for no limit
     need_summary: bool = True,  # Whether rows without a summary are left out
     encoding: str | None = None,  # Encoding of text files, if somebody says it; None judges each
+    columns: str | None = None,  # Which column is which, e.g. `dialogue=내용,summary=요지`; None goes by their names
     hub_split: str | None = None,  # Split of a hub dataset, unless its id carries it
     hub_config: str | None = None,  # Configuration of a hub dataset
     hub_revision: str | None = None,  # Branch, tag or commit of a hub dataset
@@ -194,11 +248,13 @@ def load_dialogues(
     anything was left out. The message is one sentence; `error.report` holds the details.
     """
     check_policy(policy)
+    schema = dialogues(need_summary, max_chars)
+    schema = replace(schema, suffixes=schema.suffixes if _is_plain(source) else ())
     hub = {"split": hub_split, "config": hub_config, "revision": hub_revision}
     if any(hub.values()) and not any(part.format == "hub" for part in find_parts(source, Dialogue.__name__)):
         raise ValueError(f"hub_split, hub_config and hub_revision are for hub datasets only, and {source} is none")
-    rows, report = load_rows(source, dialogues(need_summary, max_chars), policy=policy, max_chars=max_chars,
-                             options={"need_summary": need_summary}, encoding=encoding, **hub)
+    rows, report = load_rows(source, schema, policy=policy, max_chars=max_chars,
+                             options={"need_summary": need_summary}, encoding=encoding, columns=columns, **hub)
     report.lengths = _measure(rows)
     check_outcome(report)
     return LoadedDialogues(rows, report)

@@ -143,8 +143,8 @@ def summarize_file(
     config = [evaluations.find_model({"run": name, "data": source} | given, "summarization")[1] for name in names][0]
     asked = config.rows
     rows, report = load_dialogues(source, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False,
-                                  encoding=asked.encoding)
-    given = {k: v for k, v in given.items() if k not in ("data_policy", "max_chars", "encoding")}
+                                  encoding=asked.encoding, columns=asked.columns)
+    given = {k: v for k, v in given.items() if k not in ("data_policy", "max_chars", "encoding", "columns")}
     candidates = each_summary(names, [row.dialogue for row in rows], note, **given)
     found, index = mbr(candidates, config.own.rouge_mode)
     write_predictions(Path(to), rows, found)

@@ -163,14 +163,16 @@ def headline(
 ) -> str:  # Korean
     "ROUGE-1 of the first scored split beside its floor, and what the training took."
     found, measure = results.read(run), run.study.measures[0]
+    spent = f"훈련에 {found.about['training']['train_metrics']['cpu_seconds']:.0f} CPU초가 걸렸다."
+    if not found.splits:
+        return spent
     split = found.splits[0]
     ours = found.own(split)
     others = {one.system: one for one in found.baselines(split, ours.mode)}
     floor = others.get("other-summary", ours).measures[measure.name].mean
     return (
         f"{split} n={ours.n}에서 {measure.label}({ours.mode}) {written(measure, ours.measures[measure.name])}. "
-        f"다른 대화의 요약을 그대로 내면 {single(measure, floor)}이다. "
-        f"훈련에 {found.about['training']['train_metrics']['cpu_seconds']:.0f} CPU초가 걸렸다."
+        f"다른 대화의 요약을 그대로 내면 {single(measure, floor)}이다. {spent}"
     )
 
 # %% ../../nbs/summarization/60_pages.ipynb #d7510063

@@ -9,11 +9,13 @@ __all__ = ['MODELS', 'Params']
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..experiment.config import ON_OWN_DATA
 from ..experiment.params import Needs, setting
 from ..experiment.studies import Model
 
 # %% ../../nbs/summarization/00_parameters.ipynb #0f918788
 _ON_BEAMS = Needs("num_beams", "greater than 1", lambda beams: bool(beams) and beams > 1)
+_ON_NO_HOLDOUT = Needs("holdout", "unset", lambda holdout: holdout is None)
 _ON_ADAPTER = Needs("adapter", "'lora', 'qlora', 'unsloth' or 'auto'", lambda adapter: adapter not in (None, "full"))
 
 
@@ -21,6 +23,14 @@ _ON_ADAPTER = Needs("adapter", "'lora', 'qlora', 'unsloth' or 'auto'", lambda ad
 class Params:
     "What a summarization run can be told, besides what every run can."
 
+    holdout: Literal["none"] | None = setting(
+        None, "none: rows for dev and test that are not given are not taken out of the training rows, and nothing is scored",
+        needs=ON_OWN_DATA, later=True,
+    )
+    folds: int | None = setting(
+        None, "cross-validate: parts of the rows, each summarised by a model that learnt from the others; the model kept learns from all",
+        low=2, high=50, needs=(ON_OWN_DATA, _ON_NO_HOLDOUT), later=True,
+    )
     prefix: str | None = setting(None, "text put before every dialogue, e.g. '요약: '", rescore=True)
     markers: Literal["korean", "xml"] | None = setting(
         None, "tokens around every dialogue: <대화시작> … <대화종료> or <dialogue> … </dialogue>; None sets none", rescore=True

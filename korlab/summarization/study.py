@@ -9,6 +9,7 @@ __all__ = ['STUDY', 'data', 'model', 'train', 'evaluate', 'evaluate_on']
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from ..core.accounts import counted
@@ -16,19 +17,20 @@ from ..core.files import write_json
 from ..core.sources import files_not_read, find_parts, split_names
 from ..experiment import results
 from ..experiment.evaluations import seen_before
+from ..experiment.params import ParameterError
 from ..experiment.readings import record_readings
-from ..experiment.remarks import Remark
+from ..experiment.remarks import FEW_ITEMS, Remark
 from ..experiment.results import Results
-from ..experiment.runs import Run, keep_hashes, record_data, replace_parameters
+from ..experiment.runs import Run, keep_hashes, record_config, record_data, replace_parameters
 from ..experiment.studies import Earlier, Study
 from ..metrics.measures import Measure
 from . import earlier
 from .comparison import COMPARISON
 from .dialogues import Dialogue, load_dialogues
-from .evaluation import make_ready, place_of, predict, score_split, write_scores
+from .evaluation import make_ready, place_of, predict, score_split, score_summaries, write_scores
 from .pages import PAGES, headline
 from .parameters import MODELS, Params
-from .summarizer import load_model, read_predictions
+from .summarizer import load_model, read_predictions, write_predictions
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
@@ -67,7 +69,7 @@ _UNTRAINED_ROWS = 64  # test dialogues the untrained model is scored on
 
 def _predict_untrained(run: Run[Params], loaded: "Loaded", splits: "Splits") -> None:
     "Let a model summarise what it knows nothing of, once."
-    if not run.path("predictions", "untrained.csv").exists():
+    if "test" in splits.rows and not run.path("predictions", "untrained.csv").exists():
         rows = splits.rows["test"][:_UNTRAINED_ROWS]
         predict(run, make_ready(run, loaded, greedy=run.config.run.size == "mini"), rows, "untrained")
         make_ready(run, loaded)
@@ -147,6 +149,69 @@ def train(
         run.write("train", outcome | {"final_model_path": "model"})
     return run.read("train")
 
+# %% ../../nbs/summarization/63_study.ipynb #e88c495c
+def _few_rows(run: Run[Params], splits: "Splits") -> list[Remark]:
+    "What to do where the splits the lab took out of somebody's rows are too small to score."
+    rows, own = {name: len(one) for name, one in splits.rows.items()}, run.config.rows
+    given = own.data == "embedded" or run.config.own.folds or any(one["split"] == "test" for one in splits.sources)
+    if given or rows.get("test", FEW_ITEMS) >= FEW_ITEMS:
+        return []
+    n = sum(rows.values())
+    parts = ", ".join(f"{name} {number}" for name, number in rows.items())
+    return [Remark("few_rows", "", f"{n} rows are few ({parts}): give more as test_data, cross-validate with folds=5, or learn from all of them with holdout=none.",
+                   f"데이터가 {n}행뿐이다({parts}). 점수를 믿으려면 `test_data`로 더 주거나 `-p folds 5`로 교차검증하고, 점수 없이 모두 학습에 쓰려면 `-p holdout none`을 준다.")]
+
+# %% ../../nbs/summarization/63_study.ipynb #e88c495e
+def _without(run: Run[Params], splits: "Splits", left: Sequence[Dialogue]) -> "Splits":
+    "What the model of a fold learns from: all rows but its own."
+    from korlab.summarization.data import Splits
+
+    out, every = {id(row) for row in left}, splits.rows["test"]
+    rest = [row for row in every if id(row) not in out]
+    dev = rest if splits.rows["dev"] is every else splits.rows["dev"]
+    return Splits({"train": rest[: run.config.rows.train_rows], "dev": dev})
+
+
+def _summarise_fold(run: Run[Params], splits: "Splits", left: Sequence[Dialogue], number: int) -> Run[Params]:
+    "Train the model of a fold, let it summarise the rows it does not know, and let it go."
+    fold = Run(run.path("folds", str(number)), run.config.but(folds=None, tracking="none"), run.given)
+    if fold.has("fold"):
+        return fold
+    record_config(fold, run.entry.recipes[run.config.run.size])
+    part, endless = _without(run, splits, left), list[int]()
+    loaded = model(fold, part)
+    train(fold, loaded, part)
+    predict(fold, make_ready(fold, loaded), left, "test", endless.append)
+    fold.write("fold", {"rows": len(left), "at_limit": len(endless)})
+    for large in ("model", "checkpoints"):
+        rmtree(fold.path(large), ignore_errors=True)
+    return fold
+
+# %% ../../nbs/summarization/63_study.ipynb #e88c4960
+def _cross_validated(
+    run: Run[Params],  # an open run with folds
+    splits: "Splits",  # its data, of which `test` is every row
+) -> tuple[list[str], int]:  # a summary of each row by a model that did not know it, and how many the length limit ended
+    "Summarise every row by the models of the folds."
+    from korlab.summarization.data import folds
+
+    rows, number = splits.rows["test"], run.config.own.folds or 0
+    texts, at_limit = {"": dict[str, str](), ".raw": dict[str, str]()}, 0
+    for i, left in enumerate(folds(rows, number), 1):
+        print(f"fold {i} of {number}: {counted(len(left), 'row')} to summarise, {len(rows) - len(left)} to learn from")
+        fold = _summarise_fold(run, splits, left, i)
+        at_limit += fold.read("fold")["at_limit"]
+        for end in [end for end in texts if fold.path("predictions", f"test{end}.csv").is_file()]:
+            texts[end] |= zip((row.fname for row in left), read_predictions(fold.path("predictions", f"test{end}.csv")), strict=True)
+    for end, found in texts.items():
+        if found:
+            write_predictions(run.path("predictions", f"test{end}.csv"), rows, [found[row.fname] for row in rows])
+    run.note(f"test: each of the {len(rows)} rows was summarised by one of {number} models that had learnt from the others. The scores are "
+             "theirs and stand for the model that was kept, which has learnt from all rows and must not be scored on them.",
+             f"test: {len(rows)}행을 {number}겹으로 나누어, 각 행을 그 행을 배우지 않은 모델이 요약했다. 점수는 이 {number}개 모델의 것이고, "
+             "남긴 모델은 모든 행을 배웠으므로 이 행들로 채점하면 안 된다.", once=True)
+    return [texts[""][row.fname] for row in rows], at_limit
+
 # %% ../../nbs/summarization/63_study.ipynb #ffef8dd0
 def evaluate(
     run: Run[Params],  # an open run whose training is done
@@ -158,11 +223,15 @@ def evaluate(
         return results.read(run)
     make_ready(run, loaded)
     with run.stage("evaluate"):
-        found = {name: score_split(run, name, splits.rows[name], loaded) for name in splits.scored}
-        untrained = read_predictions(run.path("predictions", "untrained.csv"))
-        first = splits.rows["test"][: len(untrained)]
-        found["test"] = found["test"].beside("untrained", untrained, first, run.config.own)
-        return write_scores(run, found)
+        if run.config.own.folds:
+            found = {"test": score_summaries(run, "test", splits.rows["test"], *_cross_validated(run, splits))}
+        else:
+            found = {name: score_split(run, name, splits.rows[name], loaded) for name in splits.scored}
+        if "test" in found:
+            untrained = read_predictions(run.path("predictions", "untrained.csv"))
+            first = splits.rows["test"][: len(untrained)]
+            found["test"] = found["test"].beside("untrained", untrained, first, run.config.own)
+        return write_scores(run, found, _few_rows(run, splits))
 
 # %% ../../nbs/summarization/63_study.ipynb #ce5689c3
 def _named_sources(source: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -193,6 +262,9 @@ def _rows_to_score(run: Run[Params]) -> "Splits":
     from korlab.summarization.data import Splits, load_splits
 
     asked = run.config.rows
+    if "data" not in run.given and run.config.own.folds:
+        raise ParameterError("this model has learnt from every row of its run, whose score is one of cross-validation: "
+                             "name other rows to score it on (-p data FILE)")
     if "data" not in run.given or asked.data == "embedded":
         splits = load_splits(run.config)
         splits.rows = {name: splits.rows[name] for name in splits.scored}
@@ -203,7 +275,8 @@ def _rows_to_score(run: Run[Params]) -> "Splits":
                  f"채점한 것: {', '.join(sources)}. 같은 폴더에 있지만 채점하지 않은 것: {', '.join(aside)}.")
     for name, files in sources.items():
         splits.rows[name], report = load_dialogues(
-            files, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False, encoding=asked.encoding
+            files, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False, encoding=asked.encoding,
+            columns=asked.columns,
         )
         splits.sources.append({"split": name} | report.to_dict())
         _note_left_out(run, name, report.rows_left_out)

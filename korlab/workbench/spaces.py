@@ -42,7 +42,7 @@ class TuneParams:
         None, "the file of what is searched, lists of choices and ranges; it must be named", path="one"
     )
     overlay: str | None = setting(None, "YAML files laid over the experiment, separated by commas", path="several")
-    values: str = setting("", "'name=value name=value' laid over the files")
+    values: str = setting("", "laid over the files: a name, an equals sign, its value; then a blank and the next")
     name: str | None = setting(None, "name of the search; None makes one from the files' names")
     trials: int = setting(3, "trials that gave a result, earlier calls included", low=1)
     hours: float = setting(2.0, "hours of work, earlier calls included; a trial under way is finished", above=0)
