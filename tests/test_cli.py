@@ -73,8 +73,8 @@ def test_a_mistyped_command_stays_a_usage_error(tmp_path):
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["sparse", "index", "RUN", "embedded"], "--to FOLDER or --opensearch ALIAS"),
-    (["sparse", "index", "RUN", "embedded", "--to", "x", "--layout", "dense"], "would have no effect without --opensearch"),
+    (["sparse", "index", "embedded", "--to", "x", "--opensearch", "y"], "--to FOLDER or --opensearch ALIAS"),
+    (["sparse", "index", "embedded", "--to", "x", "--layout", "dense"], "would have no effect without --opensearch"),
     (["sparse", "search", " "], "the query is empty"),
     (["report", "nobody"], "no run 'nobody'"),
     (["report", "none.ipynb"], "there is no notebook none.ipynb"),

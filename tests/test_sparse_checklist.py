@@ -404,7 +404,7 @@ def test_an_exported_model_gives_the_same_vectors_and_is_searched(trained, tmp_p
         ours, theirs = (encode(model, TEXTS, side).toarray() for model in models)
         np.testing.assert_allclose(theirs, ours, atol=1e-6)
     (tmp_path / "passages.txt").write_text("\n".join(t.positive for t in TRIPLES), "utf-8")
-    assert "40 passages" in korlab("index", tmp_path / "hf", tmp_path / "passages.txt", "--to", tmp_path / "index")
+    assert "40 passages" in korlab("index", tmp_path / "passages.txt", "--run", tmp_path / "hf", "--to", tmp_path / "index")
     query, passages = encode(models[1], [TRIPLES[0].query], "query"), encode(models[1], [t.positive for t in TRIPLES], "document")
     scores = (query @ passages.T).toarray()[0]
     found = korlab("search", TRIPLES[0].query, "--run", tmp_path / "hf", "--documents", tmp_path / "passages.txt",

@@ -375,7 +375,7 @@ def test_the_commands_take_a_run_by_its_folder_and_explain_hits(encoder_folder, 
     run, passages = encoder_folder.parent, encoder_folder.parents[2] / "passages.txt"
     (run / "modules.json").write_text('[{"module": "encoder", "parameters": 1, "trainable": 1}]')
     assert encoders.find_encoder(str(run)) == encoder_folder
-    code, said = korlab("index", run, passages, "--to", tmp_path / "index")
+    code, said = korlab("index", passages, "--run", run, "--to", tmp_path / "index")
     assert code == 0 and "3 passages" in said
     code, said = korlab("search", "지하철", "--run", run, "--documents", passages, "--index", tmp_path / "index", "-k", 2)
     assert code == 0, said
@@ -392,22 +392,22 @@ def test_the_commands_take_a_run_by_its_folder_and_explain_hits(encoder_folder, 
 
 def test_what_cannot_be_searched_is_one_sentence(encoder_folder, tmp_path):
     good, docs = encoder_folder.parents[2] / "passages.txt", tmp_path / "docs"
-    for name, text in (("docs/corpus.jsonl", '{"_id": "a"'), ("empty.jsonl", ""), ("none/x.txt", "x"), ("full/x.txt", "x")):
+    for name, text in (("docs/corpus.jsonl", '{"_id": "a"'), ("empty.jsonl", ""), ("none/x.png", "x"), ("full/x.txt", "x")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     to, search_in = ("--to", tmp_path / "index"), ("search", "우산", "--run", encoder_folder, "--documents")
     for words, sentence in [
-        (("index", encoder_folder, docs, *to), "docs/corpus.jsonl has no row that can be used"),
-        (("index", encoder_folder, tmp_path / "empty.jsonl", *to), "empty.jsonl is empty"),
-        (("index", encoder_folder, tmp_path / "none", *to), "there is no corpus.jsonl in that folder"),
-        (("index", encoder_folder, tmp_path / "latin.txt", *to), "is not text in UTF-8"),
-        (("index", encoder_folder, good, "--to", tmp_path / "full"), "is no index and not empty"),
-        (("index", encoder_folder, good), "--to FOLDER or --opensearch ALIAS"),
-        (("index", encoder_folder, good, *to, "--layout", "rank_features"), "--layout would have no effect without"),
-        (("index", tmp_path / "nobody", good, *to), "neither a sparse run nor the folder"),
+        (("index", docs, "--run", encoder_folder, *to), "docs/corpus.jsonl has no row that can be used"),
+        (("index", tmp_path / "empty.jsonl", "--run", encoder_folder, *to), "empty.jsonl is empty"),
+        (("index", tmp_path / "none", "--run", encoder_folder, *to), "there is no document in that folder that can be read (x.png is no document"),
+        (("index", tmp_path / "latin.txt", "--run", encoder_folder, *to), "is not text in UTF-8"),
+        (("index", good, "--run", encoder_folder, "--to", tmp_path / "full"), "is no index and not empty"),
+        (("index", good, *to, "--opensearch", "faq"), "--to FOLDER or --opensearch ALIAS"),
+        (("index", good, *to, "--layout", "rank_features"), "--layout would have no effect without"),
+        (("index", good, "--run", tmp_path / "nobody", *to), "neither a sparse run nor the folder"),
         ((*search_in, docs), "has no row that can be used"),
-        ((*search_in, good, "--mode", "hybrid"), "--mode would have no effect without --opensearch"),
+        ((*search_in, good, "--engine", "two_phase"), "--engine 'two_phase': choose one of bm25, sparse, hybrid"),
         (("search", "  ", "--run", encoder_folder, "--documents", good), "the query is empty"),
     ]:
         code, said = korlab(*words)

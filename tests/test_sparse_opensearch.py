@@ -545,7 +545,7 @@ def command(fake, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["rank_features", "sparse_vector"])
 def test_the_commands_index_and_search_in_the_cluster(command, fake, tmp_path, layout):
-    code, said = command("index", "ko", tmp_path / "passages.txt", "--opensearch", "faq", "--layout", layout)
+    code, said = command("index", tmp_path / "passages.txt", "--run", "ko", "--opensearch", "faq", "--layout", layout)
     (name,) = fake.aliases["faq"]
     assert code == 0 and "3 passages sent, 0 were there" in said and f"faq is {name}" in said
     assert fake.indices[name]["mappings"]["properties"]["sparse"]["type"] == layout
@@ -566,18 +566,18 @@ def test_the_commands_index_and_search_in_the_cluster(command, fake, tmp_path, l
 def test_what_the_commands_refuse_is_one_sentence(command, fake, tmp_path, monkeypatch):
     file = tmp_path / "passages.txt"
     for words, sentence in [
-        (("search", "부산", "--opensearch", "nothing"), "korlab sparse index RUN DOCUMENTS --opensearch nothing"),
+        (("search", "부산", "--opensearch", "nothing"), "korlab sparse index DOCUMENTS --opensearch nothing"),
         (("search", " ", "--opensearch", "faq"), "the query is empty"),
-        (("search", "부산", "--opensearch", "faq", "--mode", "dense"), "--mode 'dense': choose one of sparse, two_phase, hybrid"),
+        (("search", "부산", "--opensearch", "faq", "--mode", "dense"), "--engine 'dense': choose one of bm25, sparse, two_phase, hybrid"),
         (("search", "부산", "--opensearch", "faq", "--documents", file), "--documents would have no effect with --opensearch"),
-        (("index", "ko", file, "--opensearch", "faq", "--layout", "dense"), "--layout 'dense': choose one of rank_features"),
-        (("index", "ko", file, "--opensearch", "faq", "--to", tmp_path / "x"), "--to FOLDER or --opensearch ALIAS"),
-        (("index", "ko", file, "--opensearch", "FAQ"), "name: it:"),
+        (("index", file, "--run", "ko", "--opensearch", "faq", "--layout", "dense"), "--layout 'dense': choose one of rank_features"),
+        (("index", file, "--run", "ko", "--opensearch", "faq", "--to", tmp_path / "x"), "--to FOLDER or --opensearch ALIAS"),
+        (("index", file, "--run", "ko", "--opensearch", "FAQ"), "name: it:"),
     ]:
         code, said = command(*words)
         assert code == 1 and sentence in said and str(tmp_path) not in said, said
     monkeypatch.delenv("KORLAB_OPENSEARCH_URL")
-    code, said = command("index", "ko", file, "--opensearch", "faq")
+    code, said = command("index", file, "--run", "ko", "--opensearch", "faq")
     assert code == 1 and "set KORLAB_OPENSEARCH_URL" in said and not fake.indices
 
 
@@ -585,14 +585,14 @@ def test_a_bulk_that_is_too_large_is_halved_to_one_document(command, fake, tmp_p
     """A proxy takes 300 bytes: everything goes in, a few documents at a time; what is more alone is named."""
     fake.most, texts = 300, [f"부산 지하철 {i}" for i in range(40)]
     (tmp_path / "many.txt").write_text("\n".join(texts), "utf-8")
-    code, said = command("index", "ko", tmp_path / "many.txt", "--opensearch", "many", "--top", 2)
+    code, said = command("index", tmp_path / "many.txt", "--run", "ko", "--opensearch", "many", "--top", 2)
     assert code == 0 and "40 passages sent" in said, said
     (name,) = fake.aliases["many"]
     assert sorted(doc["text"] for doc in fake.indices[name]["docs"].values()) == sorted(texts)
     assert max(len(doc["sparse"]) for doc in fake.indices[name]["docs"].values()) == 2
     assert sum(len(entry[3].encode()) > 300 for entry in fake.requests("_bulk")) < 40  # each size is tried once
     (tmp_path / "long.txt").write_text("부산\n" + "부산 지하철 요금 " * 40, "utf-8")
-    code, said = command("index", "ko", tmp_path / "long.txt", "--opensearch", "long")
+    code, said = command("index", tmp_path / "long.txt", "--run", "ko", "--opensearch", "long")
     said = " ".join(said.split())
     assert code == 1 and "1 of 2 documents were refused (2: alone, with" in said and "raise http.max_content_length" in said
     assert "long" not in fake.aliases
@@ -600,11 +600,11 @@ def test_a_bulk_that_is_too_large_is_halved_to_one_document(command, fake, tmp_p
 
 def test_a_kept_index_is_searched_without_its_documents(command, tmp_path):
     file, kept = tmp_path / "passages.txt", tmp_path / "idx"
-    assert command("index", "ko", file, "--to", kept, "--mass", 0.9)[0] == 0
+    assert command("index", file, "--run", "ko", "--to", kept, "--mass", 0.9)[0] == 0
     for words in ((), ("--documents", file)):
         code, said = command("search", "부산 지하철", "--run", "ko", "--index", kept, "-k", 1, *words)
         assert code == 0 and "부산 지하철 요금" in said, said
-    code, said = command("index", "ko", file, "--to", kept)
+    code, said = command("index", file, "--run", "ko", "--to", kept)
     assert code == 1 and "pruned by mass 0.9 and not by nothing: name another folder" in " ".join(said.split())
     code, said = command("search", "부산", "--run", "ko", "--index", kept, "--documents", "embedded")
     assert code == 1 and "built from other passages" in said and "delete" not in said

@@ -116,7 +116,7 @@ def test_no_text_is_read_beyond_the_positions(folder, trained, tmp_path):
     kept = read_json(tmp_path / "model" / "sentence_bert_config.json")
     (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps(kept | {"max_seq_length": 512}))
     (tmp_path / "model" / "manifest.json").unlink()  # somebody else's folder: what the lab sealed says first that it was changed
-    for words in (["search", "무엇?", "--run", tmp_path / "model"], ["index", tmp_path / "model", "embedded", "--to", tmp_path / "i"],
+    for words in (["search", "무엇?", "--run", tmp_path / "model"], ["index", "embedded", "--run", tmp_path / "model", "--to", tmp_path / "i"],
                   ["export", tmp_path / "model", "--to", tmp_path / "e", "--license", "mit"]):
         done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
         assert done.exit_code == 1 and "set to read 512 tokens of a text, and its model has 48 positions" in " ".join(done.output.split())
@@ -131,7 +131,7 @@ def test_another_studys_experiments_and_runs_are_refused_everywhere(tmp_path, mo
     (folder / "config.json").write_text(json.dumps({"effective": studies.configure({"model": "kobart"}).flat(), "given": {}}))
     file = ROOT / "params" / "summarization" / "quickstart.yaml"
     for words in (["train", file, "--dry-run"], ["verify", file], ["quick", file], ["eval", "dialogues"], ["compare", "dialogues"],
-                  ["search", "무엇?", "--run", "dialogues"], ["index", "dialogues", "embedded", "--to", tmp_path / "i"]):
+                  ["search", "무엇?", "--run", "dialogues"], ["index", "embedded", "--run", "dialogues", "--to", tmp_path / "i"]):
         done = CliRunner().invoke(command_line(), ["sparse", *map(str, words)])
         said = " ".join(done.output.split())
         assert done.exit_code == 1 and "belongs to the study 'summarization': name one of sparse" in said, (words, said)

@@ -461,7 +461,7 @@ def read_rows(
         fault = values if isinstance(values, Fault) else half_character(values) or _wrong_encoding(values, schema)
         fault = fault and Fault(fault.kind, _asked_for(part, fault.kind, fault.detail))
         yield Row(part.name, number, line, {} if fault else values, fault, doubts)
-    if not number and part.format == "memory":
+    if not number and part.format not in ("csv", "tsv", "xlsx"):
         raise FileFault("no rows", "holds no rows: add rows or name another file")
     if not number:
         raise FileFault("header only", "has a header but no rows: add rows or name another file")

@@ -303,6 +303,9 @@ _TEXTS = {
                                        "본문", "내용", "문서", "지문", "글", "텍스트")),
     "query": Field("text", aliases=("query", "question", "query_text", "질문", "질의", "내용", "텍스트")),
 }
+_QUESTION = Field("question", aliases=("q", "질문", "질의", "문의", "물음"), required=False)
+_ANSWER = Field("answer", aliases=("a", "답변", "답", "응답", "대답"), required=False)
+_HEADS, _BODIES = (_TITLE, _QUESTION), {"document": (_TEXTS["document"], _ANSWER), "query": (_TEXTS["query"],)}
 
 
 def _first_text(
@@ -332,18 +335,20 @@ def _entry_of(
     name: str,  # `document` or `query`
 ) -> tuple[str, str, list[Fault]]:  # Id, text in NFC with its title in front, findings
     "Take id and text of a row."
+    heads, bodies = _HEADS if name == "document" else (_TITLE,), _BODIES[name]
     try:
-        key, title, text = (_first_text(item, wanted) for wanted in (_ID, _TITLE, _TEXTS[name]))
+        found = [_first_text(item, wanted) for wanted in (_ID, *heads, *bodies)]
     except FileFault as fault:
         return "", "", [Fault(fault.kind, fault.detail)]
-    if key is None or title is None or text is None:
+    if None in found:
         return "", "", [Fault("not text", f"an id, title or text of this {name} is not text")]
-    if not _has(item, _TEXTS[name]):
+    key, *parts = (text or "" for text in found)
+    if not any(_has(item, one) for one in bodies):
         return key, "", [Fault("no text", f"id {key}: none of its keys ({keys_of(item)}) is one for a text: call it text")]
-    whole = " ".join(normalize(part).strip() for part in (title, text) if part.strip())
+    whole = " ".join(normalize(part).strip() for part in parts if part.strip())
     if not key.strip():
         return key, whole, [Fault("blank id", "" if _has(item, _ID) else f"no key _id or id; the row has {keys_of(item)}")]
-    return key, whole, [] if text.strip() else [Fault("title only" if whole else f"empty {name}", f"id {key}")]
+    return key, whole, [] if "".join(parts[len(heads):]).strip() else [Fault("title only" if whole else f"empty {name}", f"id {key}")]
 
 # %% ../../nbs/sparse/10_data.ipynb #6a6ddcdb
 _WITHOUT_TEXT = frozenset({"empty document", "title only"})
@@ -373,7 +378,8 @@ def entries(
             known.add(key)
         return Verdict((key, text), found, _not_nfc(row.values))
 
-    return Schema((one, _TEXTS[name], _TITLE), own, warnings, each_row=True, utf8=True)
+    fields = (_TEXTS[name], _TITLE) if name == "query" else (*(replace(field, required=False) for field in _BODIES[name]), *_HEADS)
+    return Schema((one, *fields), own, warnings, each_row=True, utf8=True)
 
 # %% ../../nbs/sparse/10_data.ipynb #87025ffb
 _HEADER = {"query-id", "query_id", "qid", "corpus-id", "corpus_id", "score"}

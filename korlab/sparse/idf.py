@@ -54,7 +54,7 @@ def _row_texts(
 
 # %% ../../nbs/sparse/22_idf.ipynb #4a2bf44a
 _ROWS = Schema(tuple(Field(name, required=False) for name in (*_FIELDS, "title")), lambda row: Verdict(row.values), each_row=True, utf8=True)
-_WITHOUT_ROWS = ("0 bytes", "header only")  # a file without a row loses none
+_WITHOUT_ROWS = ("0 bytes", "header only", "no rows")  # a file without a row loses none
 
 
 def _corpus_files(

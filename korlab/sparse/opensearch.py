@@ -7,7 +7,7 @@ __all__ = ['SMALLEST', 'QUERY_LIMIT', 'QUERY_TOKENS', 'FEATURES', 'Mode', 'OpenS
            'id_keys', 'token_weights', 'checked', 'Layout', 'layout_keys', 'sparse_query', 'search_body',
            'two_phase_body', 'Connection', 'connection', 'Service', 'ask', 'connect', 'own', 'create', 'delete',
            'publish', 'behind', 'Failure', 'Ingested', 'IngestError', 'Bulk', 'store', 'stored', 'Hit', 'pipeline_name',
-           'hits', 'search', 'as_run', 'index_collection', 'search_collection', 'explain_hits']
+           'fuses', 'hits', 'search', 'as_run', 'index_collection', 'search_collection', 'explain_hits']
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #e72051ac
 import hashlib
@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from ..core.errors import LabError
+from .fusion import DEPTH
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -109,6 +110,7 @@ FEATURES: dict[str, tuple[int, int]] = {
     "neural_sparse": (2, 14),  # with query_tokens
     "two_phase": (2, 15),
     "msearch_pipeline": (2, 18),
+    "rank_fusion": (2, 19),
     "sparse_vector": (3, 3),
 }
 
@@ -159,7 +161,7 @@ _NEURAL_SPARSE = _object(["neural_sparse"], neural_sparse=_ONE_FIELD | {"additio
             method_parameters=_object((), k=_WHOLE, top_n=_WHOLE, heap_factor=_number(exclusiveMinimum=0))),
 ]}})
 _MATCH = _object(["match"], match=_ONE_FIELD | {"additionalProperties": _object(["query"], query={"type": "string"})})
-_HYBRID = _object(["hybrid"], hybrid=_object(["queries"], queries={
+_HYBRID = _object(["hybrid"], hybrid=_object(["queries"], pagination_depth=_WHOLE | {"maximum": 10_000}, queries={
     "type": "array", "minItems": 1, "maxItems": 5, "items": {"oneOf": [_MATCH, _NEURAL_SPARSE]},
 }))
 
@@ -174,10 +176,11 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         )),
         mappings=_object(["properties"], dynamic={"const": "strict"}, _meta={"type": "object"}, properties=_object(
             ["text", "sparse"], text=_object(["type"], type={"const": "text"}, analyzer=_TEXT), sparse=_VECTOR_FIELD,
+            place=_object(["type", "index"], type={"const": "keyword"}, index={"const": False}, doc_values={"const": False}),
         )),
     ),
     "action": _object(["index"], index=_object(["_index", "_id"], _index=_NAME, _id=_TEXT | {"maxLength": 512})),
-    "document": _object(["text", "sparse"], text={"type": "string"}, sparse=_tokens(_ANY_KEY)),
+    "document": _object(["text", "sparse"], text={"type": "string"}, sparse=_tokens(_ANY_KEY), place=_TEXT),
     "aliases": _object(["actions"], actions={"type": "array", "minItems": 1, "items": {"oneOf": [
         _object(["add"], add=_object(["index", "alias"], index=_NAME, alias=_NAME)),
         _object(["remove"], remove=_object(["index", "alias"], index=_NAME, alias=_NAME, must_exist={"const": True})),
@@ -192,6 +195,13 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
             ),
         ),
     }),
+    "fusion pipeline": _object(["phase_results_processors"], description=_TEXT, phase_results_processors={
+        "type": "array", "minItems": 1, "maxItems": 1, "items": _object(
+            ["score-ranker-processor"], **{"score-ranker-processor": _object(["combination"], combination=_object(
+                ["technique"], technique={"const": "rrf"}, rank_constant=_WHOLE | {"maximum": 10_000},
+            ))},
+        ),
+    }),
     "hybrid pipeline": _object(["phase_results_processors"], description=_TEXT, phase_results_processors={
         "type": "array", "minItems": 1, "maxItems": 1, "items": _object(
             ["normalization-processor"], **{"normalization-processor": _object(
@@ -204,7 +214,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         ),
     }),
     "search": _object(
-        ["query", "size"], query={"oneOf": [_NEURAL_SPARSE, _HYBRID]}, size=_WHOLE | {"maximum": 10_000},
+        ["query", "size"], query={"oneOf": [_MATCH, _NEURAL_SPARSE, _HYBRID]}, size=_WHOLE | {"maximum": 10_000},
         _source={"type": "array", "items": _TEXT}, search_pipeline=_NAME,
     ),
 }
@@ -293,8 +303,10 @@ def _index_body(
             "quantization_ceiling_search": layout.ceiling_search, "quantization_ceiling_ingest": layout.ceiling_ingest,
         }
         sparse["method"] = {"name": "seismic", "parameters": {k: v for k, v in parameters.items() if v is not None}}
-    text = {"type": "text", "analyzer": layout.analyzer}
-    mappings = {"dynamic": "strict", "_meta": {"korlab": dict(made)}, "properties": {"text": text, "sparse": sparse}}
+    fields = {"text": {"type": "text", "analyzer": layout.analyzer}, "sparse": sparse}
+    if made.get("places"):
+        fields["place"] = {"type": "keyword", "index": False, "doc_values": False}  # shown, never searched
+    mappings = {"dynamic": "strict", "_meta": {"korlab": dict(made)}, "properties": fields}
     return checked("index", {"settings": {"index": index}, "mappings": mappings})
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #98f8b57f
@@ -314,14 +326,23 @@ def sparse_query(
     return {"neural_sparse": {"sparse": inner}}
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #94555e12
+def _match(
+    text: str,  # the query's words
+) -> dict[str, Any]:  # the value of "query"
+    "BM25 over the words that the index's analyzer makes."
+    return {"match": {"text": {"query": text}}}
+
+
 def _hybrid_query(
     text: str,  # the query's words, for BM25
     tokens: Mapping[str, float],  # key -> weight
     layout: Layout,  # of the index
     k: int,  # hits wanted
+    depth: int | None = None,  # hits of each side that are joined; None leaves it to the server, which takes k
 ) -> dict[str, Any]:  # the value of "query"
-    "BM25 and the dot product side by side; the hybrid pipeline joins their scores in this order."
-    return {"hybrid": {"queries": [{"match": {"text": {"query": text}}}, sparse_query(tokens, layout, k)]}}
+    "BM25 and the dot product side by side; the hybrid pipeline joins them in this order."
+    queries = [_match(text), sparse_query(tokens, layout, max(k, depth or 0))]
+    return {"hybrid": {"queries": queries, **({"pagination_depth": max(k, depth)} if depth else {})}}
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #0c1cfbfa
 def search_body(
@@ -330,7 +351,7 @@ def search_body(
     pipeline: str | None = None,  # a search pipeline's name
 ) -> dict[str, Any]:  # for POST /<index>/_search or one line of _msearch
     "A whole search request that brings back texts, not vectors."
-    body = {"query": dict(query), "size": k, "_source": ["text"]}
+    body = {"query": dict(query), "size": k, "_source": ["text", "place"]}
     return checked("search", body | ({"search_pipeline": pipeline} if pipeline else {}))
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #3028a86c
@@ -354,6 +375,14 @@ def _hybrid_body(
     processor = {"normalization-processor": {"normalization": {"technique": technique}, "combination": combination}}
     body = {"description": "korlab: BM25 and sparse vectors", "phase_results_processors": [processor]}
     return checked("hybrid pipeline", body)
+
+# %% ../../nbs/sparse/51_opensearch.ipynb #26bb8d52
+def _fusion_body(
+    rank_constant: int = 60,  # the k of reciprocal rank fusion
+) -> dict[str, Any]:  # for PUT /_search/pipeline/<name>
+    "A search pipeline that fuses the two lists of a hybrid query by their ranks."
+    processor = {"score-ranker-processor": {"combination": {"technique": "rrf", "rank_constant": rank_constant}}}
+    return checked("fusion pipeline", {"description": "korlab: BM25 and sparse vectors", "phase_results_processors": [processor]})
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #3c86e243
 @dataclass(frozen=True, repr=False)
@@ -536,7 +565,7 @@ def behind(
     checked("name", alias)
     if not ask(service, lambda c: c.indices.exists_alias(name=alias)):
         raise OpenSearchError(f"there is no alias {alias}: index a collection first "
-                              f"(`korlab sparse index RUN DOCUMENTS --opensearch {alias}`)")
+                              f"(`korlab sparse index DOCUMENTS --opensearch {alias}`)")
     names = sorted(ask(service, lambda c: c.indices.get_alias(name=alias)))
     if len(names) != 1:
         raise OpenSearchError(f"the alias {alias} points at {len(names)} indices: index the collection again")
@@ -666,6 +695,7 @@ def _ingest(
     limit: float = float("inf"),  # largest weight of a document, from `Layout.limits`
     batch: int = 256,  # documents encoded and sent at a time
     progress: bool = False,  # show a bar
+    places: Mapping[str, str] | None = None,  # document id -> where it stands, to be shown with a hit
 ) -> Ingested:  # every document accounted for
     "Encode and store the documents that the index does not have yet, so an interrupted run goes on where it stopped."
     from tqdm.auto import tqdm
@@ -679,7 +709,8 @@ def _ingest(
         if not new:
             continue
         weights = token_weights(encode([corpus[key] for key in new]), keys, new, limit)
-        bad = store(service, name, {k: {"text": corpus[k], "sparse": w} for k, w in zip(new, weights)}, bulk)
+        shown = {k: {"place": place} for k, place in (places or {}).items() if place}
+        bad = store(service, name, {k: {"text": corpus[k], "sparse": w, **shown.get(k, {})} for k, w in zip(new, weights)}, bulk)
         refused = {failure.id for failure in bad}
         sent, failed = sent + len(new) - len(bad), failed + bad
         empty += sum(not w for k, w in zip(new, weights) if k not in refused)
@@ -693,9 +724,10 @@ class Hit:
     id: str
     score: float
     text: str
+    place: str = ""  # where it stands in its file; empty where its id says it
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #e0a2b39d
-Mode = Literal["sparse", "two_phase", "hybrid"]
+Mode = Literal["bm25", "sparse", "two_phase", "hybrid"]
 
 
 def pipeline_name(
@@ -703,11 +735,18 @@ def pipeline_name(
     mode: Mode,  # kind of search
 ) -> str | None:  # the search pipeline korlab keeps for it; None where none is needed
     "The pipelines of an alias carry its name."
-    return None if mode == "sparse" else f"{alias}.{mode}"
+    return None if mode in ("bm25", "sparse") else f"{alias}.{mode}"
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #e7a08b80
 def _put_pipeline(client: Any, name: str, body: Mapping[str, Any]) -> Any:
     return client.search_pipeline.put(id=name, body=dict(body))
+
+# %% ../../nbs/sparse/51_opensearch.ipynb #1eb4e518
+def fuses(
+    service: Service,  # the cluster
+) -> bool:  # whether it can
+    "Whether a hybrid search is fused by ranks; an older cluster joins scores by a weighted mean."
+    return service.version[:2] >= FEATURES["rank_fusion"]
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #57769a45
 def _put_pipelines(
@@ -715,10 +754,10 @@ def _put_pipelines(
     alias: str,  # what searches use
     layout: Layout,  # of the index
     two_phase: Mapping[str, Any] | None = None,  # from `two_phase_body`; its defaults when None
-    hybrid: Mapping[str, Any] | None = None,  # from `_hybrid_body`; its defaults when None
+    hybrid: Mapping[str, Any] | None = None,  # from `_fusion_body` or `_hybrid_body`; what the server can when None
 ) -> list[str]:  # their names
     "Keep an alias's search pipelines in the cluster, new or changed."
-    bodies: dict[Mode, Any] = {"hybrid": hybrid or _hybrid_body()}
+    bodies: dict[Mode, Any] = {"hybrid": hybrid or (_fusion_body() if fuses(service) else _hybrid_body())}
     if layout.field == "rank_features" and service.version[:2] >= FEATURES["two_phase"]:
         bodies["two_phase"] = two_phase or two_phase_body()
     for mode, body in bodies.items():
@@ -736,7 +775,8 @@ def hits(
         raise OpenSearchError(f"{name}: OpenSearch answered {answer.get('status')}: {root.get('reason')}")
     if answer.get("timed_out") or answer.get("_shards", {}).get("failed"):
         raise OpenSearchError(f"{name}: OpenSearch searched only part of the index; ask again when it is healthy")
-    return [Hit(h["_id"], h["_score"], h.get("_source", {}).get("text", "")) for h in answer["hits"]["hits"]]
+    return [Hit(h["_id"], h["_score"], *(h.get("_source", {}).get(name, "") for name in ("text", "place")))
+            for h in answer["hits"]["hits"]]
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #b40d317c
 def _answers(service: Service, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -770,7 +810,10 @@ def search(
     bodies = []
     for (name, text), tokens in zip(queries.items(), token_weights(vectors, keys, list(queries), layout.limits[1])):
         if mode == "hybrid":
-            bodies.append((name, search_body(_hybrid_query(text, tokens, layout, k), k, pipeline)))
+            depth = DEPTH if fuses(service) else None
+            bodies.append((name, search_body(_hybrid_query(text, tokens, layout, k, depth), k, pipeline)))
+        elif mode == "bm25":
+            bodies.append((name, search_body(_match(text), k)))
         elif tokens:
             bodies.append((name, search_body(sparse_query(tokens, layout, k), k, pipeline)))
     for part in _batches(bodies, batch):
@@ -803,6 +846,11 @@ def _encoder_keys(encoder: "Encoder", layout: Layout) -> list[str]:
     "The keys of an encoder's tokens; only a vector tells how many there are."
     return layout_keys(layout, encoder.tokenizer, encoder.documents(["서울"]).shape[1])
 
+# %% ../../nbs/sparse/51_opensearch.ipynb #3a9ba264
+def _places_hash(places: Mapping[str, str]) -> str:
+    "Tells places from others: the same texts at other places are another index."
+    return hashlib.sha256(json.dumps(sorted(places.items()), ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
 # %% ../../nbs/sparse/51_opensearch.ipynb #e215ecdb
 def index_collection(
     service: Service,  # from `connect`
@@ -813,6 +861,7 @@ def index_collection(
     batch: int = 256,  # documents encoded and sent at a time
     progress: bool = True,  # show a bar
     keep_old: bool = False,  # leave the index that the alias pointed at before
+    places: Mapping[str, str] | None = None,  # document id -> where it stands, to be shown with a hit
 ) -> Ingested:  # every document accounted for
     "Encode a collection into a new index and move the alias there once every document is in. Run it again to resume."
     checked("name", alias)
@@ -820,10 +869,10 @@ def index_collection(
         raise OpenSearchError("there is nothing to index: the collection has no documents")
     keys = _encoder_keys(encoder, layout)
     made = {"source": encoder.name, "sha256": encoder.sha256, "keys": _keys_hash(keys), "documents": len(corpus),
-            **({"pruning": encoder.pruning} if encoder.pruning else {})}
+            **({"pruning": encoder.pruning} if encoder.pruning else {}), **({"places": _places_hash(places)} if places else {})}
     name = _index_name(alias, {**made, "layout": asdict(layout)}, corpus)
     create(service, name, layout, made)
-    report = _ingest(service, name, corpus, encoder.documents, keys, layout.limits[0], batch, progress)
+    report = _ingest(service, name, corpus, encoder.documents, keys, layout.limits[0], batch, progress, places)
     if report.failed:
         raise IngestError(report)
     ask(service, lambda c: c.indices.put_settings(index=name, body={"index": {"refresh_interval": None}}))
@@ -867,4 +916,4 @@ def explain_hits(
     if not found:
         return Hits(())
     index, vector = open_index(encoder, {hit.id: hit.text for hit in found}), encoder.queries([query])
-    return Hits(tuple(replace(explain(encoder, index, vector, hit.id), score=hit.score) for hit in found))
+    return Hits(tuple(replace(explain(encoder, index, vector, hit.id, query), score=hit.score, where=hit.place) for hit in found))
