@@ -79,7 +79,7 @@ def _named(
         return found[0]
     if found:
         return Fault("ambiguous document", f"{name!r} could be {' or '.join(found[:3])}: write more of it")
-    if rows := [one for one in known if one.startswith(f"{key}:")]:
+    if rows := [one for one in known if re.match(rf"{re.escape(key)}(\.\w+)?:", one)]:
         return Fault("document is a table", f"{name!r} is a table of {len(rows):,} rows: name the row as well, as in {rows[0]}")
     near = get_close_matches(key, known, 1, 0.6)
     return Fault("unknown document", f"{name!r} is not in the index{f': did you mean {known[near[0]][0]!r}?' if near else ''}")
@@ -180,5 +180,5 @@ def measure_engines(
     against, n = _against(scores), len(questions)
     rows = [{"engine": name, "n": n, **_cells(one), **({"nDCG@10 against bm25": against.get(name, "")} if encoder else {})}
             for name, one in scores.items()]
-    few = [f"{n} question{'s' * (n > 1)} tell little: the intervals hold for questions like these, and thirty or more say something"] if n < 30 else []
+    few = [f"{n} {'questions tell' if n > 1 else 'question tells'} little: the intervals hold for questions like these, and thirty or more say something"] if n < 30 else []
     return Measured(rows, scores, len(documents), tuple(few))
