@@ -20,9 +20,10 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..core.errors import LabError
+from ..core.extras import extras_named
 from ..core.settings import expanded, load_env
 from ..experiment import studies
-from ..workbench.commands import register
+from ..workbench.commands import new, register
 from ..workbench.terminal import complain, papermill_style
 
 # %% ../../nbs/cli/00_main.ipynb #a249dc58
@@ -32,7 +33,8 @@ class Commands(TyperGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         "Run a command; a `LabError` ends it with exit code 1."
         try:
-            return super().main(*args, **kwargs)
+            with extras_named():
+                return super().main(*args, **kwargs)
         except LabError as error:
             complain(error)
             sys.exit(1)
@@ -90,12 +92,13 @@ def command_line() -> typer.Typer:  # the whole command line
     )
     app.callback()(_general)
     register(app)
+    app.add_typer(new, name="new")
     modules = dict(_studies())
-    owners = {command.name: "korlab" for command in app.registered_commands} | {name: name for name in modules}
+    owners = {name: "korlab" for name in ("new", *(one.name for one in app.registered_commands))} | {name: name for name in modules}
     for name, module in modules.items():
         app.add_typer(module.app, name=name)
         _add_aliases(app, name, module, owners)
-    for command in [one for each in (app, *(module.app for module in modules.values())) for one in each.registered_commands]:
+    for command in [one for each in (app, new, *(module.app for module in modules.values())) for one in each.registered_commands]:
         command.callback = _prepared(command.callback)
     return app
 

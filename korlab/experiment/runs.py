@@ -415,15 +415,16 @@ def find_run(
     name: str,  # a folder, `<study>/<name>`, a name, or "latest"
 ) -> Run:  # opened for reading: no lock is taken
     "Find a run that exists."
-    runs, given = settings().runs, Path(expanded(name))
-    every = run_folders()
+    given = Path(expanded(name))
+    if name != "latest" and is_run(given):
+        return reopen(given)
+    runs, every = settings().runs, run_folders()
     if name == "latest":
         if run := _latest([p for p in every if (p / "metrics.json").exists()]):
             return run
         raise RunError(f"there is no finished run in {shown(runs)}: train one first (`make run`)")
-    for folder in (given, runs / given):
-        if is_run(folder):
-            return reopen(folder)
+    if is_run(runs / given):
+        return reopen(runs / given)
     if len(named := [p for p in every if p.name == name]) > 1:
         raise RunError(f"{name!r} is a run of {' and of '.join(p.parent.name for p in named)}: say which, "
                        f"e.g. {named[0].parent.name}/{name}")

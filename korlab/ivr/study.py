@@ -9,7 +9,7 @@ __all__ = ['STUDY']
 from ..experiment.studies import Study
 from .comparison import COMPARISON
 from .evaluation import DEV, MEASURES, evaluate, evaluate_on
-from .pages import PAGES, headline
+from .pages import MODEL_CARD, PAGES, headline
 from .parameters import MODELS, Params
 from .stages import data, model, train
 
@@ -17,5 +17,5 @@ from .stages import data, model, train
 STUDY = Study(
     name="ivr", params=Params, models=MODELS, measures=MEASURES, dev=DEV, selects="bpb",
     data=data, model=model, train=train, evaluate=evaluate, evaluate_on=evaluate_on,
-    headline=headline, pages=PAGES, comparison=COMPARISON,
+    headline=headline, pages=PAGES, comparison=COMPARISON, model_card=MODEL_CARD,
 )

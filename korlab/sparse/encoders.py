@@ -93,16 +93,18 @@ def find_encoder(
     run: str = "latest",  # a run's name or folder, the folder of a SparseEncoder, or 'latest'
 ) -> Path:  # the folder to load
     "Find a trained sparse encoder; a `RunError` says what was found in its place."
+    given = Path(expanded(run))
+    for folder in (given / "model", given):
+        if run != "latest" and _opens(folder):
+            return folder
     home = settings().runs / "sparse"
     trained = sorted(home.glob("*/model/modules.json"), key=lambda p: p.stat().st_mtime)
     if run == "latest":
         if not trained:
             raise RunError(f"there is no trained sparse encoder in {shown(home)}: train one first, or name the folder of one")
         return trained[-1].parent
-    given = Path(expanded(run))
-    for folder in (given / "model", given, home / given / "model"):
-        if _opens(folder):
-            return folder
+    if _opens(folder := home / given / "model"):
+        return folder
     with suppress(RunError):  # no run at all
         studies.check_owner(find_run(run).study.name, "sparse", portable(run))
     near = ", ".join(path.parts[-3] for path in trained[-5:]) or "none yet"

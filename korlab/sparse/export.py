@@ -19,9 +19,10 @@ import numpy as np
 
 from ..core.errors import LabError
 from ..core.files import opening, read_json, usual_mode, write, write_json
-from ..core.settings import portable, shown
+from ..core.settings import shown
 from ..core.tables import facts, pipe_table
 from ..experiment import results, tracking
+from ..report.model_cards import base_of, data_of, front_matter, trained_facts
 
 if TYPE_CHECKING:
     from sentence_transformers import SparseEncoder
@@ -120,10 +121,7 @@ class Card:
 
 # %% ../../nbs/sparse/52_export.ipynb #1e8cd2fa
 _CARD = """\
----
 {front}
----
-
 # {name}
 
 A sparse encoder for Korean search: text in, weights over the {vocabulary:,} pieces of its vocabulary out. {queries}
@@ -175,18 +173,16 @@ def _card_text(
     inference_free: bool = False,  # whether queries are looked up in a table
 ) -> str:  # README.md
     "The model card."
-    import yaml
-
     tags = ["sentence-transformers", "sparse-encoder", "sparse", "splade", "opensearch"]
-    front = {
-        "language": [card.language], "license": card.license, "library_name": "sentence-transformers",
-        "pipeline_tag": "feature-extraction", "tags": tags + (["inference-free"] if inference_free else []),
-    } | ({"base_model": card.base} if card.base else {})
+    front = front_matter({
+        "language": [card.language], "license": card.license, "library_name": "sentence-transformers", "pipeline_tag": "feature-extraction",
+        "tags": tags + (["inference-free"] if inference_free else []), "base_model": card.base,
+    })
     rows = list(score_rows(card.metrics))
     base = {"base model": f"[{card.base}](https://huggingface.co/{card.base})"} if card.base else {}
     measured = f"Measured on {card.data}.\n\n" if card.data else ""
     return _CARD.format(
-        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), name=card.name,
+        front=front, name=card.name,
         vocabulary=facts_shown["vocabulary"],
         queries="Queries need no encoder: their weights are looked up in a table." if inference_free else "",
         facts=facts({**base, **dict(facts_shown), **dict(card.training)}, ("what", "value")),
@@ -210,10 +206,6 @@ def _example_query(
     return {key: round(weights[key], 2) for key in sorted(weights, key=weights.get, reverse=True)[:most]}
 
 # %% ../../nbs/sparse/52_export.ipynb #d0d2b79f
-def _data_set(data: str) -> str:
-    return "embedded (generated)" if data == "embedded" else portable(data)
-
-
 def _scores(run: "Run") -> dict[str, Any]:
     "Split -> measure -> the encoder's score, with the documents it was found among."
     found = results.read(run)
@@ -222,14 +214,6 @@ def _scores(run: "Run") -> dict[str, Any]:
         for split in found.splits if (own := found.own(split))
     }
 
-# %% ../../nbs/sparse/52_export.ipynb #915db613
-def _training(run: "Run") -> dict[str, Any]:
-    "What to know of how a run was trained."
-    c, spent = run.config, run.read("train")["train_metrics"] if run.has("train") else {}
-    origin = {"started from": run.read("model")["origin"]} if run.has("model") else {}
-    known = {key: spent[key] for key in ("epochs", "updates") if key in spent}
-    return {"recipe": f"{c.run.model}, {c.run.size}", **origin, "trained on": _data_set(c.rows.data), **known, "seed": c.computing.seed}
-
 # %% ../../nbs/sparse/52_export.ipynb #d270eddd
 def card_of(
     run: "Run",  # a sparse run
@@ -237,14 +221,12 @@ def card_of(
     silenced: bool = False,  # whether tokens are silenced at export
 ) -> Card:  # what the run's own files say
     "The card of a run's encoder."
-    c = run.config
-    source = c.run.checkpoint or run.entry.hub_id
-    base = source if c.run.size == "full" and not Path(source).exists() else ""
-    data, scores = _data_set(c.rows.test_data or c.rows.data), _scores(run) if run.has("metrics") else {}
+    c, base, training = run.config, base_of(run), trained_facts(run)
+    data, scores = data_of(c.rows.test_data or c.rows.data), _scores(run) if run.has("metrics") else {}
     if silenced and scores:
         left_out = "The run's scores are left out: they were measured before stop tokens were silenced at export."
-        return Card(run.folder.name, base, license, {}, _training(run), data=data, unscored=left_out)
-    return Card(run.folder.name, base, license, {"splits": scores} if scores else {}, _training(run), data=data)
+        return Card(run.folder.name, base, license, {}, training, data=data, unscored=left_out)
+    return Card(run.folder.name, base, license, {"splits": scores} if scores else {}, training, data=data)
 
 # %% ../../nbs/sparse/52_export.ipynb #50cb05ab
 _SAMPLES = (

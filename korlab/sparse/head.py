@@ -12,19 +12,21 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from sentence_transformers import SparseEncoder
-from sentence_transformers.base.modules import Router, Transformer
-from sentence_transformers.sparse_encoder.modules import SpladePooling
-from torch import nn
-from torch.nn import functional as F
-from transformers import AutoModelForMaskedLM, PreTrainedModel
-
+from ..core.extras import extras_named
 from ..core.files import FileError, reading
 from ..core.settings import portable, shown
 from ..experiment.checkpoints import require_whole
 from ..experiment.models import check_positions, headless, positions_of
+
+with extras_named():
+    import torch
+    from safetensors import SafetensorError
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Router, Transformer
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+    from torch import nn
+    from torch.nn import functional as F
+    from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 # %% ../../nbs/sparse/20_head.ipynb #260b58e2
 def _highest(

@@ -10,7 +10,7 @@ from ..experiment.studies import Study
 from .comparison import COMPARISON
 from .earlier import EARLIER
 from .evaluation import DEV, MEASURES
-from .pages import PAGES, headline
+from .pages import MODEL_CARD, PAGES, headline
 from .parameters import MODELS, Params
 from .scoring import evaluate, evaluate_on
 from .stages import data, model, train
@@ -19,5 +19,5 @@ from .stages import data, model, train
 STUDY = Study(
     name="sparse", params=Params, models=MODELS, measures=MEASURES, dev=DEV, selects="ndcg@10",
     data=data, model=model, train=train, evaluate=evaluate, evaluate_on=evaluate_on,
-    headline=headline, pages=PAGES, comparison=COMPARISON, earlier=EARLIER,
+    headline=headline, pages=PAGES, comparison=COMPARISON, model_card=MODEL_CARD, earlier=EARLIER,
 )

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..core.settings import settings
+from ..core.extras import MissingExtraError, extras_named, install_command
+from ..core.settings import NoLabError, settings
 from ..experiment import environment
 from ..experiment.tracking import load_secrets
 
@@ -56,6 +57,11 @@ def _gpu() -> Finding:
                        "install a CUDA build of torch (https://pytorch.org/get-started)")
     return Finding("GPU", "optional", "none", "mini models need none; full ones are slow without")
 
+# %% ../../nbs/workbench/06_doctor.ipynb #9d22c43e
+def _home(path: Path | str) -> str:
+    "A path below the person's home folder as they would write it."
+    return str(path).replace(str(Path.home()), "~")
+
 # %% ../../nbs/workbench/06_doctor.ipynb #9a2a6dc4
 def _memory() -> Finding:
     "Main memory."
@@ -66,9 +72,20 @@ def _memory() -> Finding:
     return Finding("memory", "ok" if enough else "missing", f"{gib} GiB", "" if enough else "mini models want 4 GiB")
 
 
+def _lab() -> Finding:
+    "The lab around the working folder."
+    try:
+        return Finding("lab", "ok", _home(settings().root))
+    except NoLabError:
+        return Finding("lab", "optional", "none around here", "korlab new lab FOLDER makes one; training and reports need it")
+
+
 def _disk() -> Finding:
-    "Free space where runs are written."
-    folder = settings().runs
+    "Free space where runs are written, or here where there is no lab."
+    try:
+        folder = settings().runs
+    except NoLabError:
+        folder = Path.cwd()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 2**30
@@ -115,10 +132,6 @@ def _hub() -> Finding:
     return _answer(constants.ENDPOINT, timeout=3)
 
 # %% ../../nbs/workbench/06_doctor.ipynb #8a3fe67d
-def _home(path: str) -> str:
-    return str(path).replace(str(Path.home()), "~")
-
-
 def _hub_cache() -> Finding:
     "Which registered checkpoints are in the local cache."
     from huggingface_hub import constants, try_to_load_from_cache
@@ -138,7 +151,7 @@ def _secrets() -> Finding:
                    "" if names else "HF_TOKEN opens gated checkpoints")
 
 # %% ../../nbs/workbench/06_doctor.ipynb #df389314
-_OPTIONAL = {  # distribution name -> what it opens
+_OPTIONAL = {  # module -> what it opens
     "bitsandbytes": "4-bit training (QLoRA)",
     "peft": "LoRA adapters",
     "tensorboard": "live curves in TensorBoard",
@@ -153,19 +166,22 @@ _OPTIONAL = {  # distribution name -> what it opens
 def _extra(name: str, opens: str) -> Finding:
     "Whether a package that opens one door is installed."
     have = importlib.util.find_spec(name) is not None
-    return Finding(name, "ok" if have else "optional", opens, "" if have else f"pip install {name}")
+    return Finding(name, "ok" if have else "optional", opens, "" if have else install_command(name))
 
 # %% ../../nbs/workbench/06_doctor.ipynb #4d2f543e
 def _guarded(check: Callable[[], Finding]) -> Finding:
+    what = check.__name__.strip("_").replace("_", " ")
     try:
-        return check()
+        with extras_named():
+            return check()
+    except MissingExtraError as error:
+        return Finding(what, "missing", f"{error.name} is not installed", install_command(error.name))
     except Exception as error:  # any failure of a check is what the person came to see
-        return Finding(check.__name__.strip("_").replace("_", " "), "missing", f"{type(error).__name__}: {error}",
-                       "pip install -c constraints.txt -e .")
+        return Finding(what, "missing", f"{type(error).__name__}: {error}", "pip install --force-reinstall 'korlab[all]'; in a clone: make setup")
 
 # %% ../../nbs/workbench/06_doctor.ipynb #b9ffaad0
 _CHECKS: tuple[Callable[[], Finding], ...] = (
-    _python, _torch_build, _gpu, _memory, _disk, _hangul_font, _morphemes, _hub, _hub_cache, _secrets,
+    _python, _torch_build, _gpu, _memory, _lab, _disk, _hangul_font, _morphemes, _hub, _hub_cache, _secrets,
 )
 
 

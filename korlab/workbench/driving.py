@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..core.errors import LabError
+from ..core.extras import check_installed
 from ..core.settings import root, shown
 from ..experiment import runs
 from ..report.render import render_run
@@ -41,6 +42,8 @@ def execute_notebook(
     try:
         papermill.execute_notebook(notebook, out, parameters=values, progress_bar=False, **streams)
     except papermill.PapermillExecutionError as error:
+        if error.ename == "ModuleNotFoundError":
+            check_installed(error.evalue.partition("'")[2].partition("'")[0])
         sentence = f"{error.ename}: {error.evalue}"
         if error.traceback != [sentence]:  # a LabError shows itself as this one line
             raise
@@ -55,7 +58,7 @@ def execute() -> None:
     folder = Path(given["folder"])
     try:
         execute_notebook("train", folder / "train.ipynb", given["values"], stdout_file=sys.stdout, stderr_file=sys.stderr)
-    except runs.RunError as error:
+    except LabError as error:
         sys.exit(str(error))
     render_run(runs.find_run(str(folder)))
 

@@ -105,13 +105,14 @@ def grid(
     title: str | None = None,  # above it
 ) -> "Table":  # rich's
     "Rows as a table for a terminal."
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for name in rows[0] if rows else ():
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
     return table
 
 # %% ../../nbs/workbench/08_terminal.ipynb #e7af7bea
