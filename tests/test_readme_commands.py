@@ -1,0 +1,93 @@
+"""What README tells people to type: short commands are run as they stand, of long ones every option and parameter is looked up."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+from click import Command, UsageError
+from conftest import ROOT
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from korlab.cli.main import command_line
+from korlab.experiment import studies
+from korlab.workbench.terminal import papermill_style
+
+LINES = {
+    name: [line.split("  #")[0].strip() for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / name).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+           for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    for name in ("README.md", "README.ko.md")
+}
+SHORT = (  # what is done in a moment and without a network, in this order
+    "korlab list", "korlab models", "korlab doctor", "korlab run params/summarization/0*.yaml --dry-run",
+    "korlab summarization summarize quickstart dialogues.csv --to out.csv", "korlab sparse index my/", 'korlab sparse search "환불은 언제까지 되나요"',
+    "korlab sparse measure questions.csv", "korlab coref build my/ --out set", "korlab coref freeze my/ --out items.jsonl",
+)
+NAMES = "김민수 이서연 박지훈 최유진 정하늘 강도윤".split()
+
+
+def test_both_say_the_same_commands():
+    words = [[line.split(" ", 2)[:2] for line in lines] for lines in LINES.values()]
+    assert words[0] == words[1] and len(words[0]) > 30
+    assert {*SHORT} <= {*LINES["README.md"]}
+
+
+@pytest.fixture(scope="module")
+def lab(quickstart, tmp_path_factory):
+    """A lab of one's own with files of one's own, and the run that README's first command leaves."""
+    folder = tmp_path_factory.mktemp("readme") / "lab"
+    done = CliRunner().invoke(command_line(), ["new", "lab", str(folder)])
+    assert done.exit_code == 0, done.output
+    (folder / "my").mkdir()
+    for number, (a, b) in enumerate((a, b) for a in NAMES for b in NAMES if a != b):
+        (folder / "my" / f"{number}.txt").write_text(
+            f"{a}는 {b}와 함께 연구소를 열었다. 여러 해가 지나는 동안 많은 사람이 연구소를 찾아왔다. 지난달 {a}는 논문 {number}편을 냈고, "
+            f"연구소를 맡은 {b}도 이름을 올렸다. 환불은 {number + 3}일까지 된다.", "utf-8")
+    (folder / "questions.csv").write_text("질문,문서\n" + "".join(f"논문 {n}편을 낸 사람은?,{n}\n" for n in range(20)), "utf-8")
+    (folder / "dialogues.csv").write_text("dialogue\n#Person1#: 책을 어디에 반납하나요?\n", "utf-8")
+    shutil.copytree(quickstart, folder / "runs" / "summarization" / "quickstart")
+    return folder
+
+
+def test_short_commands_do_what_they_say(lab, monkeypatch):
+    monkeypatch.chdir(lab)
+    monkeypatch.delenv("KORLAB_RUNS", raising=False)
+    for line in SHORT:
+        words = [word for part in shlex.split(line)[1:] for word in (sorted(map(str, lab.glob(part))) if "*" in part else [part])]
+        done = CliRunner().invoke(command_line(), papermill_style(words), env={"COLUMNS": "160"})
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+        assert "Traceback" not in done.output and done.stdout.strip(), line
+
+
+def leaf(words: list[str]) -> tuple[Command, list[str]]:
+    """The command that some words name, and what is left of them."""
+    command = get_command(command_line())
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+@pytest.mark.parametrize("line", sorted({line for lines in LINES.values() for line in lines if line.startswith("korlab ")}))
+def test_every_option_of_a_command_is_one(line):
+    command, words = leaf(papermill_style(shlex.split(line)[1:]))
+    try:
+        given = command.make_context(command.name, list(words), resilient_parsing=False).params
+    except UsageError as error:
+        pytest.fail(f"{line}: {error.format_message()}")
+    for file in (word for word in words if word.startswith("params/")):
+        assert [*ROOT.glob(file)], f"{line}: there is no {file}"
+    assert given is not None
+
+
+@pytest.mark.parametrize("line", sorted({line for lines in LINES.values() for line in lines if line.startswith("papermill ")}))
+def test_every_parameter_of_a_notebook_is_one(line):
+    words = shlex.split(line)
+    assert (ROOT / words[1]).is_file()
+    named = dict(zip(words[4::3], words[5::3]))
+    assert set(words[3::3]) <= {"-p"}
+    if words[1] == "nbs/train.ipynb":
+        studies.configure({name: int(value) if value.isdigit() else value for name, value in named.items()})
+    else:
+        cell = (ROOT / words[1]).read_text("utf-8")
+        assert all(f'"{name}: ' in cell for name in named), named
