@@ -19,7 +19,7 @@ from ..experiment.config import Config
 from ..experiment.runs import Run
 from .parameters import Params
 from .splits import Splits
-from .stages import data, idf_of, model, prices_of, size_of, taught
+from .stages import data, idf_of, lesson_for, model, prices_of, size_of, taught
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
@@ -60,7 +60,8 @@ def _first_batch(
 
     c = run.config.but(tracking="none")
     some = taught(run, splits.triples[: 8 * (c.training.batch_size or 1)])  # a teacher would take an hour over all of them
-    trainer = SparseTrainer(c, loaded.model, some, None, run.folder, price, stop, lambda text: None).trainer
+    lesson = lesson_for(run, some)
+    trainer = SparseTrainer(c, loaded.model, some, None, run.folder, price, stop, lambda text: None, lesson=lesson).trainer
     loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
     loss.backward()
     return [_row("loss", bool(np.isfinite(loss.item())), f"{loss.item():.4f} on the first batch"), _gradient(loaded.model)]

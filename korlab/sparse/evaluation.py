@@ -75,14 +75,18 @@ def search_collection(
     collection: Collection,  # what is searched, and by what
     loaded: "Loaded",  # the encoder
     batch_size: int = 32,  # texts a forward pass
-) -> Searched:  # by the encoder and both BM25
+    beside: Callable[[Collection, Mapping[str, Any], int], Mapping[str, Any]] | None = None,  # finds by other systems, given what these found
+    documents: csr_matrix | None = None,  # of the corpus, where they are known
+) -> Searched:  # by the encoder and both BM25, and others
     "Let every system search the whole collection."
     from korlab.sparse.models import encode
 
-    queries, documents = (encode(loaded.model, [*part.values()], side, batch_size, progress=True)
-                          for part, side in ((collection.queries, "query"), (collection.corpus, "document")))
-    index, ids = build_index(documents, [*collection.corpus]), [*collection.queries]
-    found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, max(_KS) + 1)), **_by_words(collection)}
+    queries = encode(loaded.model, [*collection.queries.values()], "query", batch_size, progress=True)
+    if documents is None:
+        documents = encode(loaded.model, [*collection.corpus.values()], "document", batch_size, progress=True)
+    index, ids, depth = build_index(documents, [*collection.corpus]), [*collection.queries], max(_KS) + 1
+    found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, depth)), **_by_words(collection)}
+    found |= beside(collection, found, depth) if beside else {}
     found = {label: without_own(hits, collection.qrels, max(_KS)) for label, hits in found.items()}
     judged = {label: evaluate(hits, collection.qrels, _KS, documents=collection.corpus) for label, hits in found.items()}
     return Searched(collection, queries, documents, index, found, judged)

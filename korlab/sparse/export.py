@@ -240,14 +240,15 @@ def by_hand(
     texts: Sequence[str],  # what to encode
     log1p_twice: bool = False,  # the activation of the l0 recipe
 ) -> np.ndarray:  # (n, V) float32
-    "The vectors by AutoModelForMaskedLM and the formula log(1 + max(0, logit)), largest over the positions."
+    "The vectors by AutoModelForMaskedLM and log(1 + max(0, logit)), largest over the positions; the prefix of passages is written out."
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     mlm = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
     longest = read_json(folder / "sentence_bert_config.json").get("max_seq_length") or tokenizer.model_max_length
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+    ahead = (read_json(folder / "config_sentence_transformers.json").get("prompts") or {}).get("document") or ""
+    batch = tokenizer([ahead + text for text in texts], padding=True, truncation=True, max_length=longest, return_tensors="pt")
     with torch.inference_mode():
         logits = mlm.eval()(**batch).logits
         weights = logits.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0).amax(1).relu().log1p()
@@ -279,7 +280,7 @@ def parts(
     table = router.sub_modules["query"][0]
     if not isinstance(table, SparseStaticEmbedding):
         raise ExportError(f"the query side is a {type(table).__name__}: only a static table can be exported")
-    documents = SparseEncoder(modules=list(router.sub_modules["document"]), device=str(model.device))
+    documents = SparseEncoder(modules=list(router.sub_modules["document"]), device=str(model.device), prompts=dict(model.prompts))
     return documents, table.weight.detach().float().cpu().numpy()
 
 # %% ../../nbs/sparse/52_export.ipynb #fbfe0362
@@ -355,7 +356,9 @@ def _routed(
     silent = np.zeros(len(weights), bool) if stop is None else stop
     weights = np.where(silent, 0.0, weights).astype(np.float32)
     _write_query_weights(draft / "idf.json", weights, plain.tokenizer)
-    return routed(plain.children(), plain.tokenizer, weights, str(plain.device)), weights
+    whole = routed(plain.children(), plain.tokenizer, weights, str(plain.device))
+    whole.prompts = dict(plain.prompts)
+    return whole, weights
 
 # %% ../../nbs/sparse/52_export.ipynb #b98778ca
 def _save(whole: "SparseEncoder", draft: Path, looked_up: bool) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..experiment.params import ParameterError
 from .answers import Rivals
+from .dense import Lesson
 
 # %% ../../nbs/sparse/30_losses.ipynb #8ba4f3d8
 def _token_means(
@@ -165,8 +166,23 @@ class _PublishedDistillation(SparseDistillKLDivLoss):
         student = torch.stack([self.similarity_fct(embeddings[0], document) for document in embeddings[1:]], dim=1)
         return self.kl_share * kl + (1 - self.kl_share) * F.mse_loss(_z_scores(student), _z_scores(labels))
 
+# %% ../../nbs/sparse/30_losses.ipynb #4b796852
+class _InBatch(nn.Module):
+    "KL(teacher ‖ student) over all passages of a batch."
+
+    def __init__(self, model: SparseEncoder | nn.Module, similarity_fct: Any, temperature: float = 0.02, scale: float = 1.0) -> None:
+        super().__init__()
+        self.similarity_fct, self.temperature, self.scale = similarity_fct, temperature, scale
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
+        "Compare student and teacher scores, both (B, passages of the batch)."
+        student = self.scale * self.similarity_fct(embeddings[0], torch.cat(embeddings[1:]))
+        return F.kl_div(student.log_softmax(1), (labels / self.temperature).softmax(1), reduction="batchmean")
+
 # %% ../../nbs/sparse/30_losses.ipynb #c0b32cbd
-_DISTILLATIONS = {"margin_mse": SparseMarginMSELoss, "kl": SparseDistillKLDivLoss, "published": _PublishedDistillation}
+_DISTILLATIONS: dict[str, Any] = {
+    "margin_mse": SparseMarginMSELoss, "kl": SparseDistillKLDivLoss, "published": _PublishedDistillation, "in_batch": _InBatch,
+}
 
 # %% ../../nbs/sparse/30_losses.ipynb #b4d618f4
 def teacher_scores(
@@ -217,7 +233,8 @@ def _term(terms: "RankingTerms", name: str, embeddings: list[Tensor], labels: Te
     if name == "infonce":
         return terms.ranking.compute_loss_from_embeddings([masked, positive, *negatives], labels)
     if name == "kd":
-        scores = teacher_scores(labels, len(query), len(embeddings) - 1)
+        wide = len(query) if isinstance(terms.distillation, _InBatch) else 1
+        scores = teacher_scores(labels, len(query), wide * (len(embeddings) - 1))
         return terms.distillation.compute_loss_from_embeddings([masked, positive, *negatives], scores)
     if name == "min_act":
         return minimum_activation(masked, terms.top_k, terms.floor)
@@ -239,9 +256,12 @@ def _weighted(terms: "RankingTerms", embeddings: list[Tensor], labels: Tensor | 
         }
 
 # %% ../../nbs/sparse/30_losses.ipynb #893bb545
-def _distiller(model: SparseEncoder | nn.Module, name: str, similarity: Any, temperature: float) -> Any:
-    soft = {} if name == "margin_mse" else {"temperature": temperature}
-    return _DISTILLATIONS[name](model, similarity_fct=similarity, **soft)
+def _distiller(model: SparseEncoder | nn.Module, name: str, similarity: str, temperature: float, tau: float) -> Any:
+    soft: dict[str, float] = {} if name == "margin_mse" else {"temperature": temperature}
+    every, pairwise = _SIMILARITIES[similarity]
+    if name == "in_batch":
+        return _InBatch(model, every, **soft, scale=1 / tau)
+    return _DISTILLATIONS[name](model, similarity_fct=pairwise, **soft)
 
 # %% ../../nbs/sparse/30_losses.ipynb #d11fcfc1
 class _Ranking(SparseMultipleNegativesRankingLoss):
@@ -282,7 +302,7 @@ class RankingTerms(_Tempered, nn.Module):
         tau: float = 0.07,  # temperature of InfoNCE
         similarity: str = "cos",  # "cos" or "dot", of InfoNCE and distillation
         distillation: str = "margin_mse",  # one of DISTILLATIONS
-        kd_temperature: float = 3.0,  # of "kl" and "published"
+        kd_temperature: float = 3.0,  # of all but "margin_mse"
         form: str = "bounded",  # of `self` and `positive`: one of FORMS
         query_mask: np.ndarray | Tensor | None = None,  # (V,) 1 keeps a token, 0 hides it from infonce, kd and min_act
         special_ids: Collection[int] = (),  # tokens that are no content
@@ -293,9 +313,8 @@ class RankingTerms(_Tempered, nn.Module):
         super().__init__()
         _check_names(weights, similarity=(similarity, _SIMILARITIES), form=(form, FORMS), distillation=(distillation, _DISTILLATIONS))
         self.weights = dict(weights)
-        in_batch, pairwise = _SIMILARITIES[similarity]
-        self.ranking = _Ranking(model, tau, in_batch)
-        self.distillation = _distiller(model, distillation, pairwise, kd_temperature)
+        self.ranking = _Ranking(model, tau, _SIMILARITIES[similarity][0])
+        self.distillation = _distiller(model, distillation, similarity, kd_temperature, tau)
         mask = None if query_mask is None else torch.as_tensor(query_mask, dtype=torch.float32)
         self.register_buffer("query_mask", mask, persistent=False)
         self.form, self.special_ids, self.triplet, self.top_k, self.floor = form, special_ids, triplet, top_k, floor
@@ -313,9 +332,12 @@ class RankingTerms(_Tempered, nn.Module):
                 "form": self.form}
 
 # %% ../../nbs/sparse/30_losses.ipynb #b9cb81e5
-def _split_labels(rivals: Rivals, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+def _split_labels(rivals: Rivals, labels: Tensor, lesson: Lesson | None = None) -> tuple[Tensor, Tensor | None]:
     "Which passages do not count, (B, passages of the batch), and the teacher's scores, if there are any."
-    barred = torch.tensor(rivals.barred(labels[:, 0].long().tolist()), device=labels.device)
+    rows = labels[:, 0].long().tolist()
+    barred = torch.tensor(rivals.barred(rows), device=labels.device)
+    if lesson is not None:
+        return barred, torch.from_numpy(lesson.scores(rows)).to(labels.device)
     return barred, labels[:, 1:] if labels.shape[1] > 1 else None
 
 # %% ../../nbs/sparse/30_losses.ipynb #7bf7b925
@@ -324,6 +346,7 @@ class SparseLoss(SpladeLoss):
 
     document_factor: float = 1.0  # multiplies the document regulariser, see the controller in the next chapter
     rivals: Rivals | None = None  # of the rows that the labels number; None: labels are a teacher's scores alone
+    lesson: Lesson | None = None  # a dense teacher's vectors of these rows, which takes the place of scores in the labels
     loss: RankingTerms
 
     def forward(
@@ -333,7 +356,7 @@ class SparseLoss(SpladeLoss):
         features = list(sentence_features)
         self.loss.features = features
         if self.rivals is not None and labels is not None:
-            self.loss.ranking.barred, labels = _split_labels(self.rivals, labels)
+            self.loss.ranking.barred, labels = _split_labels(self.rivals, labels, self.lesson)
         found = super().forward(features, labels)
         found["document_regularizer_loss"] = found["document_regularizer_loss"] * self.document_factor
         return found

@@ -9,6 +9,7 @@ __all__ = ['Search', 'Rules', 'choose', 'Mined', 'mine', 'complete_negatives']
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..core.settings import portable
 from ..core.tables import pipe_table
@@ -16,6 +17,7 @@ from ..experiment.params import ParameterError
 from .answers import answers_of
 from .bm25 import BM25
 from .data import Triple, bare
+from .dense import Dense, nearest
 from .splits import Splits
 
 # %% ../../nbs/sparse/33_mining.ipynb #b34203c9
@@ -127,8 +129,14 @@ def mine(
     return Mined(found, {"queries": len(found), **counts})
 
 # %% ../../nbs/sparse/33_mining.ipynb #fafdfa29
-def _search_by(corpus: Mapping[str, str], miner: str | None) -> Search:
-    "BM25 over morphemes, or the index of a trained encoder."
+def _by_cosine(dense: Dense, corpus: Mapping[str, str], texts: Sequence[str], k: int) -> list[dict[str, float]]:
+    return nearest(dense, texts, corpus, k)
+
+
+def _search_by(corpus: Mapping[str, str], miner: str | None, own: Callable[[], Dense] | None = None) -> Search:
+    "BM25 over morphemes, the base's own dense vectors, or the index of a trained encoder."
+    if own is not None:
+        return partial(_by_cosine, own(), corpus)
     if miner is None:
         return BM25(dict(corpus)).search
     from korlab.sparse.encoders import load_encoder, open_index
@@ -157,6 +165,7 @@ def complete_negatives(
     splits: Splits,  # changed in place
     wanted: int,  # negatives a row shall have
     miner: str | None = None,  # a trained run, or the folder of an encoder; None takes BM25 over morphemes
+    own: Callable[[], Dense] | None = None,  # the run's own dense encoder, where it is the miner
 ) -> None:
     "Mine the negatives that rows lack."
     short = [t for t in splits.triples if len(t.negatives) < wanted]
@@ -167,7 +176,7 @@ def complete_negatives(
                              f"score: lower negatives, or leave the scores out and let a teacher score them")
     corpus = next(iter(splits.collections.values())).corpus
     splits.spared = splits.answers
-    mined = mine(short, corpus, _search_by(corpus, miner), Rules(num_negatives=wanted), splits.spared)
+    mined = mine(short, corpus, _search_by(corpus, miner, own), Rules(num_negatives=wanted), splits.spared)
     found = iter(mined.triples)
     every = [t if len(t.negatives) >= wanted else next(found) for t in splits.triples]
     splits.triples = [t for t in every if len(t.negatives) >= wanted]

@@ -19,6 +19,7 @@ _ON_STOP = Needs("stop_tokens", "'soft' or 'hard'", lambda value: value in ("sof
 _ON_SOFT = Needs("stop_tokens", "'soft'", lambda value: value == "soft")
 _ON_KD = Needs("kd", "above 0", bool)
 _ON_CURRICULUM = Needs("curriculum", "'v25'", lambda value: value == "v25")
+_ON_SOLVED = Needs("start", "'solved'", lambda value: value == "solved")
 _ON_ENCODER = Needs("queries", "'encoder'", lambda value: value == "encoder")
 
 
@@ -29,12 +30,21 @@ class Params:
     max_length: int | None = setting(
         None, "tokens read of a text; longer ones are cut and counted", low=8, rescore=True
     )
+    start: Literal["solved"] | None = setting(
+        None, "solved: an encoder without a masked-language head gets one by least squares; None takes the checkpoint's own"
+    )
+    keep_df: int | None = setting(
+        None, "pieces that fewer training texts use leave the vocabulary, Hangul and single letters aside; 0 keeps all", low=0,
+        needs=_ON_SOLVED
+    )
+    query_prompt: str | None = setting(None, "what stands in front of every query, e.g. 'query: '")
+    passage_prompt: str | None = setting(None, "what stands in front of every passage, e.g. 'passage: '")
     queries: Literal["encoder", "idf"] | None = setting(
         None, "encode queries, or look their tokens up in the IDF table"
     )
     negatives: int | None = setting(None, "explicit negatives a query, besides those of its batch", low=0)
     miner: str | None = setting(
-        None, "trained run that finds negatives rows lack; None takes BM25", needs=ON_OWN_DATA, path="one"
+        None, "trained run that finds negatives rows lack, or 'own' for the solved base's dense vectors; None takes BM25", needs=ON_OWN_DATA, path="one"
     )
     kind_key: Literal["difficulty", "pair_type", "length_class"] | None = setting(
         None, "key of a row that says of which kind it is, for the curriculum's shares; None takes difficulty",
@@ -72,10 +82,12 @@ class Params:
 
     infonce: float | None = setting(None, "weight of the contrastive term", low=0)
     kd: float | None = setting(None, "weight of distillation from a teacher's scores", low=0)
-    distillation: Literal["margin_mse", "kl", "published"] | None = setting(None, "form of distillation", needs=_ON_KD)
+    distillation: Literal["margin_mse", "kl", "published", "in_batch"] | None = setting(
+        None, "form of distillation; in_batch: all passages of a batch, by a dense teacher", needs=_ON_KD
+    )
     kd_temperature: float | None = setting(None, "softens the teacher's scores", above=0, needs=_ON_KD)
     teacher: str | None = setting(
-        None, "folder or hub id of what scores the triples; several, separated by commas, are an ensemble",
+        None, "folder or hub id of what scores the triples, or 'own': the solved base as a dense encoder; several, by commas, are an ensemble",
         needs=_ON_KD, path="several"
     )
     self_reconstruction: float | None = setting(None, "weight: a query holds its own tokens", low=0)
@@ -87,6 +99,11 @@ class Params:
     )
     curriculum: Literal["none", "v25"] | None = setting(None, "phases of temperature, weights and learning rate")
     kd_warmup: float | None = setting(None, "epochs over which distillation grows", low=0, needs=_ON_CURRICULUM)
+    head_rate: float | None = setting(None, "learning rate of the head, as a multiple of the body's; None is 1", above=0)
+    dense: bool | None = setting(None, "score the solved base's own dense vectors, too", needs=_ON_SOLVED)
+    hybrid: Literal["rrf", "sum"] | None = setting(
+        None, "score the encoder together with BM25, too: by ranks, or a sum of scores whose weight dev chooses"
+    )
     on_collapse: Literal["stop", "warn"] | None = setting(None, "when all vectors are empty or full")
 
 # %% ../../nbs/sparse/00_parameters.ipynb #0420026c
@@ -125,6 +142,19 @@ _FULL_V25: dict[str, Any] = _FULL_SPARSE | _V25 | dict(
     curriculum="v25", active_dims=None, keep_checkpoints=3,
 )
 
+# %% ../../nbs/sparse/00_parameters.ipynb #cfd55ce2
+_E5: dict[str, Any] = dict(
+    start="solved", keep_df=2, query_prompt="query: ", passage_prompt="passage: ", regularizer="flops", stop_tokens="none", kd=1.0,
+    distillation="in_batch", teacher="own", kd_temperature=0.02, weight_decay=0.0, dense=True, hybrid="sum",
+)
+_MINI_E5: dict[str, Any] = _MINI_SPARSE | _E5 | dict(document_weight=0.1, query_weight=0.03, kd=0.2)
+_FULL_E5: dict[str, Any] = _FULL_SPARSE | _E5 | dict(
+    precision="fp32",  # the gelu of a solved head works on a shifted scale, which bf16 rounds coarsely
+    epochs=6, learning_rate=3e-5, head_rate=10.0, scheduler="linear", batch_size=16, accumulation=1, workers=0, eval_steps=0.2,
+    eval_rows=150, keep_checkpoints=2, max_length=128, negatives=0, document_weight=0.03, query_weight=0.03, regularizer_warmup=0.5,
+    active_dims=60, adam_beta2=0.999,
+)
+
 # %% ../../nbs/sparse/00_parameters.ipynb #1ee54741
 MODELS: tuple[Model, ...] = (
     Model(
@@ -146,5 +176,10 @@ MODELS: tuple[Model, ...] = (
         name="sparse-ko-doc", family="roberta", hub_id="klue/roberta-base",
         about="the same without an encoder for queries: their tokens are looked up in an IDF table",
         recipes={"mini": _MINI_SPARSE | dict(queries="idf"), "full": _FULL_SPARSE | dict(queries="idf")},
+    ),
+    Model(
+        name="sparse-e5", family="bert", hub_id="intfloat/multilingual-e5-small",
+        about="a multilingual sentence encoder made sparse: its head solved, its vocabulary trimmed, its own dense scores the teacher",
+        recipes={"mini": _MINI_E5, "full": _FULL_E5},
     ),
 )

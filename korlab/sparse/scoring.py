@@ -7,6 +7,7 @@ __all__ = ['mode_of', 'scored', 'evaluate', 'evaluate_on']
 
 # %% ../../nbs/sparse/41_scoring.ipynb #8819ea2e
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ from ..experiment.results import Items, Results, Scored
 from ..experiment.runs import Run, is_run, record_data, reopen
 from ..metrics.stats import bootstrap_table
 from . import evaluation
+from .beside import Beside, best_weight
 from .data import Collection, bare, check_isolation, load_beir
-from .evaluation import BASELINES, MEASURES, OURS, Searched
+from .evaluation import MEASURES, OURS, Searched
 from .parameters import Params
 from .splits import Splits, is_collection, load_splits, named_split
-from .stages import hashes, record_lengths
+from .stages import dense_of, hashes, record_lengths
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
@@ -42,13 +44,13 @@ def scored(
     searched: Searched,  # a split
     name: str,  # of the split
     model: str,  # what the encoder is called
-) -> list[Scored]:  # the encoder first, then both BM25
+) -> list[Scored]:  # the encoder first, then what it is held against
     "Every system's scores with their intervals."
     c = searched.collection
     return [
         Scored(
             model if label == OURS else label, name, mode_of(len(c.corpus)), len(c.queries), bootstrap_table(one.scores),
-            one.signature, label in BASELINES,
+            one.signature, label != OURS,
         )
         for label, one in searched.judged.items()
     ]
@@ -57,9 +59,9 @@ def scored(
 def _items_of(
     searched: Searched,  # a split
 ) -> Items:  # in the order of the collection
-    "What the encoder got for every query, and what BM25 got in the first measure."
+    "What the encoder got for every query, and what the others got in the first measure."
     mode, every = mode_of(len(searched.collection.corpus)), evaluation.query_scores(searched)
-    floors = {label: every[label][MEASURES[0].name] for label in BASELINES}
+    floors = {label: one[MEASURES[0].name] for label, one in every.items() if label != OURS}
     return Items([*searched.collection.queries], {mode: every[OURS]}, floors)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #f18a7a51
@@ -74,21 +76,56 @@ def _facts(searched: Searched, loaded: "Loaded") -> dict[str, Any]:
 
     return evaluation.facts(searched, loaded, stop_mask(loaded.tokenizer, "safe", searched.queries.shape[1]))
 
+# %% ../../nbs/sparse/41_scoring.ipynb #967e0e59
+@dataclass(frozen=True)
+class _Searching:
+    "Search collections with an encoder that reads each corpus once."
+
+    loaded: "Loaded"  # where it computes
+    batch_size: int
+    read: list[Searched] = field(default_factory=list)
+
+    def __call__(self, collection: Collection, beside: Beside | None = None) -> Searched:
+        corpus = [*collection.corpus.items()]
+        documents = next((one.documents for one in self.read if [*one.collection.corpus.items()] == corpus), None)
+        self.read.append(evaluation.search_collection(collection, self.loaded, self.batch_size, beside, documents))
+        return self.read[-1]
+
+# %% ../../nbs/sparse/41_scoring.ipynb #55f2b9dc
+def _weight_of(home: Path, splits: Splits, search: _Searching) -> float | None:
+    "The encoder's weight in a sum with BM25."
+    file = home / "hybrid.json"
+    if not file.is_file() and (dev := splits.collections.get("dev")):
+        searched = search(dev)
+        weight, score = best_weight(dev, searched.found)
+        write_json(file, {"weight": weight, MEASURES[0].name: score, "n": len(dev.queries)})
+    return read_json(file)["weight"] if file.is_file() else None
+
+
+def _beside(run: Run[Params], home: Path, splits: Splits, search: _Searching) -> Beside:
+    "Who is asked besides the encoder and BM25."
+    own = run.config.own
+    weight = _weight_of(home, splits, search) if own.hybrid == "sum" else None
+    return Beside(dense_of(run, home) if own.dense else None, own.hybrid, weight)
+
 # %% ../../nbs/sparse/41_scoring.ipynb #aefdb72e
 def _score_splits(
     run: Run[Params],  # open
     splits: Splits,  # what is scored
     loaded: "Loaded",  # the encoder, where it computes
     remarks: Sequence[Remark] = (),  # what else is to be said
+    home: Path | None = None,  # folder of the run that trained it, where that is another
 ) -> Results:  # of every split kept for the end
     "Search and score, and write all of it."
     rows: list[Scored] = []
     items, facts = {}, {}
+    search = _Searching(loaded, run.config.training.eval_batch_size or 32)
+    beside = _beside(run, home or run.folder, splits, search)
     for name in splits.scored:
-        searched = evaluation.search_collection(splits.collections[name], loaded, run.config.training.eval_batch_size or 32)
+        searched = search(splits.collections[name], beside)
         _keep_rankings(run, name, searched, loaded)
         rows += scored(searched, name, run.config.run.model or "")
-        items[name], facts[name] = _items_of(searched), _facts(searched, loaded)
+        items[name], facts[name] = _items_of(searched), _facts(searched, loaded) | beside.facts()
     return results.write(run, rows, items, facts, remarks)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #e870df69
@@ -166,4 +203,4 @@ def evaluate_on(
         loaded.model.to(place["device"])
         _record(run, splits)
         record_lengths(run, loaded, splits)
-        return _score_splits(run, splits, loaded, seen)
+        return _score_splits(run, splits, loaded, seen, run.folder.parents[1])

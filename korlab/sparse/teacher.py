@@ -6,22 +6,18 @@
 __all__ = ['Pair', 'Teacher', 'encoder_teacher', 'load_teacher', 'score_pairs', 'ensemble', 'score_triples']
 
 # %% ../../nbs/sparse/32_teacher.ipynb #04b1242c
-import hashlib
-import json
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..core.files import read_json
 from ..experiment.models import loading, positions_of
 from ..experiment.params import ParameterError
 from .data import Triple
+from .dense import fingerprint, kept, key_of
 
 # %% ../../nbs/sparse/32_teacher.ipynb #04271bf7
 Pair = tuple[str, str]  # query, passage
@@ -33,17 +29,6 @@ class Teacher:
 
     identity: str  # name and version of all that its scores depend on
     score: Callable[[Sequence[Pair]], np.ndarray]  # pairs -> one number each
-
-# %% ../../nbs/sparse/32_teacher.ipynb #82e69da5
-def _fingerprint(model: Any) -> str:
-    "Hash the weights of a torch module."
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 # %% ../../nbs/sparse/32_teacher.ipynb #9436cd0d
 def _pair_scores(model: Any, pairs: Sequence[Pair], batch_size: int) -> np.ndarray:
@@ -65,7 +50,7 @@ def encoder_teacher(
 ) -> Teacher:  # scores by the model's own similarity
     "Let an encoder teach; a query or passage that occurs in several pairs is encoded once a call."
     form = f"{type(model).__name__} {model.similarity_fn_name} {model.max_seq_length}"
-    return Teacher(f"{form} {_fingerprint(model)}", lambda pairs: _pair_scores(model, pairs, batch_size))
+    return Teacher(f"{form} {fingerprint(model)}", lambda pairs: _pair_scores(model, pairs, batch_size))
 
 # %% ../../nbs/sparse/32_teacher.ipynb #ebf06cdf
 def _cross_teacher(
@@ -76,7 +61,7 @@ def _cross_teacher(
     def score(pairs: Sequence[Pair]) -> np.ndarray:
         return np.asarray(model.predict(list(pairs), batch_size=batch_size, show_progress_bar=False))
 
-    return Teacher(f"CrossEncoder {model.max_seq_length} {_fingerprint(model)}", score)
+    return Teacher(f"CrossEncoder {model.max_seq_length} {fingerprint(model)}", score)
 
 # %% ../../nbs/sparse/32_teacher.ipynb #8d121983
 def _saved_class(checkpoint: str) -> str | None:
@@ -123,30 +108,6 @@ def load_teacher(
     model.max_seq_length = min(max_length, model.max_seq_length or max_length, positions_of(model) or max_length)
     return (_cross_teacher if kind == "cross" else encoder_teacher)(model, batch_size)
 
-# %% ../../nbs/sparse/32_teacher.ipynb #1a29b703
-def _key(identity: str, pair: Pair) -> bytes:
-    "Hash what a score depends on: the teacher, the query, the passage."
-    return hashlib.sha256(json.dumps([identity, *pair]).encode()).digest()
-
-# %% ../../nbs/sparse/32_teacher.ipynb #c10ba7e7
-@contextmanager
-def _opened(file: Path) -> Iterator[sqlite3.Connection]:
-    "Open a score cache; it and its folder are made."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(file, timeout=60)) as base:
-        base.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL NOT NULL) WITHOUT ROWID")
-        yield base
-
-# %% ../../nbs/sparse/32_teacher.ipynb #49ad0ce3
-def _known_scores(base: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, float]:
-    "Look up the scores that an open cache has."
-    found: dict[bytes, float] = {}
-    for start in range(0, len(keys), 500):
-        part = keys[start:start + 500]
-        marks = ",".join("?" * len(part))
-        found |= dict(base.execute(f"SELECT key, score FROM scores WHERE key IN ({marks})", part))
-    return found
-
 # %% ../../nbs/sparse/32_teacher.ipynb #f910d56f
 def _asked(teacher: Teacher, pairs: Sequence[Pair]) -> list[float]:
     "A teacher's scores, or a `ParameterError`."
@@ -164,17 +125,9 @@ def score_pairs(
     chunk: int = 256,  # pairs between two transactions
 ) -> np.ndarray:  # one float64 per pair, in their order
     "Score pairs, asking the teacher only for those the cache lacks; a killed run loses one chunk at most."
-    keys = [_key(teacher.identity, pair) for pair in pairs]
-    with _opened(file) as base:
-        found = _known_scores(base, list(dict.fromkeys(keys)))
-        left = [(k, pair) for k, pair in dict(zip(keys, pairs)).items() if k not in found]
-        for start in tqdm(range(0, len(left), chunk), desc="teacher", unit="chunk", delay=2):
-            names, texts = zip(*left[start:start + chunk])
-            new = dict(zip(names, _asked(teacher, texts)))
-            with base:
-                base.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", new.items())
-            found |= new
-    return np.array([found[k] for k in keys])
+    keys = [key_of(teacher.identity, *pair) for pair in pairs]
+    found = kept(file, "scores", dict(zip(keys, pairs)), lambda some: _asked(teacher, some), chunk)
+    return np.array([found[key] for key in keys])
 
 # %% ../../nbs/sparse/32_teacher.ipynb #4a4c8790
 def ensemble(

@@ -7,6 +7,7 @@ __all__ = ['search', 'sample', 'DevSearch', 'make_loss', 'rows', 'SparseLabTrain
 
 # %% ../../nbs/sparse/34_trainer.ipynb #1070883f
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..experiment.training import LabTrainer, Training
 from ..metrics.retrieval import evaluate, without_own
 from .answers import Rivals, rivals_of
 from .data import Collection, Triple
+from .dense import Lesson
 from .index import as_run, build_index
 from .losses import IdfFlops, RankingTerms, SparseLoss
 from .models import encode
@@ -44,6 +46,7 @@ from korlab.sparse.schedules import (
     stretched,
 )
 from .sparsity import active_dims
+from .trimming import VOCABULARY
 
 # %% ../../nbs/sparse/34_trainer.ipynb #6a3a352a
 def search(
@@ -190,10 +193,12 @@ class _SparseTraining(Training):
     phases: tuple[Phase, ...]
 
     def own_arguments(self) -> dict[str, Any]:
-        "Send columns through the encoder's routes where queries have one of their own."
-        columns = _columns(self.config.own.negatives)
-        routes = {column: "query" if column == "query" else "document" for column in columns}
-        return {"router_mapping": routes if self.config.own.queries == "idf" else {}}
+        "Routes and prefixes of the columns, and the learning rate of the head where it has its own."
+        own, rate = self.config.own, self.config.training.learning_rate
+        routes = {column: "query" if column == "query" else "document" for column in _columns(own.negatives)}
+        prompts = {column: prompt for column, side in routes.items() if (prompt := self.model.prompts.get(side))}
+        rates = {r"\.(cls|lm_head)\.": rate * own.head_rate} if own.head_rate else {}
+        return {"router_mapping": routes if own.queries == "idf" else {}, "prompts": prompts or None, "learning_rate_mapping": rates}
 
     def make_trainer(self) -> SparseLabTrainer:
         "The Trainer with the lab's batches, which knows how long its regularisers grow."
@@ -208,6 +213,8 @@ class _SparseTraining(Training):
     def write(self, draft: Path) -> None:
         "Write what `SparseEncoder(folder)` loads."
         self.model.save_pretrained(str(draft), create_model_card=False)
+        if (way := self.folder / "base" / VOCABULARY).is_file():  # back to the whole vocabulary
+            shutil.copyfile(way, draft / VOCABULARY)
 
     def advice(self, reason: str) -> str:
         "What to change when memory is full."
@@ -242,17 +249,18 @@ class SparseTrainer(_SparseTraining):
         note: Callable[[str], None] = print,  # told what a reader of the run should know
         callbacks: Sequence[Any] = (),  # called beside the lab's own
         answers: Mapping[str, set[str]] | None = None,  # of every question, as `Splits.answers`; None: what the triples say
+        lesson: Lesson | None = None,  # of the triples, for distillation=in_batch
     ) -> None:
         self.train_dataset = self.triples = list(triples)
         self.rivals = rivals_of(self.triples, config.own.negatives or 0, answers)
-        self.collection, self.penalties, self.stop = dev, penalties, stop
+        self.collection, self.penalties, self.stop, self.lesson = dev, penalties, stop, lesson
         super().__init__(config, model, folder, note, callbacks, bool(dev))
 
     def prepare(self) -> None:
         "Settle the curriculum and put the loss together."
         self.phases = _phases(self.config, self.triples, self.note)
         self.loss = make_loss(self.config, self.model, self.penalties, self.stop)
-        self.loss.rivals = self.rivals
+        self.loss.rivals, self.loss.lesson = self.rivals, self.lesson
 
     def schedules(self) -> list[TrainerCallback]:
         "What moves while it trains."
@@ -261,5 +269,5 @@ class SparseTrainer(_SparseTraining):
     def parts(self) -> dict[str, Any]:
         "Loss, rows, and the search that scores dev."
         c, dev = self.config, self.collection
-        return dict(loss=self.loss, train_dataset=rows(self.triples, c.own.negatives, bool(c.own.kd)),
+        return dict(loss=self.loss, train_dataset=rows(self.triples, c.own.negatives, bool(c.own.kd) and not self.lesson),
                     evaluator=DevSearch(dev, c.training.eval_batch_size) if dev else None)
