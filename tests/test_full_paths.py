@@ -14,6 +14,7 @@ from korlab.ivr.corpora import english, korean
 from korlab.sparse import models as sparse_models
 from korlab.sparse.data import Collection, save_beir
 from korlab.sparse.scenarios import embedded as collection
+from korlab.sparse.starting import mini_encoder
 from korlab.summarization import models as summarization_models
 from korlab.summarization.data import embedded as dialogues
 from korlab.summarization.dialogues import save_dialogues
@@ -55,6 +56,8 @@ def checkpoint_of(entry, folder):
     if study == "summarization":
         tokenizer = summarization_models.train_tokenizer([row.dialogue for row in dialogues().rows["train"][:60]], 600, entry.family)
         return written(folder, summarization_models.BUILDERS[entry.family](tokenizer, 32, 1), tokenizer)
+    if entry.name == "sparse-e5":  # the one that brings no head
+        return mini_encoder(questions().corpus.values(), folder, 600, 48)
     if study == "sparse":
         tokenizer = sparse_models.train_tokenizer(questions().corpus.values(), 600, entry.family)
         return written(folder, sparse_models.mini(tokenizer, entry.family, 48), tokenizer)

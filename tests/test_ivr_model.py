@@ -18,7 +18,7 @@ from korlab.ivr.models import load, mini, train_tokenizer
 from korlab.ivr.packing import mixed, pack
 from korlab.ivr.scoring import Reading, price, reading_of
 from korlab.ivr.teaching import Teaching, distill, twice
-from korlab.ivr.training import CausalTraining, Dev, StartError
+from korlab.ivr.training import CausalTraining, Dev, NewRows, StartError
 from korlab.metrics.bits import Bits, bits_interval, bits_per_byte, shares, spans
 
 
@@ -193,7 +193,7 @@ def _trained(words, folder, start=None, callbacks=(), **values):
     parts = parted(texts[:60], dev=4)
     rows = mixed(pack(parts["train"], cutter, 32).rows, pack(english()[:60], cutter, 32).rows, 0.2)
     dev = Dev(parts["dev"], english()[:2], cutter, Reading(32, 16, 16))
-    return CausalTraining(config_from(Nothing, VALUES | values), model, cutter, rows, dev, folder, (moves.made, 0.4, 1e-2), start or sha,
+    return CausalTraining(config_from(Nothing, VALUES | values), model, cutter, rows, dev, folder, NewRows(moves.made, 0.4, 1e-2), start or sha,
                           note=lambda text: None, callbacks=callbacks).train()
 
 
