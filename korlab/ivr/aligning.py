@@ -191,14 +191,14 @@ def _focus(source: Source, nearest: int = 10, heat: float = 0.1) -> np.ndarray:
 # %% ../../nbs/ivr/22_aligning.ipynb #1bee1944
 def _omp(source: Source, terms: int = 8) -> np.ndarray:
     known, old, new = _spaces(source)
-    rows, seen = _sub_mean(source), np.linalg.norm(new, axis=1) > 0.5
+    rows, seen, mean = _sub_mean(source), np.linalg.norm(new, axis=1) > 0.5, source.kept.mean(axis=0)
     for at in np.flatnonzero(seen):
         chosen, left = list[int](), new[at]
         for _ in range(terms):
             chosen.append(int(np.argmax(np.abs(old @ left) - 2.0 * np.isin(np.arange(len(old)), chosen))))
             weights, *_ = np.linalg.lstsq(old[chosen].T, new[at], rcond=None)
             left = new[at] - weights @ old[chosen]
-        rows[at] = weights @ source.matrix[known[chosen]]
+        rows[at] = mean + weights @ (source.matrix[known[chosen]] - mean)
     return rows
 
 # %% ../../nbs/ivr/22_aligning.ipynb #2e5962de
