@@ -25,7 +25,7 @@ def _files(
     return sorted({file.relative_to(base) for pattern in patterns for file in base.glob(pattern) if file.is_file()})
 
 # %% ../../nbs/workbench/08b_labs.ipynb #39ffacd2
-_IGNORED = "runs/\n.cache/\n.env\n.venv/\n.ipynb_checkpoints/\n/out*.ipynb\n"
+_IGNORED = "runs/\n/artifacts/\n.cache/\n.env\n.venv/\n.ipynb_checkpoints/\n/out*.ipynb\n"
 _README = """\
 # {name}
 
