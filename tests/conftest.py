@@ -17,8 +17,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 
 ROOT = Path(__file__).resolve().parent.parent
-LONGEST = ("messy_files", "sparse_study", "tuning", "training", "runs", "suite", "new_study", "tracking", "coref_fill", "coref_study",
-           "ivr_model", "ivr_pages", "ivr_steps", "trainer", "coref_recall", "rows", "models", "cli", "main_job", "inference")
+LONGEST = ("messy_files", "sparse_study", "ivr_faults", "tuning", "training", "peoples_files", "runs", "suite", "tracking", "coref_fill",
+           "coref_study", "ivr_model", "ivr_pages", "ivr_steps", "full_paths", "model_cards", "new_study", "sparse_documents", "sparse_e5",
+           "trainer", "coref_recall", "rows", "models", "cli", "main_job", "inference", "readme_commands")
 TINY = {"max_steps": 6, "train_rows": 60, "eval_steps": 3, "eval_rows": 6, "max_target_length": 24, "vocab_size": 400}
 
 

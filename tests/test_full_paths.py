@@ -98,7 +98,11 @@ def place(tmp_path_factory):
         yield folder
 
 
-@pytest.mark.parametrize("name", [name for name in studies.models() if name != "sparse-v24"])  # which differs from V25 in numbers only
+ALWAYS = {"kobart", "modernbert", "sparse-e5", "smollm2-ivr"}  # one of each study; the others on request
+NAMED = [pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow) for name in studies.models() if name != "sparse-v24"]  # V25 in other numbers
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_two_updates_on_a_checkpoint_killed_between_them_and_loaded_again(name, place, monkeypatch):
     entry, study = studies.model(name), studies.model(name).study
     given = SHORT | OF_STUDY[study] | dict(model=name, name=name, data=data_of(study, place), checkpoint=checkpoint_of(entry, place / name))

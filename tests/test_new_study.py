@@ -95,7 +95,7 @@ ABOUT = """# data: 찻잎
 """
 
 
-@pytest.fixture(scope="module", params=["higher", "lower"])
+@pytest.fixture(scope="module", params=[pytest.param("higher", marks=pytest.mark.slow), "lower"])
 def lab(request, tmp_path_factory) -> tuple[Path, str]:
     """A copy of the lab with one folder more."""
     folder = tmp_path_factory.mktemp("lab")
