@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from korlab.sparse.data import Collection
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 
@@ -98,6 +102,18 @@ def all_at_once(model, tokenizer, asked) -> float:
         best = scores(model.eval(), batch).argmax(-1)
     right = torch.split(best == batch["labels"][batch["labels"] != -100], [len(one.target) for one in asked])
     return sum(bool(part.all()) for part in right) / len(asked)
+
+
+def collection_of(number: int) -> "Collection":
+    """The first embedded questions and the passages that answer them, in the order of the whole collection."""
+    from korlab.sparse.data import Collection
+    from korlab.sparse.scenarios import embedded
+
+    whole = embedded(train=10, dev=10, test=60, hard=10).test
+    asked = dict(list(whole.queries.items())[:number])
+    needed = {doc for query in asked for doc in whole.qrels[query]}
+    corpus = {doc: text for doc, text in whole.corpus.items() if doc in needed}
+    return Collection(corpus, asked, {query: whole.qrels[query] for query in asked})
 
 
 def quoted_in(notebook: Path, texts: Iterable[str], folder: Path, *options: str) -> set[str]:

@@ -1,7 +1,7 @@
 """Every registered model on a checkpoint of its own architecture: loaded, trained for two updates, killed between them, gone on with, loaded again."""
 
 import pytest
-from conftest import Killed
+from conftest import Killed, collection_of
 from in_process import execute
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -12,8 +12,7 @@ from korlab.experiment.runs import reopen
 from korlab.ivr import models as ivr_models
 from korlab.ivr.corpora import english, korean
 from korlab.sparse import models as sparse_models
-from korlab.sparse.data import Collection, save_beir
-from korlab.sparse.scenarios import embedded as collection
+from korlab.sparse.data import save_beir
 from korlab.sparse.starting import mini_encoder
 from korlab.summarization import models as summarization_models
 from korlab.summarization.data import embedded as dialogues
@@ -42,14 +41,6 @@ def llama(tokenizer):
         max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=None))
 
 
-def questions():
-    """Forty questions and their passages."""
-    whole = collection(train=10, dev=10, test=40, hard=10).test
-    asked = dict(list(whole.queries.items())[:40])
-    needed = {doc for query in asked for doc in whole.qrels[query]}
-    return Collection({doc: whole.corpus[doc] for doc in needed}, asked, {query: whole.qrels[query] for query in asked})
-
-
 def checkpoint_of(entry, folder):
     """A small model of an entry's architecture and a tokenizer of its kind, saved as published ones are."""
     study = entry.study
@@ -57,9 +48,9 @@ def checkpoint_of(entry, folder):
         tokenizer = summarization_models.train_tokenizer([row.dialogue for row in dialogues().rows["train"][:60]], 600, entry.family)
         return written(folder, summarization_models.BUILDERS[entry.family](tokenizer, 32, 1), tokenizer)
     if entry.name == "sparse-e5":  # the one that brings no head
-        return mini_encoder(questions().corpus.values(), folder, 600, 48)
+        return mini_encoder(collection_of(40).corpus.values(), folder, 600, 48)
     if study == "sparse":
-        tokenizer = sparse_models.train_tokenizer(questions().corpus.values(), 600, entry.family)
+        tokenizer = sparse_models.train_tokenizer(collection_of(40).corpus.values(), 600, entry.family)
         return written(folder, sparse_models.mini(tokenizer, entry.family, 48), tokenizer)
     if study == "coref":
         tokenizer = coref_models.train_tokenizer(texts())
@@ -79,7 +70,7 @@ def data_of(study, folder):
     if study == "summarization":
         save_dialogues(dialogues().rows["train"][:40], file)
     elif study == "sparse":
-        save_beir(questions(), file)
+        save_beir(collection_of(40), file)
     else:
         write_jsonl(file, [{"text": text} for text in (texts() if study == "coref" else korean(80, seed=7))])
     return file

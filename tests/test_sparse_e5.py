@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import Killed, dies_after_saving, flags
+from conftest import Killed, collection_of, dies_after_saving, flags
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -19,11 +19,10 @@ from korlab.experiment.params import ParameterError
 from korlab.experiment.runs import open_run, reopen
 from korlab.sparse import stages
 from korlab.sparse.beside import DENSE, HYBRID
-from korlab.sparse.data import Collection, save_beir
+from korlab.sparse.data import save_beir
 from korlab.sparse.encoders import load_encoder
 from korlab.sparse.export import Card, export
 from korlab.sparse.models import encode, train_tokenizer
-from korlab.sparse.scenarios import embedded
 from korlab.sparse.scoring import evaluate_on
 from korlab.sparse.starting import Start, head_of, mini_encoder, write_start
 from korlab.sparse.trainer import SparseTrainer
@@ -35,12 +34,8 @@ FAST = {"model": "sparse-e5", "size": "mini", "max_steps": 8, "eval_steps": 4, "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    whole = embedded(train=10, dev=10, test=60, hard=10).test
-    asked = dict(list(whole.queries.items())[:60])
-    needed = {doc for query in asked for doc in whole.qrels[query]}
-    corpus = {doc: whole.corpus[doc] for doc in whole.corpus if doc in needed}
     place = tmp_path_factory.mktemp("beir")
-    save_beir(Collection(corpus, asked, {query: whole.qrels[query] for query in asked}), place)
+    save_beir(collection_of(60), place)
     return place
 
 

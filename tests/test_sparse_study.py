@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, flags, quoted_in
+from conftest import ROOT, collection_of, flags, quoted_in
 from in_process import korlab, papermill
 from typer.testing import CliRunner
 
@@ -23,7 +23,6 @@ from korlab.sparse.data import Collection, load_beir, save_beir
 from korlab.sparse.idf import PreparedError
 from korlab.sparse.mining import complete_negatives
 from korlab.sparse.models import assemble, encode, load, mini, train_tokenizer
-from korlab.sparse.scenarios import embedded
 from korlab.sparse.splits import load_splits
 
 FAST = {"size": "mini", "max_steps": 8, "eval_steps": 4, "eval_rows": 4, "batch_size": 8, "vocab_size": 900, "max_length": 48,
@@ -33,12 +32,8 @@ FAST = {"size": "mini", "max_steps": 8, "eval_steps": 4, "eval_rows": 4, "batch_
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Sixty questions and their passages, judged as `test` only, as KoBEST is."""
-    whole = embedded(train=10, dev=10, test=60, hard=10).test
-    asked = dict(list(whole.queries.items())[:60])
-    needed = {doc for query in asked for doc in whole.qrels[query]}
-    corpus = {doc: whole.corpus[doc] for doc in whole.corpus if doc in needed}
     place = tmp_path_factory.mktemp("beir")
-    save_beir(Collection(corpus, asked, {query: whole.qrels[query] for query in asked}), place)
+    save_beir(collection_of(60), place)
     return place
 
 
