@@ -24,12 +24,10 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
         return Fault("broken JSON", str(error))
 
 
+_MOST = 1 << 26  # characters of one value
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 # %% ../../nbs/core/13a_jsons.ipynb #384e0ed8
-_MOST = 1 << 26  # characters of one value
-
-
 class _Text:
     "JSON of which only the part being read is kept."
 

@@ -15,7 +15,7 @@ from ..metrics.retrieval import evaluate
 from .data import Collection
 from .dense import Dense, nearest
 from .evaluation import LEXICAL, MEASURES, OURS
-from .fusion import rrf
+from .fusion import best_first, rrf
 
 Found = Mapping[str, Mapping[str, float]]  # query -> document -> score, best first
 
@@ -31,7 +31,7 @@ def weighted(
     for share, hits, best in sides:
         for name, score in hits.items():
             fused[name] = fused.get(name, 0.0) + (share * score / best if best else 0.0)
-    return dict(sorted(sorted(fused.items(), reverse=True), key=lambda pair: -pair[1]))
+    return best_first(fused)
 
 # %% ../../nbs/sparse/40a_beside.ipynb #0e223420
 def together(

@@ -18,7 +18,7 @@ from ..core.settings import expanded
 from ..experiment.params import ParameterError
 from ..experiment.runs import RunError
 from ..workbench.commands import register
-from ..workbench.terminal import live, one_of, remark, remark_all, where
+from ..workbench.terminal import live, one_of, print_table, remark, remark_all, where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -375,13 +375,10 @@ _K = Annotated[int, typer.Option("-k", min=1, help="how many hits")]
 _JSON = Annotated[bool, typer.Option("--json", help="print the hits as JSON")]
 
 # %% ../../nbs/sparse/64_cli.ipynb #bcb5d847
-def _as_json(hits: "Hits", engine: str) -> str:
+def _rows(hits: "Hits", engine: str) -> list[dict[str, Any]]:
     "Hits for another program."
-    import json
-
-    rows = [{"rank": rank, "id": hit.id, "where": hit.where, "score": hit.score, "engine": engine, "text": hit.text}
+    return [{"rank": rank, "id": hit.id, "where": hit.where, "score": hit.score, "engine": engine, "text": hit.text}
             for rank, hit in enumerate(hits.hits, 1)]
-    return json.dumps(rows, ensure_ascii=False, indent=1)
 
 # %% ../../nbs/sparse/64_cli.ipynb #6883e1da
 @app.command()
@@ -401,8 +398,10 @@ def search(
         hits = _from_opensearch(query, run or "latest", opensearch, engine, k)
     else:
         hits, engine = _from_folder(query, run, documents, str(index) if index else None, engine, k)
-    width = shutil.get_terminal_size((90, 24)).columns
-    typer.echo(_as_json(hits, engine) if as_json else "\n".join(_lines(hits, width, engine)))
+    if as_json:
+        print_table(_rows(hits, engine), as_json=True)
+    else:
+        typer.echo("\n".join(_lines(hits, shutil.get_terminal_size((90, 24)).columns, engine)))
 
 # %% ../../nbs/sparse/64_cli.ipynb #a364fb15
 def _library(run: str | None, documents: str, folder: str | None, engine: str) -> "tuple[Library, Encoder | None]":
@@ -483,7 +482,6 @@ def measure(questions: _QUESTIONS, run: _SEARCHED_BY = None, index: _MEASURED = 
     from korlab.sparse import library as lib
     from korlab.sparse.questions import judged, measure_engines, read_questions
     from korlab.sparse.search import require_index
-    from korlab.workbench.terminal import print_table
 
     if index:
         require_index(str(index))

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,7 @@ class Dense:
     file: Path  # the cache
     batch_size: int = 32  # texts a forward pass
 
-    @property
+    @cached_property
     def identity(self) -> str:
         "All that a vector depends on, besides the text and its side."
         return f"{fingerprint(self.model)} {self.model.max_seq_length} {json.dumps(self.model.prompts)}"

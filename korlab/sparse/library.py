@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Words', 'lexical', 'Library', 'open_library', 'build_library', 'source_mark', 'place_for', 'remember',
-           'newest', 'is_current', 'check_passages', 'encoder_of', 'sides', 'rankings']
+           'newest', 'is_current', 'check_passages', 'encoder_of', 'Side', 'searched', 'ranked', 'rankings']
 
 # %% ../../nbs/sparse/28_library.ipynb #c369f75f
 import hashlib
@@ -27,6 +27,7 @@ from .encoders import Encoder, facts_of, passages_sha256
 from .fusion import DEPTH, rrf
 from .idf import tokenizer_sha256
 from korlab.sparse.index import (
+    Hit,
     SparseIndex,
     SparseIndexError,
     Strings,
@@ -283,18 +284,43 @@ def encoder_of(
     return encoder
 
 # %% ../../nbs/sparse/28_library.ipynb #05b80aed
-def sides(
+@dataclass(frozen=True)
+class Side:
+    "What a single engine found for some queries."
+
+    encoder: Encoder  # of queries
+    index: SparseIndex
+    vectors: csr_matrix  # (queries, V)
+    hits: list[list[Hit]]  # of each query, best first
+
+
+def searched(
     library: Library,  # to be searched
     engine: str,  # one of `ENGINES`
-    encoder: Encoder | None,  # its own; BM25 needs none
-) -> dict[str, tuple[Encoder, SparseIndex]]:  # engine -> what encodes queries, and what is searched
-    "The single engines that an engine is made of."
-    found: dict[str, tuple[Encoder, SparseIndex]] = {}
+    queries: Sequence[str],  # none empty
+    k: int,  # hits of each; where rankings are to be fused as many as that takes
+    encoder: Encoder | None = None,  # its own; BM25 needs none
+) -> dict[str, Side]:  # engine -> what it found
+    "Search with the single engines that an engine is made of."
+    parts: dict[str, tuple[Encoder, SparseIndex]] = {}
     if engine != "sparse":
-        found["bm25"] = lexical(library.terms), library.words
+        parts["bm25"] = lexical(library.terms), library.words
     if engine != "bm25" and encoder is not None and library.sparse is not None:
-        found["sparse"] = encoder, library.sparse
-    return found
+        parts["sparse"] = encoder, library.sparse
+    depth = max(k, DEPTH) if engine == "hybrid" else k
+    return {name: Side(own, index, vectors := own.queries(queries), index.search(vectors, depth)) for name, (own, index) in parts.items()}
+
+# %% ../../nbs/sparse/28_library.ipynb #3ef27a49
+def ranked(
+    found: Mapping[str, Side],  # engine -> what it found
+    engine: str,  # one of them, or "hybrid", which fuses them
+    k: int,  # hits of each query
+) -> list[dict[str, float]]:  # for each query passage -> score, best first
+    "Make a ranking of what single engines found."
+    if engine != "hybrid":
+        return [{hit.id: hit.score for hit in hits} for hits in found[engine].hits]
+    groups = zip(*(side.hits for side in found.values()), strict=True)
+    return [dict([*rrf([hit.id for hit in hits] for hits in group).items()][:k]) for group in groups]
 
 
 def rankings(
@@ -305,9 +331,4 @@ def rankings(
     encoder: Encoder | None = None,  # its own; BM25 needs none
 ) -> list[dict[str, float]]:  # for each query passage -> score, best first
     "Search with many queries."
-    depth = max(k, DEPTH) if engine == "hybrid" else k
-    lists = [side[1].search(side[0].queries(queries), depth) for side in sides(library, engine, encoder).values()]
-    if engine != "hybrid":
-        return [{hit.id: hit.score for hit in hits} for hits in lists[0]]
-    fused = (rrf([hit.id for hit in hits] for hits in group) for group in zip(*lists, strict=True))
-    return [dict([*one.items()][:k]) for one in fused]
+    return ranked(searched(library, engine, queries, k, encoder), engine, k)

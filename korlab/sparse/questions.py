@@ -23,7 +23,7 @@ from ..metrics.retrieval import Retrieval, evaluate
 from ..metrics.stats import compare_scores, holm
 from .encoders import Encoder
 from .fusion import DEPTH
-from .library import Library, rankings
+from .library import Library, ranked, searched
 
 # %% ../../nbs/sparse/43_questions.ipynb #6c570f0a
 class Asked(NamedTuple):
@@ -173,9 +173,9 @@ def measure_engines(
 ) -> Measured:  # a row an engine
     "Let every engine of a library answer."
     documents, scores = set(library.documents), dict[str, Retrieval]()
-    for engine in ("bm25", "sparse", "hybrid") if encoder else ("bm25",):
-        found = rankings(library, engine, [*questions.queries.values()], DEPTH, encoder)
-        run = {id: _by_document(hits, library) for id, hits in zip(questions.queries, found)}
+    parts = searched(library, "hybrid" if encoder else "bm25", [*questions.queries.values()], DEPTH, encoder)
+    for engine in (*parts, "hybrid") if encoder else parts:
+        run = {id: _by_document(hits, library) for id, hits in zip(questions.queries, ranked(parts, engine, DEPTH))}
         scores[engine] = evaluate(run, questions.qrels, (1, 10), documents=documents)
     against, n = _against(scores), len(questions)
     rows = [{"engine": name, "n": n, **_cells(one), **({"nDCG@10 against bm25": against.get(name, "")} if encoder else {})}

@@ -24,9 +24,8 @@ from ..core.text import check_text
 from ..experiment import params
 from ..experiment.params import ParameterError, setting
 from .encoders import Encoder, holds_index, load_encoder, open_index
-from .fusion import DEPTH
 from .index import SparseIndex, contributions
-from .library import Library, rankings, sides
+from .library import Library, ranked, searched
 from .passages import gather
 
 if TYPE_CHECKING:
@@ -253,14 +252,13 @@ def find(
     encoder: Encoder | None = None,  # the library's own; BM25 needs none
 ) -> Hits:  # each with its reasons and its place
     "The best passages for a query."
-    asked, parts = ready(query), sides(library, engine, encoder)
-    found = rankings(library, engine, [asked], k, encoder)[0]
-    vectors = {name: side[0].queries([asked]) for name, side in parts.items()}
-    order = {name: [hit.id for hit in parts[name][1].search(vectors[name], max(k, DEPTH))[0]] for name in parts} if len(parts) > 1 else {}
+    asked = ready(query)
+    parts = searched(library, engine, [asked], k, encoder)
+    order = {name: [hit.id for hit in side.hits[0]] for name, side in parts.items()} if len(parts) > 1 else {}
     hits = []
-    for id, score in found.items():
-        name = next((name for name in parts if id in order.get(name, [])), next(iter(parts)))
-        one = explain(*parts[name], vectors[name], id, asked)
+    for id, score in ranked(parts, engine, k)[0].items():
+        side = parts[next((name for name in parts if id in order.get(name, [])), next(iter(parts)))]
+        one = explain(side.encoder, side.index, side.vectors, id, asked)
         ranks = tuple((name, ids.index(id) + 1) for name, ids in order.items() if id in ids)
         hits.append(replace(one, score=score, where=library.place(id), ranks=ranks))
     return Hits(tuple(hits))

@@ -45,6 +45,11 @@ class Splits:
         return [name for name in self.collections if name != "dev"] or [*self.collections]
 
     @property
+    def passages(self) -> list[str]:
+        "What the triples bring besides their questions, each once."
+        return list(dict.fromkeys(text for t in self.triples for text in (t.positive, *t.negatives)))
+
+    @property
     def texts(self) -> list[str]:
         "What the tokenizer and the IDF table learn from: training texts, each once."
         return list(dict.fromkeys(text for t in self.triples for text in (t.query, t.positive, *t.negatives)))

@@ -194,7 +194,7 @@ def _prepare(run: Run[Params], loaded: "Loaded", splits: Splits) -> None:
 def _texts(splits: Splits, prompts: Mapping[str, str] = {}) -> dict[str, dict[str, Sequence[str]]]:
     "Split -> what it asks and what it searches, as the encoder reads it; of training the passages it learns from, each once."
     before, ahead = prompts.get("query") or "", prompts.get("document") or ""
-    passages = tuple(dict.fromkeys(ahead + text for t in splits.triples for text in (t.positive, *t.negatives)))
+    passages = tuple(ahead + text for text in splits.passages)
     learnt = {"train": {"queries": [before + t.query for t in splits.triples], "documents": passages}} if passages else {}
     corpora = {id(c.corpus): tuple(ahead + text for text in c.corpus.values()) for c in splits.collections.values()}
     return learnt | {
@@ -237,8 +237,7 @@ def _solved(run: Run[Params], splits: Splits, static: Any) -> "Loaded":
 
     c, source = run.config, _source_of(run, run.folder)
     origin = f"mini {run.entry.family} built from its config" if c.run.size == "mini" else origin_of(source)
-    passages = dict.fromkeys(text for t in splits.triples for text in (t.positive, *t.negatives))
-    texts = {"query": [*dict.fromkeys(t.query for t in splits.triples)], "document": [*passages]}
+    texts = {"query": [*dict.fromkeys(t.query for t in splits.triples)], "document": splits.passages}
     length = c.own.max_length or 192
     start = Start(source, origin, texts, _prompts_of(c), length, c.own.keep_df or 0)
     return open_start(write_start(start, run.path("base")), length, static)
