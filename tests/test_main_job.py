@@ -79,6 +79,14 @@ def test_weights_are_safetensors_with_a_tokenizer_that_keeps_speakers(quickstart
     assert "#Person" in summarize(loaded.model, loaded.tokenizer, [row.dialogue])[0]
 
 
+def test_nothing_is_said_that_nobody_has_to_do_anything_about(quickstart):
+    cells = nbformat.read(quickstart / "train.ipynb", 4).cells
+    said = "".join(output.text for cell in cells if cell.cell_type == "code" for output in cell.outputs if output.output_type == "stream" and
+                   output.name == "stderr")
+    lines = [line for line in re.split(r"[\r\n]|\x1b\[A", said) if line.strip() and not re.search(r"\d%\|.*\| \d+/\d+ \[", line)]
+    assert not lines
+
+
 # ---- the report --------------------------------------------------------------------------------------------------
 
 def test_the_report_says_what_metrics_say(quickstart):

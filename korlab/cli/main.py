@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..core.errors import LabError
 from ..core.extras import extras_named
+from ..core.quiet import quiet
 from ..core.settings import expanded, load_env
 from ..experiment import studies
 from ..workbench.commands import new, register
@@ -67,6 +68,7 @@ def _prepared(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def run(**values: Any) -> Any:
         load_env()
+        quiet()
         return command(**{name: _place(value) for name, value in values.items()})
 
     return run

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..core.files import FileError
+from ..core.quiet import hide_short_bars
 from ..core.settings import shown
 from .checkpoints import require_whole
 from .params import ParameterError
@@ -84,6 +85,7 @@ def loading(
     errors: tuple[type[Exception], ...] = (OSError, ValueError),  # how the library says that it is not there
 ) -> Iterator[None]:
     "Turn the library's failure to load a checkpoint into one sentence on how to get it; a broken seal is one before that."
+    hide_short_bars()
     require_whole(Path(source), sealed=False)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
         raise CheckpointError(f"the {what} {shown(source)} does not exist: check the path (a model on the hub is written owner/name)")

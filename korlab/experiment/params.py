@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..core.errors import LabError
+from ..core.quiet import quiet
 from ..core.settings import SettingsError, expanded, load_env, parted
 
 # %% ../../nbs/experiment/00_params.ipynb #aa3612ce
@@ -299,6 +300,7 @@ def arrived(
 ) -> Callable[[], dict[str, Any]]:  # call it after that cell: the names assigned since, in order
     "Watch a notebook's namespace for the values its parameters cell and papermill assign."
     load_env()
+    quiet()
     if earlier := namespace.pop("_arrived", None):
         for name in earlier.given or earlier.assigned():
             if isinstance(namespace.get(name), _PLAIN):

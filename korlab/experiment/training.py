@@ -31,6 +31,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 
 from ..core.errors import LabError
 from ..core.files import atomic, read_json, write_json, write_jsonl
+from ..core.quiet import hide_short_bars
 from . import tracking
 from korlab.experiment.batches import (
     TokenBudgetSampler,
@@ -238,6 +239,11 @@ class LabTrainer(_Sealing):
     "A transformers Trainer with sealed checkpoints, finite numbers, and batches by token budget."
 
     batch_lengths: Sequence[int] | None = None  # tokens of each training row; None keeps the Trainer's own batching
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())  # one weight under two names is saved once
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
 
     def _run_epoch(self, *, epoch: int, epochs_trained: int, resume_from_checkpoint: str | None, **given: Any) -> None:
         start = resume_from_checkpoint if epoch == epochs_trained else None  # later, it may be gone
@@ -592,6 +598,7 @@ class Training(_Going):
         resume: bool = True,  # go on from the newest usable checkpoint, if there is one
     ) -> dict[str, Any]:  # train_metrics, eval_metrics, best_model_checkpoint, final_model_path
         "Train to the end, with smaller batches where memory is short; keep the best weights and save them."
+        hide_short_bars()
         if keeps_records():
             _keep(self.trainable(), self._start_file)
         with tracking.recorded(self.config, self.folder, self.trainer.is_world_process_zero()):

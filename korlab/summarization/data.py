@@ -295,7 +295,7 @@ def _framed(
     opening, closing = MARKERS[markers] if markers else ("", "")
     head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     tail = tokenizer.convert_tokens_to_ids([closing] if closing else []) + [tokenizer.eos_token_id]
-    return lambda dialogue: (head, tokenizer(prefix + opening + dialogue, add_special_tokens=False).input_ids, tail)
+    return lambda dialogue: (head, tokenizer(prefix + opening + dialogue, add_special_tokens=False, verbose=False).input_ids, tail)
 
 
 def _fit(head: list[int], body: list[int], tail: list[int], limit: int) -> list[int]:
@@ -326,7 +326,7 @@ def _add_target(
     counts: Encoded,  # counts it
 ) -> None:
     "Encode a reference as labels."
-    ids = tokenizer(summary, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    ids = tokenizer(summary, add_special_tokens=False, verbose=False).input_ids + [tokenizer.eos_token_id]
     counts.target_lengths.append(len(ids))
     counts.unknown_targets += ids.count(unknown_id(tokenizer))
     pair["labels"] = ids[: limit - 1] + ids[-1:] if len(ids) > limit else ids

@@ -7,6 +7,7 @@ __all__ = ['token_loss', 'Seq2SeqLabTrainer', 'ModelTrainer', 'create_trainer']
 
 # %% ../../nbs/summarization/30_trainer.ipynb #41ef3cc1
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,13 @@ class Seq2SeqLabTrainer(LabTrainer, Seq2SeqTrainer):
     "Seq2SeqTrainer with the lab's checkpoints, batches and beam search."
 
     def prediction_step(self, *args: Any, **options: Any) -> tuple:
-        "As the Trainer's; the model generates with `fastest_search`."
-        with fastest_search(self.model):
-            return super().prediction_step(*args, **options)
+        "As the Trainer's; the model generates with `fastest_search`, and its settings stay as they are."
+        search = copy(self.model.generation_config)
+        try:
+            with fastest_search(self.model):
+                return super().prediction_step(*args, **options)
+        finally:
+            self.model.generation_config = search
 
 # %% ../../nbs/summarization/30_trainer.ipynb #b32d6faa
 def _scores(
