@@ -2712,6 +2712,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'korlab.sparse.cli._run_of': ('sparse/cli.html#_run_of', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._stop_mask': ('sparse/cli.html#_stop_mask', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._tell_limits': ('sparse/cli.html#_tell_limits', 'korlab/sparse/cli.py'),
+                                   'korlab.sparse.cli._telling': ('sparse/cli.html#_telling', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._tokenizer': ('sparse/cli.html#_tokenizer', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._usual': ('sparse/cli.html#_usual', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._without_effect': ('sparse/cli.html#_without_effect', 'korlab/sparse/cli.py'),

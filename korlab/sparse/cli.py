@@ -7,6 +7,7 @@ __all__ = ['app', 'idf', 'stopwords', 'verify', 'quick', 'export', 'upload', 'in
 
 # %% ../../nbs/sparse/64_cli.ipynb #c6e87db7
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -339,6 +340,19 @@ def _cut(text: str, width: int) -> str:
     line = " ".join(text.split())
     return line if cell_len(line) <= width else set_cell_size(line, width - 1).rstrip() + "…"
 
+# %% ../../nbs/sparse/64_cli.ipynb #f51b2565
+def _telling(hit: "Explained", reach: int) -> str:
+    "A passage from where its next so many characters hold most of what decided."
+    starts = accumulate((len(text) for text, *_ in hit.pieces), initial=0)
+    marked = [(start, words, share) for start, (_, share, words) in zip(starts, hit.pieces) if share]
+
+    def found(start: int) -> float:
+        return sum({words: share for place, words, share in marked if start <= place < start + reach}.values())
+
+    best = max((start for start, *_ in marked), key=found, default=0)
+    ahead = hit.text[:best].rfind(" ", 0, max(best - 8, 0)) + 1  # a word or two before it
+    return f"{'…' if ahead else ''}{hit.text[ahead:]}"
+
 # %% ../../nbs/sparse/64_cli.ipynb #9a4989fe
 def _decided(hit: "Explained", most: int = 8) -> str:
     "The tokens that made a passage a hit, the strongest first."
@@ -357,7 +371,7 @@ def _lines(hits: "Hits", width: int, engine: str) -> list[str]:
     digits = 4 if engine == "hybrid" and hits.hits[0].score < 1 else 2  # fused scores are small
     lines = [f"rank  score  id, passage, and the tokens that decided (+ not in the passage), by {engine}"]
     for rank, hit in enumerate(hits.hits, 1):
-        below = (" " * 6 + _cut(text, width - 6) for text in (hit.text, _decided(hit)))
+        below = (" " * 6 + _cut(text, width - 6) for text in (_telling(hit, width // 2), _decided(hit)))
         lines += [f"{rank:>4}  {hit.score:5.{digits}f}  {hit.where or hit.id}", *below]
     return lines
 
