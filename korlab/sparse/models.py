@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINI', 'train_tokenizer', 'mini', 'routed', 'assemble', 'build', 'load', 'transformer_of', 'vocabulary',
-           'parameter_table', 'encode']
+           'freeze_layers', 'parameter_table', 'encode']
 
 # %% ../../nbs/sparse/21_models.ipynb #aefbd938
 import math
@@ -35,6 +35,7 @@ from transformers import (
 from ..core.settings import shown
 from ..experiment.checkpoints import damage, draft_of, publish
 from ..experiment.models import CheckpointError, Loaded, check_positions, loading, origin_of
+from ..experiment.params import ParameterError
 from ..experiment.studies import Model
 from .head import check_mlm_head, fuse, open_encoder
 
@@ -254,6 +255,21 @@ def vocabulary(
 ) -> int:  # V, dimensions of its vectors
     "The rows of the decoder; a fused model no longer says so itself."
     return transformer_of(model).model.get_output_embeddings().weight.shape[0]
+
+# %% ../../nbs/sparse/21_models.ipynb #45c531f1
+def freeze_layers(
+    model: SparseEncoder,  # changed in place
+    layers: int,  # how many, counted from the input
+) -> None:
+    "Let the head and the last layers alone learn; a decoder that is the embeddings as well learns, too."
+    masked = transformer_of(model).model
+    body, depth = getattr(masked, masked.base_model_prefix), masked.config.num_hidden_layers
+    if layers >= depth:
+        raise ParameterError(f"frozen_layers={layers}: the encoder has {depth} layers, and the last one has to learn; choose at most {depth - 1}")
+    stack = next(part for part in body.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+    body.requires_grad_(False)
+    for part in (*stack[layers:], masked.get_output_embeddings()):
+        part.requires_grad_(True)
 
 # %% ../../nbs/sparse/21_models.ipynb #9be9439c
 def parameter_table(

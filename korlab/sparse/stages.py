@@ -255,6 +255,8 @@ def _build(run: Run[Params], splits: Splits) -> "Loaded":
         run.entry, c.run.size, splits.texts, run.path("base"), c.run.vocab_size, c.run.checkpoint, c.own.max_length, static
     )
     loaded.model.prompts = _prompts_of(c)
+    if c.own.frozen_layers:
+        models.freeze_layers(loaded.model, c.own.frozen_layers)
     return loaded
 
 # %% ../../nbs/sparse/35_stages.ipynb #b09ddbd5
