@@ -15,6 +15,7 @@ from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import ModelCard, Page
 from ..metrics.measures import written
+from ..metrics.stats import compare_scores, holm
 from ..report import pages
 from .evaluation import LEXICAL, MEASURES, OURS, in_words
 from .sparsity import goal_rows, sparsity_table
@@ -62,10 +63,25 @@ def _own_documents(facts: Mapping[str, Mapping[str, Any]]) -> Markdown | None:
              for split, one in facts.items() if one.get("own")]
     return Markdown("\n\n".join(lines)) if lines else None
 
+# %% ../../nbs/sparse/60_pages.ipynb #e959e704
+def _against_words(run: Run) -> Markdown:
+    "Every system beside BM25 over morphemes, question by question."
+    found, first = results.read(run), MEASURES[0]
+    rows: list[dict[str, Any]] = []
+    for split in found.splits:
+        ranked = read_jsonl(run.path("rankings", f"{split}.jsonl"))
+        scores = {label: [row["scores"][label][first.name] for row in ranked] for label in ranked[0]["scores"]}
+        gaps = {label: compare_scores(some, scores[LEXICAL]) for label, some in scores.items() if label != LEXICAL}
+        for (label, gap), p in zip(gaps.items(), holm([gap.p_value for gap in gaps.values()])):
+            rows.append({"split": split, "system": run.config.run.model if label == OURS else label, "n": len(ranked),
+                         f"{first.label} − {LEXICAL}": signed(gap.difference.to_dict()), "p": f"{p:.4f}"})
+    return pipe_table(rows)
+
 # %% ../../nbs/sparse/60_pages.ipynb #5f9b8517
 def _scores(run: Run) -> Iterator[Any]:
     yield pages.scores(run)
     yield _own_documents(results.read(run).facts)
+    yield _against_words(run)
     yield pages.distribution(run, "질문 하나하나의 점수")
 
 # %% ../../nbs/sparse/60_pages.ipynb #83872668
