@@ -20,8 +20,9 @@ from ..experiment.remarks import outputs_of
 from ..metrics.measures import Measure
 from ..metrics.retrieval import Retrieval, evaluate, own_documents, without_own
 from .data import Collection
-from .index import SparseIndex, as_run, build_index, contributions, pruning_cost
+from .index import SparseIndex, as_run, contributions, pruning_cost
 from .sparsity import expected_flops, measure_sparsity
+from .windows import WindowIndex, Windows, windows_of
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
@@ -56,8 +57,9 @@ class Searched:
 
     collection: Collection
     queries: csr_matrix  # (queries, V), as the encoder gave them
-    documents: csr_matrix  # (documents, V)
-    index: SparseIndex  # of the documents
+    windows: Windows  # of the documents, as the encoder read them
+    documents: csr_matrix  # (windows, V)
+    index: SparseIndex | WindowIndex  # of the documents
     found: Mapping[str, Mapping[str, Mapping[str, float]]]  # system -> query -> document -> score
     judged: Mapping[str, Retrieval]  # system -> scores
 
@@ -76,20 +78,22 @@ def search_collection(
     loaded: "Loaded",  # the encoder
     batch_size: int = 32,  # texts a forward pass
     beside: Callable[[Collection, Mapping[str, Any], int], Mapping[str, Any]] | None = None,  # finds by other systems, given what these found
-    documents: csr_matrix | None = None,  # of the corpus, where they are known
+    windows: Windows | None = None,  # of the corpus; None: the encoder reads texts whole, as far as it goes
+    documents: csr_matrix | None = None,  # their vectors, where they are known
 ) -> Searched:  # by the encoder and both BM25, and others
     "Let every system search the whole collection."
     from korlab.sparse.models import encode
 
     queries = encode(loaded.model, [*collection.queries.values()], "query", batch_size, progress=True)
+    windows = windows or windows_of(collection.corpus)
     if documents is None:
-        documents = encode(loaded.model, [*collection.corpus.values()], "document", batch_size, progress=True)
-    index, ids, depth = build_index(documents, [*collection.corpus]), [*collection.queries], max(_KS) + 1
+        documents = encode(loaded.model, [*windows.texts.values()], "document", batch_size, progress=True)
+    index, ids, depth = windows.index(documents), [*collection.queries], max(_KS) + 1
     found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, depth)), **_by_words(collection)}
     found |= beside(collection, found, depth) if beside else {}
     found = {label: without_own(hits, collection.qrels, max(_KS)) for label, hits in found.items()}
     judged = {label: evaluate(hits, collection.qrels, _KS, documents=collection.corpus) for label, hits in found.items()}
-    return Searched(collection, queries, documents, index, found, judged)
+    return Searched(collection, queries, windows, documents, index, found, judged)
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #c1acc34d
 _PRUNING: tuple[dict[str, float], ...] = (
@@ -103,7 +107,7 @@ def pruned(
 ) -> list[dict[str, Any]]:  # one row a rule
     "What each pruning rule saves in the documents, and what it costs."
     c = searched.collection
-    return pruning_cost(searched.documents, [*c.corpus], searched.queries, rules, qrels=c.qrels, query_ids=[*c.queries])
+    return pruning_cost(searched.documents, [*c.corpus], searched.queries, rules, qrels=c.qrels, query_ids=[*c.queries], build=searched.windows.index)
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #23845330
 def _milliseconds(system: Callable[[str], Any], text: str) -> float:
@@ -154,7 +158,7 @@ def _own_share(
 def _sparsity(searched: Searched, loaded: "Loaded", stop: np.ndarray) -> dict[str, dict[str, Any]]:
     "How sparse queries and documents are, and how far they expand."
     c = searched.collection
-    sides = {"queries": (searched.queries, c.queries), "documents": (searched.documents, c.corpus)}
+    sides = {"queries": (searched.queries, c.queries), "documents": (searched.documents, searched.windows.texts)}
     return {
         side: measure_sparsity(vectors, stop) | {"own": _own_share(vectors, [*texts.values()], loaded.tokenizer)}
         for side, (vectors, texts) in sides.items()
@@ -198,7 +202,11 @@ def decisive(
     "Which tokens bring a passage to a query."
     if document is None:
         return []
-    parts = contributions(searched.index, searched.queries[query], document)[:most]
+    row, index = searched.queries[query], searched.index
+    if isinstance(index, WindowIndex):
+        parts = contributions(index.index, row, index.best(row, document))[:most]
+    else:
+        parts = contributions(index, row, document)[:most]
     names = loaded.tokenizer.convert_ids_to_tokens([part.token for part in parts])
     return [[name, float(part.share)] for name, part in zip(names, parts)]
 

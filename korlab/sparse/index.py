@@ -12,7 +12,7 @@ __all__ = ['MOST_TOKENS', 'SparseIndexError', 'check_rules', 'prune', 'Strings',
 import bisect
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -474,15 +474,17 @@ def pruning_cost(
     k: int = 10,  # length of the rankings
     qrels: Mapping[str, Mapping[str, int]] | None = None,  # query id -> document id -> grade, if judged
     query_ids: Sequence[str] = (),  # of the queries, needed with `qrels`
+    build: Callable[[csr_matrix, Sequence[str]], Any] | None = None,  # vectors and ids -> what searches them; None is `build_index`
 ) -> list[dict[str, Any]]:  # a row a rule: tokens kept, overlap with the unpruned ranking, nDCG and its change
     "Measure what each pruning rule saves and what it costs, against the same search without pruning."
     if of not in ("documents", "queries"):
         raise ValueError(f"of is {of!r}: choose one of 'documents', 'queries'")
-    whole, table, own = build_index(documents, ids), [], own_documents(qrels or {}, set(ids))
+    build = build or build_index
+    whole, table, own = build(documents, ids), [], own_documents(qrels or {}, set(ids))
     pruned, exact = documents if of == "documents" else queries, _ranked(whole, queries, k, query_ids, own)
     for rule in rules:
         less = prune(pruned, **rule)
-        searched = (build_index(less, ids), queries) if of == "documents" else (whole, less)
+        searched = (build(less, ids), queries) if of == "documents" else (whole, less)
         found = _ranked(*searched, k, query_ids, own)
         row = {"rule": rule_name(rule), "tokens": less.nnz / less.shape[0], "kept": less.nnz / max(pruned.nnz, 1),
                f"overlap@{k}": _mean(overlap(found, exact)), "queries": queries.shape[0]}

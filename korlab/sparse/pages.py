@@ -26,7 +26,7 @@ def _data(run: Run) -> Iterator[Any]:
     yield pages.splits(run, "questions", "documents")
     yield pages.prose("sparse", "data.lengths")
     yield pages.readings(run)
-    yield pages.lengths(run, run.config.own.max_length)
+    yield pages.lengths(run, None if run.config.own.long_texts == "windows" else run.config.own.max_length)
     yield pages.prose("sparse", "data.sources")
     yield from pages.sources(run)
 

@@ -30,6 +30,9 @@ class Params:
     max_length: int | None = setting(
         None, "tokens read of a text; longer ones are cut and counted", low=8, rescore=True
     )
+    long_texts: Literal["cut", "windows"] | None = setting(
+        None, "passages longer than max_length: read its first tokens, or read all of it in windows, the best of which counts", rescore=True
+    )
     start: Literal["solved"] | None = setting(
         None, "solved: an encoder without a masked-language head gets one by least squares; None takes the checkpoint's own"
     )
@@ -112,7 +115,7 @@ _DATA: dict[str, Any] = dict(data_policy="report", max_chars=20_000)
 
 _SPARSE: dict[str, Any] = _DATA | dict(
     max_grad_norm=1.0, adam_beta2=0.999, weight_decay=0.01, accumulation=1, batching="random", gradient_checkpointing=False,
-    patience=0, threshold=0.001, queries="encoder", negatives=2, regularizer="idf", idf_kind="bm25", idf_alpha=2.5, idf_beta=0.3,
+    patience=0, threshold=0.001, queries="encoder", long_texts="cut", negatives=2, regularizer="idf", idf_kind="bm25", idf_alpha=2.5, idf_beta=0.3,
     unseen="penalised", regularizer_warmup=0.33, regularizer_delay=0.0, stop_tokens="soft", stop_list="safe", stop_factor=5.0,
     infonce=1.0, kd=0.0, distillation="margin_mse", kd_temperature=1.0, self_reconstruction=0.0, positive_activation=0.0,
     minimum_activation=0.0, triplet=0.0, form="bounded", curriculum="none", kd_warmup=0.0, on_collapse="stop",
@@ -151,8 +154,8 @@ _E5: dict[str, Any] = dict(
 _MINI_E5: dict[str, Any] = _MINI_SPARSE | _E5 | dict(document_weight=0.1, query_weight=0.03, kd=0.2)
 _FULL_E5: dict[str, Any] = _FULL_SPARSE | _E5 | dict(
     precision="fp32",  # the gelu of a solved head works on a shifted scale, which bf16 rounds coarsely
-    epochs=5, learning_rate=1e-4, head_rate=10.0, frozen_layers=6, scheduler="linear", batch_size=16, accumulation=1, workers=0,
-    eval_steps=0.25, eval_rows=100, keep_checkpoints=2, max_length=128, negatives=0, document_weight=0.03, query_weight=0.03, regularizer_warmup=0.5,
+    epochs=4, learning_rate=1e-4, head_rate=10.0, frozen_layers=6, scheduler="linear", batch_size=16, accumulation=1, workers=0,
+    eval_steps=0.5, eval_rows=100, keep_checkpoints=2, max_length=128, long_texts="windows", negatives=0, document_weight=0.03, query_weight=0.03, regularizer_warmup=0.5,
     active_dims=60, adam_beta2=0.999,
 )
 

@@ -28,6 +28,7 @@ from .evaluation import MEASURES, OURS, Searched
 from .parameters import Params
 from .splits import Splits, is_collection, load_splits, named_split
 from .stages import dense_of, hashes, record_lengths
+from .windows import window_size, windows_of
 
 if TYPE_CHECKING:
     from korlab.experiment.models import Loaded
@@ -83,12 +84,16 @@ class _Searching:
 
     loaded: "Loaded"  # where it computes
     batch_size: int
+    in_windows: bool
     read: list[Searched] = field(default_factory=list)
 
     def __call__(self, collection: Collection, beside: Beside | None = None) -> Searched:
         corpus = [*collection.corpus.items()]
-        documents = next((one.documents for one in self.read if [*one.collection.corpus.items()] == corpus), None)
-        self.read.append(evaluation.search_collection(collection, self.loaded, self.batch_size, beside, documents))
+        before = next((one for one in self.read if [*one.collection.corpus.items()] == corpus), None)
+        size = window_size(self.loaded.model) if self.in_windows else None
+        windows = before.windows if before else windows_of(collection.corpus, self.loaded.tokenizer, size)
+        documents = before.documents if before else None
+        self.read.append(evaluation.search_collection(collection, self.loaded, self.batch_size, beside, windows, documents))
         return self.read[-1]
 
 # %% ../../nbs/sparse/41_scoring.ipynb #55f2b9dc
@@ -119,7 +124,7 @@ def _score_splits(
     "Search and score, and write all of it."
     rows: list[Scored] = []
     items, facts = {}, {}
-    search = _Searching(loaded, run.config.training.eval_batch_size or 32)
+    search = _Searching(loaded, run.config.training.eval_batch_size or 32, run.config.own.long_texts == "windows")
     beside = _beside(run, home or run.folder, splits, search)
     for name in splits.scored:
         searched = search(splits.collections[name], beside)

@@ -209,9 +209,11 @@ def record_lengths(
     splits: Splits,  # the data
 ) -> None:
     "Count the tokens of every text, and keep the lengths that the figure draws."
-    texts, limit = _texts(splits, loaded.model.prompts), run.config.own.max_length or loaded.model.max_seq_length
-    several = {id(some): some for sides in texts.values() for some in sides.values()}
-    read = {key: read_texts(some, loaded.tokenizer, limit) for key, some in several.items()}
+    texts, own = _texts(splits, loaded.model.prompts), run.config.own
+    longest = own.max_length or loaded.model.max_seq_length
+    limits = {"queries": longest, "documents": None if own.long_texts == "windows" else longest}
+    several = {id(some): (some, limits[side]) for sides in texts.values() for side, some in sides.items()}
+    read = {key: read_texts(some, loaded.tokenizer, limit) for key, (some, limit) in several.items()}
     record_readings(run, {name: {side: read[id(some)][0] for side, some in sides.items()} for name, sides in texts.items()})
     first = splits.scored[0]
     drawn = {name: texts[name]["queries"] for name in ("train", first) if name in texts} | {"documents": texts[first]["documents"]}
@@ -338,12 +340,16 @@ def train(
     if run.done("train"):
         return run.read("train")
     from korlab.sparse.trainer import SparseTrainer, sample
+    from korlab.sparse.windows import shown, window_size, windows_of
 
     c = run.config
     with run.stage("train"):
         stop, prices = prices_of(run, loaded, splits)
-        triples, dev = taught(run, splits.triples), sample(splits.collections["dev"], c.rows.eval_rows)
-        lesson = lesson_for(run, triples)
-        trainer = SparseTrainer(c, loaded.model, triples, dev, run.folder, prices, stop, run.note, callbacks, splits.answers, lesson)
+        triples, corpus = taught(run, splits.triples), splits.collections["dev"].corpus
+        size = window_size(loaded.model) if c.own.long_texts == "windows" else None
+        read, windows = shown(triples, loaded.tokenizer, size) if size else triples, windows_of(corpus, loaded.tokenizer, size)
+        dev = sample(splits.collections["dev"], c.rows.eval_rows, windows=windows)
+        trainer = SparseTrainer(c, loaded.model, triples, dev, run.folder, prices, stop, run.note, callbacks, splits.answers,
+                                lesson_for(run, read), read, windows.among(dev.corpus))
         run.write("train", trainer.train() | {"final_model_path": "model"})
     return run.read("train")

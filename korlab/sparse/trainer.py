@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ..metrics.retrieval import evaluate, without_own
 from .answers import Rivals, rivals_of
 from .data import Collection, Triple
 from .dense import Lesson
-from .index import as_run, build_index
+from .index import as_run
 from .losses import IdfFlops, RankingTerms, SparseLoss
 from .models import encode
 from .parameters import Params
@@ -47,6 +48,7 @@ from korlab.sparse.schedules import (
 )
 from .sparsity import active_dims
 from .trimming import VOCABULARY
+from .windows import Windows, windows_of
 
 # %% ../../nbs/sparse/34_trainer.ipynb #6a3a352a
 def search(
@@ -54,23 +56,26 @@ def search(
     documents: csr_matrix,  # (documents, V)
     collection: Collection,  # gives the ids of both, in this order
     k: int = 100,  # hits a query
+    windows: Windows | None = None,  # what the rows of `documents` are; None: the whole documents
 ) -> dict[str, Mapping[str, float]]:  # query -> document -> score, the k best
     "Find the best documents for every query, exactly; a query that is a document does not find itself."
-    hits = build_index(documents, list(collection.corpus)).search(queries, k + 1)
+    hits = (windows or windows_of(collection.corpus)).index(documents).search(queries, k + 1)
     return without_own(as_run(list(collection.queries), hits), collection.qrels, k)
 
 # %% ../../nbs/sparse/34_trainer.ipynb #49f8141a
 def sample(
     collection: Collection,  # dev
     queries: int | None,  # how many; None takes all
-    others: int = 500,  # passages that answer none of them
+    others: int = 500,  # passages that answer none of them, or windows of such
+    windows: Windows | None = None,  # of the collection; None: passages are read whole
 ) -> Collection:  # a smaller one
     "Draw a small collection to evaluate on during training."
     asked = sorted(collection.queries, key=text_hash)[:queries]
     qrels = {query: collection.qrels[query] for query in asked}
     needed = {doc for grades in qrels.values() for doc in grades}
-    rest = sorted((doc for doc in collection.corpus if doc not in needed), key=text_hash)[:others]
-    kept = needed.union(rest)
+    rest = sorted((doc for doc in collection.corpus if doc not in needed), key=text_hash)
+    sizes = accumulate(len(windows.of[doc]) if windows else 1 for doc in rest)
+    kept = needed.union(doc for doc, size in zip(rest, sizes) if size <= others)
     corpus = {doc: text for doc, text in collection.corpus.items() if doc in kept}
     return Collection(corpus, {query: collection.queries[query] for query in asked}, qrels)
 
@@ -81,15 +86,16 @@ class DevSearch(BaseEvaluator):
 
     collection: Collection  # what is searched
     batch_size: int = 32  # texts a forward pass
+    windows: Windows | None = None  # what is read of the corpus; None: all of every document
 
     def __call__(
         self, model: SparseEncoder, output_path: Any = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         "nDCG, MRR, recall and hit rate at 10, and mean active dimensions."
-        c = self.collection
+        c, windows = self.collection, self.windows or windows_of(self.collection.corpus)
         queries, documents = (encode(model, [*part.values()], side, self.batch_size)
-                              for part, side in ((c.queries, "query"), (c.corpus, "document")))
-        found = evaluate(search(queries, documents, c, 10), c.qrels, ks=(10,), documents=c.corpus).means
+                              for part, side in ((c.queries, "query"), (windows.texts, "document")))
+        found = evaluate(search(queries, documents, c, 10, windows), c.qrels, ks=(10,), documents=c.corpus).means
         dims = {"query_dims": queries, "document_dims": documents}
         return {name.replace("@", ""): value for name, value in found.items()} | {
             name: float(active_dims(vectors).mean()) for name, vectors in dims.items()}
@@ -249,9 +255,12 @@ class SparseTrainer(_SparseTraining):
         note: Callable[[str], None] = print,  # told what a reader of the run should know
         callbacks: Sequence[Any] = (),  # called beside the lab's own
         answers: Mapping[str, set[str]] | None = None,  # of every question, as `Splits.answers`; None: what the triples say
-        lesson: Lesson | None = None,  # of the triples, for distillation=in_batch
+        lesson: Lesson | None = None,  # of the triples as they are read, for distillation=in_batch
+        read: Sequence[Triple] | None = None,  # the triples as they are read; None: as they are
+        windows: Windows | None = None,  # of dev
     ) -> None:
         self.train_dataset = self.triples = list(triples)
+        self.read, self.windows = self.triples if read is None else list(read), windows
         self.rivals = rivals_of(self.triples, config.own.negatives or 0, answers)
         self.collection, self.penalties, self.stop, self.lesson = dev, penalties, stop, lesson
         super().__init__(config, model, folder, note, callbacks, bool(dev))
@@ -269,5 +278,5 @@ class SparseTrainer(_SparseTraining):
     def parts(self) -> dict[str, Any]:
         "Loss, rows, and the search that scores dev."
         c, dev = self.config, self.collection
-        return dict(loss=self.loss, train_dataset=rows(self.triples, c.own.negatives, bool(c.own.kd) and not self.lesson),
-                    evaluator=DevSearch(dev, c.training.eval_batch_size) if dev else None)
+        return dict(loss=self.loss, train_dataset=rows(self.read, c.own.negatives, bool(c.own.kd) and not self.lesson),
+                    evaluator=DevSearch(dev, c.training.eval_batch_size, self.windows) if dev else None)
