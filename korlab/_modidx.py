@@ -2058,6 +2058,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'korlab.ivr.models': { 'korlab.ivr.models._check_kind': ('ivr/models.html#_check_kind', 'korlab/ivr/models.py'),
                                    'korlab.ivr.models._is_gguf': ('ivr/models.html#_is_gguf', 'korlab/ivr/models.py'),
                                    'korlab.ivr.models._plain': ('ivr/models.html#_plain', 'korlab/ivr/models.py'),
+                                   'korlab.ivr.models._pre_tokenizer': ('ivr/models.html#_pre_tokenizer', 'korlab/ivr/models.py'),
                                    'korlab.ivr.models._read': ('ivr/models.html#_read', 'korlab/ivr/models.py'),
                                    'korlab.ivr.models._read_gguf': ('ivr/models.html#_read_gguf', 'korlab/ivr/models.py'),
                                    'korlab.ivr.models._require_gguf': ('ivr/models.html#_require_gguf', 'korlab/ivr/models.py'),

@@ -129,7 +129,7 @@ NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.
          "post_attention_layernorm": "ffn_norm", "model.embed_tokens": "token_embd", "model.norm": "output_norm", "model.layers": "blk"}
 
 
-def write_gguf(file: Path, model, tokenizer) -> None:
+def write_gguf(file: Path, model, tokenizer, rule: str = "gpt-2") -> None:
     """Write a small Llama with byte-level merges as one GGUF file, nothing rounded."""
     import gguf
 
@@ -141,7 +141,7 @@ def write_gguf(file: Path, model, tokenizer) -> None:
         getattr(out, f"add_{name}")(value)
     out.add_layer_norm_rms_eps(c.rms_norm_eps)
     out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("gpt-2")
+    out.add_tokenizer_pre(rule)
     out.add_token_list(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get))
     out.add_token_types([1] * (len(tokenizer) - 1) + [3])  # the last one is a control token
     out.add_token_merges([" ".join(pair) for pair in table["model"]["merges"]])
@@ -199,6 +199,21 @@ def test_a_gguf_file_is_the_model_that_was_written(llama, tmp_path):
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match="cut.gguf cannot be read .*copy it again"):
             load(str(tmp_path / "cut.gguf"))
+
+
+def test_a_gguf_file_s_rule_for_words_is_kept(llama, tmp_path):
+    pytest.importorskip("gguf")
+    from tokenizers import pre_tokenizers
+
+    from korlab.ivr.models import load
+
+    write_gguf(tmp_path / "smol.gguf", *llama, rule="smollm")
+    whole = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    text = "In 2024 there were 1,500 names. 이름 12"
+    assert load(str(tmp_path / "smol.gguf")).tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text) == whole.pre_tokenize_str(text)
+    write_gguf(tmp_path / "other.gguf", *llama, rule="llama-bpe")
+    with pytest.raises(CheckpointError, match="other.gguf cuts words by the rule 'llama-bpe', which is none of gpt-2, .*pass checkpoint=FOLDER"):
+        load(str(tmp_path / "other.gguf"))
 
 
 def test_without_the_package_a_gguf_file_is_one_sentence(tmp_path, monkeypatch):

@@ -75,6 +75,23 @@ def _require_gguf(file: Path) -> None:
     if find_spec("gguf") is None:
         raise CheckpointError(f"{shown(file)} is read by the package gguf, which is not installed: run `pip install gguf`, or pass checkpoint=FOLDER")
 
+# %% ../../nbs/ivr/21_models.ipynb #c6bb4138
+_AS_GPT2 = ("gpt-2", "mpt", "olmo", "jais", "trillion")  # llama.cpp's names for GPT-2's rule
+_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")  # and for the same behind single digits
+
+
+def _pre_tokenizer(file: Path) -> pre_tokenizers.PreTokenizer:
+    "The rule a GGUF file names."
+    from gguf import GGUFReader
+
+    field = GGUFReader(str(file)).fields.get("tokenizer.ggml.pre")
+    name = bytes(field.parts[field.data[0]]).decode() if field else _AS_GPT2[0]
+    if name not in _AS_GPT2 + _DIGIT_BY_DIGIT:
+        raise CheckpointError(f"the GGUF file {shown(file)} cuts words by the rule {name!r}, which is none of {', '.join(_AS_GPT2 + _DIGIT_BY_DIGIT)}: "
+                              "pass checkpoint=FOLDER with the model as transformers saves it")
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return cut if name in _AS_GPT2 else pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), cut])
+
 # %% ../../nbs/ivr/21_models.ipynb #c183c9dc
 def _plain(read: PreTrainedModel) -> PreTrainedModel:
     "The same weights in a model that counts as no quantized one, so that it can be trained and saved."
@@ -90,7 +107,10 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, Any]:
     _require_gguf(file)
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        return _plain(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)), AutoTokenizer.from_pretrained(**where)
+        rule = _pre_tokenizer(file)
+        model, tokenizer = _plain(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)), AutoTokenizer.from_pretrained(**where)
+        tokenizer.backend_tokenizer.pre_tokenizer = rule
+        return model, tokenizer
     except (OSError, ValueError, ImportError, LookupError, RuntimeError, struct.error) as error:
         raise CheckpointError(f"the GGUF file {shown(file)} cannot be read ({str(error).strip().split(chr(10))[0]}): copy it again if it was "
                               "cut short, or pass checkpoint=FOLDER with the model as transformers saves it") from error

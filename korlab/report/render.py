@@ -69,14 +69,16 @@ def _first_heading(clean: "NotebookNode") -> str:
     return re.sub(r"[*`]", "", found[1]) if found else ""
 
 # %% ../../nbs/report/04_render.ipynb #a2c1f551
-def _retitled(notebook: "NotebookNode", title: str, lead: str) -> "NotebookNode":
-    "Put a title in place of the first heading and a lead in place of the summary under it."
+def _retitled(notebook: "NotebookNode", title: str, lead: str, note: str = "") -> "NotebookNode":
+    "Put a title in place of the first heading and a lead in place of the summary under it, and a note behind the summary."
     prose = (cell for cell in notebook.cells if cell.cell_type == "markdown")
     first = next((cell for cell in prose if cell.source.startswith("# ")), None)
-    if title and first:
-        rest = first.source.split("\n")[1:]
-        rest = ["", f"> {escape(lead)}", *[line for line in rest if not line.startswith("> ")]] if lead else rest
-        first.source = "\n".join([f"# {escape(title)}", *rest])
+    if first and (title or note):
+        heading, *rest = first.source.split("\n")
+        summary = [f"> {escape(lead)}"] if title and lead else [line for line in rest if line.startswith("> ")]
+        summary = ["\n> ".join([*summary, escape(note)]) if summary else f"> {escape(note)}"] if note else summary
+        others = [line for line in rest if not line.startswith("> ")]
+        first.source = "\n".join([f"# {escape(title)}" if title else heading, "", *summary, *others])
     return notebook
 
 # %% ../../nbs/report/04_render.ipynb #a457e359
@@ -163,6 +165,7 @@ def render(
     title: str = "",  # in place of the first heading, e.g. model, size and data; the notebook's own when empty
     lead: str = "",  # in place of the summary under it, e.g. the main result; the notebook's own when empty
     quotes: bool = True,  # show tables that hold texts of the data
+    note: str = "",  # what else a reader must know, behind the summary
     root: Path | str | None = None,  # the lab's root; found upwards from the notebook when None
 ) -> Rendered:  # `<name>.html`, `<name>.md` and the pictures in `<name>_files/`
     """Render an executed notebook as one self-contained HTML file and as Markdown with pictures.
@@ -182,7 +185,7 @@ def render(
         stop = Failure(stop.cell, conceal(stop.error), conceal(stop.traceback))
     else:
         check_figures(source, file.name)
-    clean, base = _retitled(cleaned(source, conceal), title, lead), _origin(source, file, root)
+    clean, base = _retitled(cleaned(source, conceal), title, lead, note), _origin(source, file, root)
     title = title or _first_heading(clean) or name
     page = _html_form(relinked(clean, base, folder, embed=True), stop, title, lang, file.name)
     text = _markdown_form(relinked(clean, base, folder, embed=False), stop, f"{name}_files", code, lang)
@@ -206,11 +209,12 @@ def render_run(
     run: "Run",  # whose notebook was executed
     to: Path | None = None,  # the folder; None is the run's own
     quotes: bool = True,  # show tables that hold texts of the data
+    note: str = "",  # what else a reader must know
 ) -> Rendered:  # `report.html` in the run's folder, else `<run>.html` with `<run>.json` beside it
     "Render the notebook of a run; a damaged record of it is an error."
     check_records(run)
     label = run.folder.name if to else "report"
-    rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title, lead=lead_of(run), quotes=quotes)
+    rendered = render(run.path("train.ipynb"), to or run.folder, label, title=run.title, lead=lead_of(run), quotes=quotes, note=note)
     if to and run.has("metrics"):
         write_json(to / f"{label}.json", run.read("metrics"))
     return rendered

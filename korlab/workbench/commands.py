@@ -223,15 +223,20 @@ _QUOTES = Annotated[
 ]
 
 
-def report(run: _REPORTED = "latest", to: _REPORT_TO = None, code: _CODE = False, quotes: _QUOTES = True) -> None:
+_NOTE = Annotated[str, typer.Option(help="what else a reader must know, e.g. of the weights; it stands under the title")]
+
+
+def report(
+    run: _REPORTED = "latest", to: _REPORT_TO = None, code: _CODE = False, quotes: _QUOTES = True, note: _NOTE = "",
+) -> None:
     "Render the report of a run, or of any executed notebook, as one HTML file and as Markdown; print a run's scores."
     from korlab.experiment.runs import find_run
     from korlab.report.render import render, render_run
 
     if run.endswith(".ipynb"):
-        rendered = render(run, to or Path(expanded(run)).parent, code=code, quotes=quotes)
+        rendered = render(run, to or Path(expanded(run)).parent, code=code, quotes=quotes, note=note)
     else:
-        rendered = render_run(found := find_run(run), to, quotes)
+        rendered = render_run(found := find_run(run), to, quotes, note)
         if found.has("metrics"):
             _print_scores(found)
     typer.secho(f"report: {where(rendered.html)}", bold=True)
@@ -327,7 +332,7 @@ _COMPARISON = Annotated[str | None, typer.Option(help="name of the comparison an
 def compare(
     runs: _COMPARED = ["latest"], baseline: _BASELINE = None, split: _SPLIT = "test", mode: _MODE = None,
     measure: _MEASURE = None, to: _COMPARISON_TO = None, name: _COMPARISON = None,
-    quotes: _QUOTES = True,
+    quotes: _QUOTES = True, note: _NOTE = "",
 ) -> None:
     "Compare runs: scores, paired tests against a baseline, cost, curves and examples in one report."
     from korlab.core.files import read_json, write_json
@@ -340,7 +345,7 @@ def compare(
     typer.secho(verdicts.headline(found), bold=True)
     execute_notebook("compare", out := found.folder / "compare.ipynb", _given(**given))
     label = found.folder.name if to else "report"
-    rendered = render(out, to or found.folder, label, title=found.title, quotes=quotes)
+    rendered = render(out, to or found.folder, label, title=found.title, quotes=quotes, note=note)
     if to:
         write_json(to / f"{label}.json", read_json(found.folder / "comparison.json"))
     typer.secho(f"report: {where(rendered.html)}", bold=True)
