@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['Scored', 'Results', 'Items', 'against', 'write', 'parse', 'read', 'item_scores', 'score_rows', 'score_row',
-           'overview', 'signatures', 'stand_in']
+           'overview', 'announce', 'signatures', 'stand_in']
 
 # %% ../../nbs/experiment/07_results.ipynb #7eac0544
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..core.aloud import aloud
 from ..core.files import read_json, read_jsonl, read_record, write_json, write_jsonl
-from ..core.settings import portable
+from ..core.settings import portable, shown
 from .remarks import Remark, of_choice, of_split
 from .runs import Run, RunError, open_run, record_data
 from ..metrics.measures import Interval, Measure, written
@@ -204,6 +205,15 @@ def overview(
             numbers[f"{m.name}{end}"] = m.scale * value
     words = f"{measures[0].label} {written(measures[0], one.measures[measures[0].name])}"
     return {"score": words, "n": one.n, "split": one.split, "mode": one.mode} | numbers
+
+
+def announce(
+    run: Run,  # finished
+) -> None:
+    "Say in the terminal what came out, and what makes a page of it."
+    short = overview(read(run), run.study.measures) if run.has("metrics") else {}
+    score = f"{short['split']} n={short['n']}, {short['score']}" if short else "nothing was scored"
+    aloud(f"{run.title}: {score}; `korlab report {run.folder.name}` writes {shown(run.folder / 'report.html')}")
 
 
 def signatures(

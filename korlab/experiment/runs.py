@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TextIO
 
+from ..core.aloud import aloud
 from ..core.errors import LabError
 from ..core.files import FileError, opening, read_json, read_record, write_json
 from ..core.settings import expanded, portable, root, settings, shown
@@ -118,6 +119,7 @@ def _mark(run: RunFolder, stage: str, error: str | None = None, **facts: Any) ->
 @contextmanager
 def _recorded(run: RunFolder, stage: str) -> Iterator[None]:
     clock, cpu = time.time(), time.process_time()
+    aloud(f"{run.folder.name}: {stage}")
     _mark(run, stage, state="running", started=now(), ended=None)
     try:
         yield

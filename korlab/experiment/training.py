@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
+from ..core.aloud import aloud
 from ..core.errors import LabError
 from ..core.files import atomic, read_json, write_json, write_jsonl
 from ..core.quiet import hide_short_bars
@@ -321,6 +322,17 @@ def _standing(state: TrainerState, share: float, began: tuple[float, float]) -> 
     left = (1.0 - share) * seconds / done if done > 0 else None
     return {"step": state.global_step, "total": state.max_steps, "seconds_left": left}
 
+
+_SAY_SECONDS = 20  # between two lines in the terminal
+
+
+def _in_words(standing: Mapping[str, Any], shown: Mapping[str, float]) -> str:
+    "The same for a person."
+    left = standing["seconds_left"]
+    rest = "" if left is None else f", {left:.0f} s left" if left < 90 else f", {left / 60:.0f} min left"
+    numbers = "".join(f", {name.replace('eval_', 'dev ')} {value:g}" for name, value in shown.items())
+    return f"train: {standing['step']:,} of {standing['total']:,} updates{rest}{numbers}"
+
 # %% ../../nbs/experiment/14_training.ipynb #a01af548
 class _Progress(TrainerCallback):
     "One progress bar over all updates with the latest loss and dev score, and the same in a file for onlookers."
@@ -328,7 +340,7 @@ class _Progress(TrainerCallback):
     bar: tqdm | None = None
 
     def __init__(self, file: Path, share: Callable[[TrainerState], float]) -> None:
-        self.file, self.share, self.written = file, share, 0.0
+        self.file, self.share, self.written, self.said = file, share, 0.0, time.time()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Open the bar where the run stands."
@@ -344,7 +356,11 @@ class _Progress(TrainerCallback):
     def _write(self, state: TrainerState) -> None:
         self.written = time.time()
         dev = f"{self.score.removeprefix('eval_')} {self.shown[self.score]}" if self.score in self.shown else None
-        write_json(self.file, _standing(state, self.share(state), self.began) | self.shown | {"dev": dev})
+        standing = _standing(state, self.share(state), self.began)
+        write_json(self.file, standing | self.shown | {"dev": dev})
+        if time.time() - self.said > _SAY_SECONDS:
+            self.said = time.time()
+            aloud(_in_words(standing, self.shown))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Show the latest numbers."
