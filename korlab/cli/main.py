@@ -27,12 +27,30 @@ from ..experiment import studies
 from ..workbench.commands import new, register
 from ..workbench.terminal import complain, papermill_style
 
+# %% ../../nbs/cli/00_main.ipynb #f91c30a7
+_KINDS = {"bool": "", "path": "PATH", "int": "N", "float": "NUMBER"}
+
+
+def _name_values(command: Any) -> None:
+    "Name what a command, and all commands in it, take; a name that was given by hand stays."
+    context = command.context_class(command, help_option_names=["-h", "--help"])
+    for one in (*command.params, *filter(None, [command.get_help_option(context)])):
+        name, kind = one.name.upper(), str(one.display_type(context)).casefold()
+        if one.param_type_name == "argument":
+            one.metavar = one.metavar or (name if one.nargs == 1 else name.removesuffix("S"))
+            vars(one)["display_type_rich"] = lambda ctx: None  # the name says it
+        elif one.metavar is None:
+            one.metavar = next((word for part, word in _KINDS.items() if part in kind), "TEXT")
+    for inner in getattr(command, "commands", {}).values():
+        _name_values(inner)
+
 # %% ../../nbs/cli/00_main.ipynb #a249dc58
 class Commands(TyperGroup):
     "Commands whose refusals are one sentence."
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         "Run a command; a `LabError` ends it with exit code 1."
+        _name_values(self)
         try:
             with extras_named():
                 return super().main(*args, **kwargs)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FileError', 'opening', 'usual_mode', 'atomic', 'write', 'write_json', 'write_jsonl', 'read_json', 'read_record',
-           'reading', 'Fault', 'unrepeated', 'utf8_lines', 'line_rows', 'read_jsonl', 'sha256']
+           'reading', 'Fault', 'unrepeated', 'utf8_lines', 'line_rows', 'read_jsonl', 'is_hidden', 'sha256']
 
 # %% ../../nbs/core/02_files.ipynb #0692a018
 import hashlib
@@ -202,6 +202,16 @@ def read_jsonl(
                             "run again what wrote it")
         rows.append(row)
     return rows
+
+# %% ../../nbs/core/02_files.ipynb #0f74be82
+_MADE = frozenset({"thumbs.db", "desktop.ini", "__macosx", "__pycache__", "node_modules"})
+
+
+def is_hidden(
+    name: str,  # of a file or folder, without those above it
+) -> bool:  # whether a system, a program or an editor put it there
+    "Tell what is hidden or temporary from what a person put somewhere."
+    return name.startswith((".", "~")) or name.endswith("~") or name.casefold() in _MADE
 
 # %% ../../nbs/core/02_files.ipynb #35779a5e
 def sha256(

@@ -17,6 +17,7 @@ from typing import IO, cast
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from .accounts import DataError, FileFault, and_more, short
+from .files import is_hidden
 
 # %% ../../nbs/core/13c_packed.ipynb #7241b7c6
 def _name(member: ZipInfo) -> str:
@@ -35,8 +36,8 @@ def _name(member: ZipInfo) -> str:
 def _is_own(name: str) -> bool:
     "Whether somebody put a member there, and it is in the archive's own folders."
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    outside = name.startswith(("/", "\\")) or ".." in parts or ":" in name
-    return not outside and "__MACOSX" not in parts and not parts[-1].startswith((".", "~"))
+    outside = name.startswith(("/", "\\")) or ":" in name
+    return not outside and not any(map(is_hidden, parts))
 
 # %% ../../nbs/core/13c_packed.ipynb #e5d28186
 def choose_member(

@@ -206,7 +206,7 @@ def whole_text(
 
 # %% ../../nbs/core/12_schemas.ipynb #7775760c
 def _titles(names: Sequence[object]) -> list[str]:
-    return [short(printable(str(name)), 40) or f"(unnamed {i + 1})" for i, name in enumerate(names)]
+    return [short(printable(str(name)).strip("\ufeff \t"), 40) or f"(unnamed {i + 1})" for i, name in enumerate(names)]
 
 
 def listed(

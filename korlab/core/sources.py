@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounts import DataError, and_more, label, short
+from .files import is_hidden
 from .packed import choose_member
 from .settings import expanded, looked_in, parted
 
@@ -83,7 +84,7 @@ def is_data_file(
 ) -> bool:  # whether it is to be read
     "Tell a data file from hidden and temporary ones, from a read-me, and from folders."
     about = path.suffix.lower() in (".txt", ".md") and path.stem.casefold() in _ABOUT
-    return any(_format(path, also)) and not about and not path.name.startswith((".", "~")) and path.is_file()
+    return any(_format(path, also)) and not about and not is_hidden(path.name) and path.is_file()
 
 # %% ../../nbs/core/14_sources.ipynb #76f52217
 _SHARD = re.compile(r"(.+?)-(\d+)-of-(\d+)(?:-[0-9a-f]{6,})?")

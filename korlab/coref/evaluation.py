@@ -35,7 +35,7 @@ from .stages import length_read, make_ready, record, record_lengths, scored
 from .windows import Window
 from .windows import questions as hidden
 from ..experiment import results
-from ..experiment.evaluations import seen_before
+from ..experiment.evaluations import is_own_data, seen_before
 from ..experiment.remarks import Remark, outputs_of
 from ..experiment.results import Items, Results, Scored
 from ..experiment.runs import Run, is_run, reopen
@@ -290,9 +290,9 @@ def _brought(run: Run[Params]) -> Splits:
 # %% ../../nbs/coref/43_evaluation.ipynb #eef436e3
 def _to_be_asked(run: Run[Params]) -> tuple[Splits, list[Remark]]:
     "The run's own splits, or somebody's questions, whose documents training should not have read."
-    home, rows = run.folder.parents[1], run.config.rows
+    home = run.folder.parents[1]
     trained = reopen(home) if is_run(home) else None
-    if rows.data == "embedded" or trained and trained.config.rows.data == rows.data:
+    if is_own_data(run, trained):
         refuse_recipe(run.given, [])  # a run asks its own questions again as they were made
         return load_splits(run.config, home / "samples", again=True), []
     splits = _brought(run)

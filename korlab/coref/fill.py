@@ -39,7 +39,7 @@ from ..experiment import params, studies
 from ..experiment.computing import choose_device
 from ..experiment.params import ParameterError, setting
 from ..experiment.remarks import Remark
-from ..experiment.runs import RunError, find_run, is_run
+from ..experiment.runs import RunError, find_run, is_run, tell_latest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -438,6 +438,7 @@ def _latest() -> str:
     trained = sorted(home.glob("*/model/config.json"), key=lambda file: file.stat().st_mtime)
     if not trained:
         raise RunError(f"there is no trained run in {shown(home)}: train one first, or name a checkpoint's folder")
+    tell_latest(trained[-1].parents[1])
     return str(trained[-1].parents[1])
 
 # %% ../../nbs/coref/50_fill.ipynb #f2253ae8
@@ -453,7 +454,7 @@ def find_model(
         return Found(entry.hub_id, model, None) if run == "latest" else Found(str(given), portable(run), None)
     if (given / "config.json").is_file() and not is_run(given):
         return Found(str(given), portable(run), None)
-    found = find_run(_latest() if run == "latest" else run)
+    found = find_run(_latest() if run == "latest" else run, "coref")
     studies.check_owner(found.study.name, "coref", portable(run))
     if not (place := found.path("model")).is_dir():
         raise RunError(f"{shown(found.folder)} has no trained model yet: run the same training command again to finish it")

@@ -14,7 +14,7 @@ from typing import Any
 from ..core.aloud import aloud
 from ..core.files import read_json, read_jsonl, read_record, write_json, write_jsonl
 from ..core.settings import portable, shown
-from .remarks import Remark, of_choice, of_split
+from .remarks import Remark, of_choice, of_split, of_training
 from .runs import Run, RunError, open_run, record_data
 from ..metrics.measures import Interval, Measure, written
 
@@ -95,7 +95,10 @@ def _remarks(run: Run, scored: Sequence[Scored], facts: Mapping[str, Mapping[str
     trained = run.read("train") if run.has("train") else {}
     history = read_jsonl(run.path("history.jsonl"))
     chosen = of_choice(history, trained.get("best_model_checkpoint"), run.study.selector)
-    return [*(one for split, some in facts.items() for one in of_split(split, run.study.measures[0], some, number.get(split))), *chosen]
+    c, made = run.config, trained.get("train_metrics", {}).get("updates")
+    counted = made is None or c.training.max_steps or c.rows.data == "embedded"  # asked for, or what the recipes are made for
+    hardly = [] if counted else of_training(made, c.training.warmup or 0)
+    return [*hardly, *(one for split, some in facts.items() for one in of_split(split, run.study.measures[0], some, number.get(split))), *chosen]
 
 # %% ../../nbs/experiment/07_results.ipynb #4d23a8bd
 _NOTHING = Remark("unscored", "", "Nothing was scored: no row has what a score needs.", "점수가 없다: 채점할 정답이 있는 행이 하나도 없다.")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunError', 'RunBusyError', 'run_name', 'run_folder', 'differences', 'RunFolder', 'now', 'Run', 'locked',
            'record_config', 'replace_parameters', 'open_run', 'keep_hashes', 'record_data', 'set_aside', 'is_run',
-           'check_records', 'reopen', 'run_folders', 'find_run']
+           'check_records', 'reopen', 'run_folders', 'tell_latest', 'find_run']
 
 # %% ../../nbs/experiment/06_runs.ipynb #112a5cb6
 import fcntl
@@ -395,6 +395,13 @@ def run_folders() -> list[Path]:  # oldest first
     "The folders of every run there is, whether or not it can be read."
     return [file.parent for file in sorted(settings().runs.glob("*/*/config.json"), key=lambda file: file.stat().st_mtime)]
 
+# %% ../../nbs/experiment/06_runs.ipynb #e00b313a
+def tell_latest(
+    folder: Path,  # of the run
+) -> None:
+    "Say on standard error which run `latest` is."
+    print(f"korlab: 'latest' is {shown(folder)}", file=sys.stderr)
+
 # %% ../../nbs/experiment/06_runs.ipynb #ff33080a
 def _latest(folders: Sequence[Path]) -> Run | None:
     "The newest finished run that can be read; what is newer and cannot is named on standard error."
@@ -410,24 +417,28 @@ def _latest(folders: Sequence[Path]) -> Run | None:
         found = None
     if unread:
         print(f"korlab: 'latest' passes over {len(unread)} newer run{'s' * (len(unread) > 1)}: {'; '.join(unread)}", file=sys.stderr)
+    if found:
+        tell_latest(found.folder)
     return found
 
 # %% ../../nbs/experiment/06_runs.ipynb #eb63c574
 def find_run(
     name: str,  # a folder, `<study>/<name>`, a name, or "latest"
+    study: str | None = None,  # that has it, where it is asked for by "latest" or a name that several have; None takes any
 ) -> Run:  # opened for reading: no lock is taken
     "Find a run that exists."
     given = Path(expanded(name))
     if name != "latest" and is_run(given):
         return reopen(given)
     runs, every = settings().runs, run_folders()
+    own = [p for p in every if study in (None, p.parent.name)]
     if name == "latest":
-        if run := _latest([p for p in every if (p / "metrics.json").exists()]):
+        if run := _latest([p for p in own if (p / "metrics.json").exists()]):
             return run
-        raise RunError(f"there is no finished run in {shown(runs)}: train one first (`make run`)")
+        raise RunError(f"there is no finished run in {shown(runs / (study or ''))}: train one first (`make run`)")
     if is_run(runs / given):
         return reopen(runs / given)
-    if len(named := [p for p in every if p.name == name]) > 1:
+    if len(named := [p for p in own if p.name == name] or [p for p in every if p.name == name]) > 1:
         raise RunError(f"{name!r} is a run of {' and of '.join(p.parent.name for p in named)}: say which, "
                        f"e.g. {named[0].parent.name}/{name}")
     if named:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/ivr/64_cli.ipynb #64ef0536
 app = typer.Typer(name="ivr", no_args_is_help=True, help="Give a byte-level vocabulary Korean tokens in place, step by step.")
 _WORK = Annotated[Path, typer.Option(help="folder of all steps")]
-_PARAM = Annotated[list[str], typer.Option("-p", "--param", help="NAME VALUE of nbs/train.ipynb; repeatable")]
+_PARAM = Annotated[list[str], typer.Option("-p", "--param", metavar="NAME VALUE", help="a parameter of nbs/train.ipynb; repeatable")]
 _FORCE = Annotated[bool, typer.Option("--force", help="do it even if nothing changed")]
 _HERE = Path("artifacts")
 

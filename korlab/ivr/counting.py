@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..core.accounts import DataReport, FileFault, check_outcome, check_policy, label
 from ..core.errors import LabError
-from ..core.files import Fault, read_record, write_json
+from ..core.files import Fault, is_hidden, read_record, write_json
 from ..core.rows import judged_rows
 from ..core.schemas import Field, Numbered, Row, Schema, Verdict, as_text, chosen_columns
 from ..core.settings import expanded, shown
@@ -92,7 +92,7 @@ def _folders(data: Any) -> list[Path]:
     path = Path(expanded(str(data))) if isinstance(data, (str, Path)) else None
     if path is None or not path.is_dir():
         return []
-    inside = sorted(one for one in path.rglob("*") if one.is_dir() and not any(part.startswith(".") for part in one.relative_to(path).parts))
+    inside = sorted(one for one in path.rglob("*") if one.is_dir() and not any(map(is_hidden, one.relative_to(path).parts)))
     return [path, *inside]
 
 

@@ -17,7 +17,7 @@ from ..core.errors import LabError
 from ..core.files import write_jsonl
 from ..core.text import text_hash
 from ..experiment import results
-from ..experiment.evaluations import seen_before
+from ..experiment.evaluations import is_own_data, seen_before
 from ..experiment.remarks import Remark
 from ..experiment.results import Items, Results, Scored
 from ..experiment.runs import Run, is_run, reopen
@@ -221,7 +221,7 @@ def _asked(run: Run[Params]) -> tuple[Corpora, list[Remark]]:
     "The run's own splits, or somebody's Korean beside the English that is asked for."
     home, rows = run.folder.parents[1], run.config.rows
     trained = reopen(home) if is_run(home) else None
-    if rows.data == "embedded" or trained and trained.config.rows.data == rows.data:
+    if is_own_data(run, trained):
         return load_corpora(wanted_of(run.config)), []
     texts, report = read_texts(rows.data, rows.data_policy or "report", rows.max_chars, rows.encoding, columns=rows.columns)
     en = load_corpora(wanted_of(run.config.but(data="embedded"))).english

@@ -17,7 +17,7 @@ from ..core.accounts import counted
 from ..core.files import reading
 from ..core.settings import expanded
 from ..experiment.params import ParameterError
-from ..experiment.runs import RunError
+from ..experiment.runs import RunError, tell_latest
 from ..workbench.commands import register
 from ..workbench.terminal import live, one_of, print_table, remark, remark_all, where
 
@@ -160,6 +160,8 @@ def export(run: _RUN, to: _EXPORT, license: _LICENSE, silence: _SILENCE = False)
     from korlab.sparse.export import export as write
 
     folder = find_encoder(run)
+    if run == "latest":
+        tell_latest(folder.parent)
     home = _run_of(folder)
     stop = _stop_mask(folder, home) if silence else None
     done = write(folder, to, _card(folder, home, license, silence), stop)
@@ -297,7 +299,7 @@ def _into_folder(run: str, documents: str, to: Path | None, rules: Mapping[str, 
         lib.build_library(gathered, encoder, folder, source=lib.source_mark(documents))
     lib.remember(folder)
     by = f"BM25 and {encoder.name}" if encoder else "BM25"
-    return f"{len(gathered.passages):,} passages by {by}{', as they were' if current else ''}: {where(folder)}"
+    return f"{counted(len(gathered.passages), 'passage')} by {by}{', as they were' if current else ''}: {where(folder)}"
 
 # %% ../../nbs/sparse/64_cli.ipynb #c06d4231
 def _into_opensearch(

@@ -296,7 +296,8 @@ def save_triples(
     return path
 
 # %% ../../nbs/sparse/10_data.ipynb #1dfeae81
-_ID = Field("_id", names=("id",), aliases=("doc_id", "docid", "document_id", "passage_id", "query_id", "qid", "pid", "번호", "아이디"))
+_ID = Field("_id", names=("id",), aliases=("doc_id", "docid", "document_id", "passage_id", "query_id", "qid", "pid", "번호", "아이디"),
+            weak=("문서번호", "글번호", "접수번호", "문의번호", "일련번호"))
 _TITLE = Field("title", aliases=("제목",), required=False)
 _TEXTS = {
     "document": Field("text", aliases=("contents", "content", "passage", "body", "document", "paragraph", "context", "article",

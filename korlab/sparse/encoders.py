@@ -21,7 +21,7 @@ from ..core.files import read_json, sha256
 from ..core.settings import expanded, portable, settings, shown
 from ..experiment import studies
 from ..experiment.params import ParameterError
-from ..experiment.runs import RunError, find_run
+from ..experiment.runs import RunError, find_run, tell_latest
 from .idf import texts_sha256, tokenizer_sha256
 from korlab.sparse.index import (
     SparseIndex,
@@ -138,6 +138,8 @@ def load_encoder(
     from korlab.sparse.models import encode, transformer_of
 
     folder = find_encoder(run)
+    if run == "latest":
+        tell_latest(folder.parent)
     model = open_encoder(folder, device=device)
     with suppress(EncoderError):  # another pooling needs every logit: the same vectors, with more memory
         fuse(model)

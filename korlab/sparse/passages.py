@@ -13,12 +13,21 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from ..core.accounts import counted
+from ..core.accounts import DataError, FileFault, counted
 from ..core.files import Fault, line_rows, utf8_lines
-from ..core.settings import expanded, looked_in, portable, shown
+from ..core.settings import expanded, looked_in, parted, portable, shown
 from ..core.text import normalize
 from ..experiment.params import ParameterError
-from .documents import Document, Heading, is_document, is_table, read_file, read_folder, table_rows
+from korlab.sparse.documents import (
+    Document,
+    Heading,
+    is_document,
+    is_table,
+    read_file,
+    read_folder,
+    table_documents,
+    table_rows,
+)
 
 # %% ../../nbs/sparse/14_passages.ipynb #4e08c10e
 _SIZE, _OVERLAP = 400, 80  # characters of a passage at most, and of it once more in the next
@@ -194,9 +203,28 @@ class Gathered:
         return {one.id: one.searched for one in self.passages}
 
 # %% ../../nbs/sparse/14_passages.ipynb #538a562e
-def _rows(path: Path, name: str, note: Callable[[str], None]) -> list[Document]:
-    "The rows of a table; each keeps its own id."
-    return [Document(key, text, path.name, row=row) for row, key, text in table_rows(path, name, note)]
+def _workbook(path: Path, note: Callable[[str], None]) -> list[Document]:
+    "The rows of a workbook; each keeps its own id, and where several sheets have some also the sheet's."
+    try:
+        found = table_documents(path, path.name, note)
+    except FileFault as fault:
+        raise DataError(f"{shown(path)} {fault}") from None
+    if len({one.file for one in found}) > 1:
+        return found
+    return [replace(one, id=one.id.removeprefix(f"{one.file}:")) for one in found]
+
+
+def _rows(
+    path: Path,  # a table
+    name: str,  # what to call it
+    note: Callable[[str], None],  # told what was found wrong
+    inside: str = "",  # the sheet or member that is asked for
+) -> list[Document]:  # each keeps its own id
+    "The rows of a table."
+    if path.suffix.lower() == ".xlsx" and not inside:
+        return _workbook(path, note)
+    file = f"{path.name}#{inside}" if inside else path.name
+    return [Document(key, text, file, row=row) for row, key, text in table_rows(path, name, note, inside=inside)]
 
 
 def _lines(
@@ -245,8 +273,9 @@ def gather(
         from korlab.sparse.scenarios import embedded
 
         return Gathered(tuple(Passage(key, text, key) for key, text in embedded().test.corpus.items()))
-    given, place, notes = f"documents={portable(documents)!r}", Path(expanded(documents)), list[str]()
-    if not place.exists():
+    file, inside = parted(expanded(documents))
+    given, place, notes = f"documents={portable(documents)!r}", Path(file), list[str]()
+    if not place.exists() or inside and not is_table(place):
         raise ParameterError(f"{given}: there is no such file or folder{looked_in(place)}")
     if place.is_dir():
         corpus = place / "corpus.jsonl"
@@ -254,8 +283,9 @@ def gather(
             return _of_folder(place, given, (size, overlap))
         return Gathered(tuple(_whole(_rows(corpus, shown(corpus), notes.append))), notes=tuple(notes))
     if is_table(place):
-        found = _rows(place, shown(place), notes.append)
+        found = _rows(place, shown(place), notes.append, inside)
     else:
         found = [read_file(place)] if is_document(place) else _lines(place, given)
     passages = cut_all(found, size, overlap)
-    return Gathered(tuple(passages if is_document(place) else (replace(one, where="") for one in passages)), notes=tuple(notes))
+    told = is_document(place) or is_table(place)  # of a line the id says all there is to say
+    return Gathered(tuple(passages if told else (replace(one, where="") for one in passages)), notes=tuple(notes))

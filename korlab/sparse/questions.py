@@ -79,8 +79,8 @@ def _named(
         return found[0]
     if found:
         return Fault("ambiguous document", f"{name!r} could be {' or '.join(found[:3])}: write more of it")
-    if rows := [one for one in known if re.match(rf"{re.escape(key)}(\.\w+)?:", one)]:
-        return Fault("document is a table", f"{name!r} is a table of {len(rows):,} rows: name the row as well, as in {rows[0]}")
+    if rows := [one for one in known if re.match(rf"{re.escape(key)}(\.\w+)?(#[^:]+)?:", one)]:
+        return Fault("document is a table", f"{name!r} is a table of {len(rows):,} rows: name the row as well, as in {min(rows)}")
     near = get_close_matches(key, known, 1, 0.6)
     return Fault("unknown document", f"{name!r} is not in the index{f': did you mean {known[near[0]][0]!r}?' if near else ''}")
 

@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.accounts import DataError
 from ..core.files import read_json, write_json, write_jsonl
-from ..core.settings import portable
 from ..experiment import results
-from ..experiment.evaluations import seen_before
-from ..experiment.params import ParameterError
+from ..experiment.evaluations import is_own_data, seen_before
 from ..experiment.remarks import Remark
 from ..experiment.results import Items, Results, Scored
 from ..experiment.runs import Run, is_run, record_data, reopen
 from ..metrics.stats import bootstrap_table
 from . import evaluation
-from .beside import Beside, best_weight
-from .data import Collection, bare, check_isolation, load_beir
+from .beside import HYBRID, Beside, best_weight
+from .data import Collection, bare, check_isolation
 from .evaluation import MEASURES, OURS, Searched
 from .parameters import Params
-from .splits import Splits, is_collection, load_splits, named_split
+from .splits import Splits, brought, load_splits
 from .stages import dense_of, hashes, record_lengths
 from .windows import window_size, windows_of
 
@@ -131,6 +129,7 @@ def _score_splits(
         _keep_rankings(run, name, searched, loaded)
         rows += scored(searched, name, run.config.run.model or "")
         items[name], facts[name] = _items_of(searched), _facts(searched, loaded) | beside.facts()
+        facts[name] |= {"expected": [HYBRID]} if beside.hybrid else {}  # the encoder is a part of it
     return results.write(run, rows, items, facts, remarks)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #e870df69
@@ -145,18 +144,6 @@ def evaluate(
     with run.stage("evaluate"):
         loaded.model.to(read_json(run.path("computing.json"))["device"])
         return _score_splits(run, splits, loaded)
-
-# %% ../../nbs/sparse/41_scoring.ipynb #3236166c
-def _brought(run: Run[Params]) -> Splits:
-    "A collection of somebody's."
-    rows = run.config.rows
-    if not is_collection(rows.data):
-        raise ParameterError(f"data={portable(rows.data)!r} is no collection in BEIR's layout, which scoring needs")
-    if rows.columns is not None:
-        raise ParameterError(f"columns={rows.columns!r} would have no effect: a collection has the columns of BEIR's layout")
-    name, there = named_split(rows.data)
-    found = load_beir(rows.data, there, rows.data_policy or "report", rows.encoding)
-    return Splits([], {name: found}, [{"split": name} | found.report.to_dict()] if found.report else [])
 
 # %% ../../nbs/sparse/41_scoring.ipynb #0ce0c193
 def _isolation(home: Run[Params] | None, collection: Collection) -> str:
@@ -174,11 +161,11 @@ def _isolation(home: Run[Params] | None, collection: Collection) -> str:
 # %% ../../nbs/sparse/41_scoring.ipynb #cec81885
 def _to_be_scored(run: Run[Params]) -> tuple[Splits, list[Remark]]:
     "The run's own splits, or a collection of somebody's, whose questions training must not have seen."
-    rows, trained = run.config.rows, run.folder.parents[1]
+    trained = run.folder.parents[1]
     home = reopen(trained) if is_run(trained) else None
-    if rows.data == "embedded" or home and home.config.rows.data == rows.data:
+    if is_own_data(run, home):
         return load_splits(run.config), []
-    splits = _brought(run)
+    splits = brought(run.config)
     ((name, collection),) = splits.collections.items()
     splits.notes.append(_isolation(home, collection))
     return splits, seen_before(run, name, map(bare, collection.queries.values()), "questions", parts=("dev",))
@@ -196,7 +183,7 @@ def evaluate_on(
     run: Run[Params],  # from `evaluations.open_evaluation`
     checkpoint: Path,  # the encoder
 ) -> Results:  # of any collection
-    "Score a checkpoint on a collection in BEIR's layout, or on the run's own splits."
+    "Score a checkpoint on a collection, on rows of questions with answers, or on the run's own splits."
     from korlab.experiment.computing import computing
     from korlab.sparse import models
 

@@ -25,7 +25,7 @@ _RUNS = Annotated[list[str], typer.Argument(
 _INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="dialogues: a file, a folder or a hub dataset id")]
 _TO = Annotated[Path, typer.Option(help="the CSV to write, e.g. out.csv")]
 _PARAM = Annotated[
-    list[str], typer.Option("-p", "--param", help="NAME VALUE, laid over the run's parameters; repeatable")
+    list[str], typer.Option("-p", "--param", metavar="NAME VALUE", help="a parameter, laid over the run's parameters; repeatable")
 ]
 
 # %% ../../nbs/summarization/64_cli.ipynb #8b132047

@@ -58,7 +58,7 @@ def _dialogue_fields(
     "The columns of dialogues, with the names people give them."
     return (
         Field("fname", ("id", "file_name", "filename", "dialogue_id", "dialog_id", "conversation_id", "uid", "번호", "아이디", "파일명"),
-              required=False),
+              required=False, weak=("상담번호", "대화번호", "접수번호", "문의번호", "일련번호")),
         Field("dialogue", ("dialog", "dialogues", "conversation", "conversations", "transcript", "chat", "text", "document", "article",
                            "content", "대화", "대화문", "대화_내용", "본문", "내용", "문서", "원문", "텍스트", "기사", "상담_내용", "회의록"),
               weak=("source", "input", "passage", "question", "query", "질문", "문의", "문의_내용", "상담", "발화", "지문")),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from korlab.workbench.suite import Suite
 
 # %% ../../nbs/workbench/09_commands.ipynb #d7ff2219
-_PARAM = Annotated[list[str], typer.Option("-p", "--param", help="NAME VALUE, laid over the files; repeatable")]
+_PARAM = Annotated[list[str], typer.Option("-p", "--param", metavar="NAME VALUE", help="a parameter, laid over the files; repeatable")]
 _OVERLAY = Annotated[list[Path], typer.Option("-f", "--file", help="YAML laid over every experiment; repeatable")]
 
 # %% ../../nbs/workbench/09_commands.ipynb #6b5fcfd1
@@ -246,7 +246,7 @@ _TRAINED = Annotated[str, typer.Argument(help="a run's name or folder, a checkpo
 _DATA = Annotated[str | None, typer.Option(help="what to score it on; the run's own scored splits if not given")]
 _EVALUATION = Annotated[str | None, typer.Option(help="name of the evaluation's folder; one is made if not given")]
 _RESCORED = Annotated[
-    list[str], typer.Option("-p", "--param", help="NAME VALUE of nbs/evaluate.ipynb; repeatable")
+    list[str], typer.Option("-p", "--param", metavar="NAME VALUE", help="a parameter of nbs/evaluate.ipynb; repeatable")
 ]
 _EVALUATION_TO = Annotated[
     Path | None, typer.Option(help="folder to write the report to instead of the evaluation's own")
@@ -265,6 +265,7 @@ def evaluate(
     given = _given(**{"run": run, "data": data, "name": name} | values_of(param))
     opened, _ = open_evaluation(given)
     opened.close()
+    given |= {"run": str(opened.folder.parents[1])} if run == "latest" else {}  # which has been told
     typer.secho(f"{opened.title} → {where(opened.folder)}", bold=True)
     execute_notebook("evaluate", out := opened.path("evaluate.ipynb"), given, stderr_file=sys.stderr)
     if opened.has("metrics"):
@@ -401,8 +402,8 @@ def _new_lab(folder: _NEW_LAB) -> None:
 _COMMANDS = {one.__name__.rstrip("_"): one for one in (run, status, logs, monitor, stop, report, evaluate, tune, compare, list_, models, doctor)}
 
 
-def _check_given(study: str, given: Mapping[str, Any]) -> None:
-    "Refuse experiments and runs of another study among the arguments of a command."
+def _check_given(study: str, given: dict[str, Any]) -> None:
+    "Refuse experiments and runs of another study among the arguments of a command; `latest` becomes the study's own, in place."
     from korlab.experiment import evaluations, runs, studies
     from korlab.workbench.plans import plan
 
@@ -410,9 +411,11 @@ def _check_given(study: str, given: Mapping[str, Any]) -> None:
         one = plan(experiment, overlays=given["overlay"], given=values_of(given["param"]))
         if one.folder:  # what is wrong with the others, the command says
             studies.check_owner(one.folder.parent.name, study, experiment)
-    for name in given.get("runs", []):
-        studies.check_owner(runs.find_run(name).study.name, study, name)
-    if "run" in given:
+    for name in (name for name in given.get("runs", []) if name != "latest"):  # which is a suite
+        studies.check_owner(runs.find_run(name, study).study.name, study, name)
+    if given.get("run") == "latest":
+        given["run"] = str(runs.find_run("latest", study).folder)
+    elif "run" in given:
         evaluations.find_model({"run": given["run"]} | values_of(given["param"]), study)
 
 # %% ../../nbs/workbench/09_commands.ipynb #9b4c282b
