@@ -26,6 +26,9 @@ from .plans import Plan
 from .suite import Suite, overview, peek, write_summary
 
 # %% ../../nbs/workbench/00b_driving.ipynb #3172d83a
+_KERNEL = ["--IPKernelApp.log_level=ERROR"]  # it warns of every start that this machine's own processes could listen
+
+
 def execute_notebook(
     name: str,  # an entry notebook, e.g. "train"
     out: Path,  # the executed notebook
@@ -40,7 +43,7 @@ def execute_notebook(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     notebook = root() / "nbs" / f"{name}.ipynb"
     try:
-        papermill.execute_notebook(notebook, out, parameters=values, progress_bar=False, **streams)
+        papermill.execute_notebook(notebook, out, parameters=values, progress_bar=False, extra_arguments=_KERNEL, **streams)
     except papermill.PapermillExecutionError as error:
         if error.ename == "ModuleNotFoundError":
             check_installed(error.evalue.partition("'")[2].partition("'")[0])
