@@ -234,7 +234,7 @@ def extend(checkpoint: _CHECKPOINT, length: _LENGTH, out: _OUT, mode: _MODE = "k
     raise typer.Exit(0 if good else 1)
 
 # %% ../../nbs/coref/64_cli.ipynb #dd6a760b
-register(app, {"run": "train", "evaluate": "eval", "compare": "compare"}, "coref")
+register(app, ("run", "evaluate", "compare"), "coref")
 
 # %% ../../nbs/coref/64_cli.ipynb #f3fcf99d
 @dataclass(frozen=True)

@@ -319,4 +319,4 @@ def every(
     train(work, overlay=overlay)
 
 # %% ../../nbs/ivr/64_cli.ipynb #70b9727c
-register(app, {"evaluate": "eval", "compare": "compare"}, "ivr")
+register(app, ("evaluate", "compare"), "ivr")

@@ -143,7 +143,7 @@ def quick(experiment: _EXPERIMENT, overlay: _OVERLAY = [], mini: _MINI = False) 
     raise _judged(quick_checks(find_run(str(one.folder))))
 
 # %% ../../nbs/sparse/64_cli.ipynb #7e70a3a8
-register(app, {"run": "train", "evaluate": "eval", "compare": "compare"}, "sparse")
+register(app, ("run", "evaluate", "compare"), "sparse")
 
 # %% ../../nbs/sparse/64_cli.ipynb #7d8e1352
 _EXPORT = Annotated[Path, typer.Option(help="folder of the export")]
@@ -258,7 +258,7 @@ def _encoder(run: str, rules: Mapping[str, Any]) -> "Encoder | None":
         try:
             find_encoder(run)
         except RunError:
-            remark("there is no trained encoder, so the index has BM25 alone; `korlab sparse train` makes one")
+            remark("there is no trained encoder, so the index has BM25 alone; `korlab run params/sparse/ko.yaml` makes one")
             return None
     if run == "none":
         if given:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.accounts import removals
+from ..workbench.commands import register
 from ..workbench.terminal import print_table, remark_all, values_of, where
 
 if TYPE_CHECKING:
@@ -56,3 +57,4 @@ def _tell(runs: list[str], outcome: "Written") -> None:
 
 # %% ../../nbs/summarization/64_cli.ipynb #b11bbc5b
 ALIASES = {"summarize": summarize}
+register(app, ("run", "evaluate", "compare"), "summarization")

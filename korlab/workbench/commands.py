@@ -419,9 +419,12 @@ def _check_given(study: str, given: dict[str, Any]) -> None:
         evaluations.find_model({"run": given["run"]} | values_of(given["param"]), study)
 
 # %% ../../nbs/workbench/09_commands.ipynb #9b4c282b
+_EARLIER = {"run": "train", "evaluate": "eval"}  # name of a command -> another that it answers to
+
+
 def register(
     app: typer.Typer,  # a command line
-    names: Mapping[str, str] | None = None,  # name of a command -> what it is called there; all, as they are, when None
+    names: Sequence[str] = (),  # of the commands; all when empty
     study: str | None = None,  # whose experiments and runs they take; None takes any
 ) -> None:
     "Give a command line the general commands."
@@ -432,5 +435,8 @@ def register(
             command(**given)
         return checked
 
-    for name, label in (names or {name: name for name in _COMMANDS}).items():
-        app.command(label)(owned(_COMMANDS[name]) if study else _COMMANDS[name])
+    for name in names or _COMMANDS:
+        command = owned(_COMMANDS[name]) if study else _COMMANDS[name]
+        app.command(name)(command)
+        if name in _EARLIER:
+            app.command(_EARLIER[name], hidden=True)(command)
