@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from ..core.accounts import counted
 from ..core.settings import portable
 from ..core.tables import pipe_table
 from ..experiment.params import ParameterError
@@ -157,8 +158,8 @@ def _account(wanted: int, miner: str | None, short: int, left_out: int, counts: 
     passed = ", ".join(
         f"{reason} {count:,}" for reason, count in counts.items() if count and reason not in ("queries", "taken")
     )
-    return (f"{short} triples had fewer than {wanted} negatives: {portable(miner) if miner else 'BM25'} found them, and "
-            f"{left_out} triples for which it did not are left out ({passed}).")
+    return (f"{counted(short, 'triple')} had fewer than {counted(wanted, 'negative')}: {portable(miner) if miner else 'BM25'} found them; "
+            f"{counted(left_out, 'triple')} for which it did not, left out ({passed}).")
 
 # %% ../../nbs/sparse/33_mining.ipynb #5fab7d48
 def complete_negatives(
