@@ -2857,6 +2857,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'korlab.sparse.encoders._counts': ('sparse/encoders.html#_counts', 'korlab/sparse/encoders.py'),
                                         'korlab.sparse.encoders._digest': ('sparse/encoders.html#_digest', 'korlab/sparse/encoders.py'),
                                         'korlab.sparse.encoders._opens': ('sparse/encoders.html#_opens', 'korlab/sparse/encoders.py'),
+                                        'korlab.sparse.encoders._reach': ('sparse/encoders.html#_reach', 'korlab/sparse/encoders.py'),
                                         'korlab.sparse.encoders._upbringing': ( 'sparse/encoders.html#_upbringing',
                                                                                 'korlab/sparse/encoders.py'),
                                         'korlab.sparse.encoders.facts_of': ('sparse/encoders.html#facts_of', 'korlab/sparse/encoders.py'),
