@@ -177,7 +177,7 @@ def test_a_run_killed_in_its_middle_is_not_done(runs):
     write_json(folder / "status.json", {"state": "running", "stage": "train", "error": None, "stages": {}})
     assert comparing.choose_entries("twin,killed")[1].error == "it has no scores yet; its last stage is 'train'"
     write_json(folder / "status.json", {"state": "done", "stage": "model", "error": None, "stages": {}})  # between two stages
-    assert comparing.choose_entries("twin,killed")[1].state == "unfinished"
+    assert comparing.choose_entries("twin,killed")[1].state == "interrupted"
 
 
 def test_what_differs_besides_the_recipe_is_said(runs):

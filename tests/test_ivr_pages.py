@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from conftest import quoted_in
+from conftest import ROOT, quoted_in
 from in_process import execute, shown
 
 from korlab.core.files import read_json, read_jsonl, write_json
@@ -33,6 +33,29 @@ def runs(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.slow
+def test_two_trials_of_a_search_end_with_a_scored_best(tmp_path, monkeypatch):
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path))
+    (tmp_path / "space.yaml").write_text("learning_rate: {low: 1.0e-3, high: 4.0e-3, log: true}\nrows_first: {low: 0.1, high: 0.4}\n")
+    values = " ".join(f"{name}={value}" for name, value in (TINY | {"distilled": False, "max_steps": 2}).items() if name != "model")
+    done = execute("tune", tmp_path / "out.ipynb", experiment=str(ROOT / "params" / "ivr" / "replaced.yaml"), space=str(tmp_path / "space.yaml"),
+                   name="search", trials=2, values=values)
+    assert done.error is None, done.error
+    trials = read_json(tmp_path / "ivr" / "search" / "trials.json")["trials"]
+    assert [one["state"] for one in trials] == ["complete"] * 2
+    best = min(trials, key=lambda one: one["value"])  # bits per byte: lower is better
+    run = find_run(f"ivr/search-trial-{best['trial']:03d}")
+    assert run.has("metrics") and run.state == "done" and run.config.training.learning_rate == best["learning_rate"]
+    assert f"{best['value']:.4f} on dev" in (tmp_path / "ivr" / "search" / "best.yaml").read_text("utf-8")
+
+
+def test_the_space_that_is_shipped_is_one():
+    from korlab.core.yamls import read_yaml
+    from korlab.workbench.spaces import load_space
+
+    assert len(load_space(ROOT / "params" / "ivr" / "search" / "mini.yaml", read_yaml(ROOT / "params" / "ivr" / "replaced.yaml"))) == 7
+
+
 def figures(notebook) -> list[str]:
     """The titles of the pictures that a notebook displays."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -48,6 +71,8 @@ def test_a_report_shows_steps_sentence_map_budget_seconds_states_and_writing(run
     assert [row[1] for row in steps] == ["init", "analyze", "distill-tokenizer", "select", "remap", "align", "train"]
     record = read_json(runs / "ivr" / "replaced" / "steps" / "select.json")
     assert steps[3][2] == f"바꿀 수 있는 {record['facts']['can go']}개 가운데 150개를 골랐다 (지킨 것 {record['facts']['protected']}개)"
+    assert len(read_json(runs / "ivr" / "replaced" / "selection.json")["protected"]) == record["facts"]["protected"]
+    assert not re.search(r"\| english test \|[^\n]*\|\s*\|$", text, re.MULTILINE), "the English test has no hash"
     assert steps[3][3] == f"{record['seconds']:,.1f}" and steps[6][2].startswith("4번 고쳤고 ")
     for split in ("test", "written", "english"):
         assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith(f"| {split} | ") and " [" in line and "바이트" not in line][:3] == [

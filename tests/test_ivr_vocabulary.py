@@ -457,18 +457,19 @@ MISTAKES = {
     "a byte": (lambda b, r: edited(r, 2, id=65, old=b"b"), r"rule 2 .*a single byte"),
     "an added token": (lambda b, r: edited(r, 2, id=b.size - 1), r"rule 2 .*an added token"),
     "another old token": (lambda b, r: edited(r, 4, old=b"xyz"), r"rule 4 .*'xyz' is no token of it"),
-    "id twice": (lambda b, r: edited(r, 5, id=r.rules[0].id, old=r.rules[0].old), r"rule 5 .*rule 1 has this id already"),
-    "token twice": (lambda b, r: edited(r, 5, new=r.rules[0].new), r"rule 5 .*rule 1 makes this token already"),
+    "id twice": (lambda b, r: edited(r, 5, id=r.rules[0].id, old=r.rules[0].old), r"rule 5 .*rule 1 \(line 7\) has this id already"),
+    "token twice": (lambda b, r: edited(r, 5, new=r.rules[0].new), r"rule 5 .*rule 1 \(line 7\) makes this token already"),
     "a token that is there": (lambda b, r: edited(r, 5, new=b"the"), r"rule 5 .*is there already"),
     "a swap": (lambda b, r: edited(edited(r, 5, new=r.rules[5].old), 6, new=r.rules[4].old), r"rule 5 .*a swap"),
     "a chain": (lambda b, r: edited(r, 5, new=r.rules[6].old), r"rule 5 .*a chain"),
-    "a half that is no id": (lambda b, r: edited(r, 1, left=99_999), r"rule 1 .*left is 99,999"),
+    "a half that is no id": (lambda b, r: edited(r, 1, left=99_999), r"rule 1 \(line 7, .*left is 99,999.*: give one from 0 to"),
     "an added token as half": (lambda b, r: edited(r, 1, right=b.size - 1), r"rule 1 .*right is"),
-    "halves that do not make it": (lambda b, r: edited(r, 1, left=65), r"rule 1 .*do not make it"),
+    "halves that do not make it": (lambda b, r: edited(r, 1, left=65), r"rule 1 .*do not make it: correct new, left or right, bring back"),
+    "halves exchanged": (lambda b, r: edited(r, 1, left=r.rules[0].right, right=r.rules[0].left), r"rule 1 .*: exchange left and right"),
     "order": (lambda b, r: replace(r, rules=r.rules[::-1]), r"rule \d+ .*move that rule above"),
     "a retired token that is needed": (lambda b, r: replace(r, rules=(*r.rules, Rule(b.ids[b"th"], b"th", "벼".encode(), *[b.ids[b"x"]] * 2))), r"rule 13"),
     "another base": (lambda b, r: replace(r, base="0" * 64), "for another vocabulary"),
-    "nothing": (lambda b, r: replace(r, rules=()), "there are no rules"),
+    "nothing": (lambda b, r: replace(r, rules=()), "there are no rules.*korlab ivr select --force"),
 }
 
 
@@ -496,10 +497,10 @@ FORMS = {  # what a hand may make of row 3 of the file
     "a number for a token": (lambda row: without(row, "new") | {"new": 12}, "rule 3: new is 12, which is no text"),
     "half a character": (lambda row: without(row, "new") | {"new": "\ud800"}, "rule 3: new is .*, which is no text"),
     "an empty token": (lambda row: without(row, "old") | {"old": ""}, "rule 3: old is empty"),
-    "no hexadecimal": (lambda row: without(row, "new") | {"new_hex": "zz"}, "rule 3: new_hex is 'zz', which is no hexadecimal"),
+    "no hexadecimal": (lambda row: without(row, "new") | {"new_hex": "zz"}, "rule 3: new_hex is 'zz', which is no hexadecimal: write two of 0-9 and a-f for each byte"),
     "another key": (lambda row: row | {"neu": 1}, "rule 3 has 'neu', which means nothing"),
-    "a text": (lambda row: "가", "rule 3 is a str, no object"),
-    "nothing": (lambda row: None, "rule 3 is a NoneType, no object"),
+    "a text": (lambda row: "가", "rule 3 is str, no object"),
+    "nothing": (lambda row: None, "rule 3 is NoneType, no object"),
 }
 
 
@@ -512,13 +513,45 @@ def test_a_row_of_another_form_is_refused_with_its_number(base, rules, tmp_path,
     third = [i for i, line in enumerate(lines) if line.startswith("- ")][2]
     lines[third] = f"- {json.dumps(change(json.loads(lines[third][2:])))}"
     path.write_text("\n".join(lines), "utf-8")
-    with pytest.raises(RuleError, match=f"rules.yaml: {said}"):
+    with pytest.raises(RuleError, match=f"rules.yaml: {said}".replace("rule 3", rf"rule 3 \(line {third + 1}\)")):
         read_rules(path, base)
 
 
+def test_digits_punctuation_and_blanks_stay_in_edited_rules_as_well(tmp_path):
+    bpe, path = bpe_of([("1", "9"), (".", "."), (" ", '"'), (" ", "|"), (" ", "3"), ("x", "y")]), tmp_path / "rules.yaml"
+    a, b = bpe.ids[b"a"], bpe.ids[b"b"]
+    for piece in (b"19", b"..", b' "', b" |", b" 3"):
+        write_rules(path, Rules(bpe.sha256, (Rule(bpe.ids[piece], piece, b"ab", a, b),)))
+        with pytest.raises(RuleError, match=r"rules.yaml: rule 1 \(line 7, id \d+, .*of digits, punctuation or blank space, which always stay: take the id of another"):
+            read_rules(path, bpe)
+    write_rules(path, Rules(bpe.sha256, (Rule(bpe.ids[b"xy"], b"xy", b"ab", a, b),)))
+    assert len(read_rules(path, bpe).rules) == 1
+
+
+def test_a_hand_may_retire_what_select_may_and_no_more(base, rules, tmp_path):
+    """A token that somebody's list keeps is kept from a hand as well; without the list it may go."""
+    write_rules(path := tmp_path / "rules.yaml", rules)
+    kept = base.pieces[rules.rules[4].id].decode()
+    assert read_rules(path, base) == rules
+    with pytest.raises(RuleError, match=r"rule 5 \(line 11, .*kept by keep_tokens or keep_words: take it out of that file"):
+        read_rules(path, base, Wishes(stay=[kept]))
+    with pytest.raises(RuleError, match=r"a token of fewer characters than min_token_len, 99"):
+        read_rules(path, base, Wishes(shortest=99))
+
+
+def test_files_that_are_no_rules_at_all_say_what_they_lack(base, tmp_path):
+    path = tmp_path / "rules.yaml"
+    for text, said in (("", "the file is empty: have them proposed anew"), ("침뱉기: 침\n", "there is no `version` and no `base` and no `rules`"),
+                       (f"version: 2\nbase: {base.sha256}\nrules:\n", "there are no rules, so nothing would change: bring some back")):
+        path.write_text(text, "utf-8")
+        with pytest.raises(RuleError) as caught:
+            read_rules(path, base)
+        assert f"rules.yaml: {said}" in str(caught.value) and "korlab ivr select --force" in str(caught.value) and "None" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("old", "new", "said"), [
-    ("version: 2", "version: 1", "version is 1, and 2"), ("version: 2\n", "", "version is None"), ("rules:", "regeln:", "no list `rules`"),
-    ("base: ", "#base: ", "another vocabulary .base None"), ('"left"', '"left', "line 7|not readable YAML"), ('{"id": ', '{"id": 1, "id": ', "the key 'id' appears twice"),
+    ("version: 2", "version: 1", "version is 1, and 2"), ("version: 2\n", "", "there is no `version`.*put back `version: 2`"), ("rules:", "regeln:", "there is no `rules`"),
+    ("base: ", "#base: ", "there is no `base`.*put back `base: [0-9a-f]{64}`"), ('"left"', '"left', "line 7: this is not readable YAML"), ('{"id": ', '{"id": 1, "id": ', "the key 'id' appears twice"),
 ])
 def test_a_file_of_another_form_is_refused(base, rules, tmp_path, old, new, said):
     path = tmp_path / "rules.yaml"

@@ -59,6 +59,32 @@ def straight(plan, tmp_path_factory) -> Path:
     return folder / "summarization" / "killed"
 
 
+BETWEEN = """
+import sys
+from korlab.experiment.runs import open_run
+run = open_run({"name": "stopped"})
+with run.stage("data"):
+    pass
+print("between", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_stopped_between_two_stages_is_not_done(tmp_path, monkeypatch):
+    """One word for it everywhere: running while its process lives, interrupted when that is gone, and a suite takes it up again."""
+    from korlab.experiment.runs import find_run
+    from korlab.workbench import listing
+
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", BETWEEN], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "between\n"
+    assert [one.state for one in listing.listing()[0]] == ["running"]
+    process.terminate()
+    process.wait()
+    assert [one.state for one in listing.listing()[0]] == [find_run("stopped").state] == ["interrupted"]
+    assert files.read_json(find_run("stopped").path("status.json"))["state"] != "done"
+
+
 def test_a_killed_run_ends_where_a_straight_one_ends(plan, straight, tmp_path):
     folder = tmp_path / "summarization" / "killed"
     process = start(tmp_path, plan)

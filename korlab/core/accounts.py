@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['counted', 'tallied', 'short', 'and_more', 'Problem', 'FileFault', 'DataError', 'SourceFile', 'label', 'spread',
            'Removed', 'DataReport', 'few_problems', 'few_files', 'noted', 'account', 'account_removed', 'removals',
-           'accounted', 'check_policy', 'check_outcome']
+           'accounted', 'places', 'check_policy', 'check_outcome']
 
 # %% ../../nbs/core/10_accounts.ipynb #351f7be2
 import math
@@ -389,6 +389,18 @@ def accounted(
     told = "; ".join(f"{name}: {found}" for name, found in parts.items() if found)
     rows = source["rows"]
     return f"{rows['kept']:,} of {counted(rows['read'], 'row')} kept; {told}" if told else ""
+
+
+def places(
+    source: Mapping[str, Any],  # as `data.json` holds it
+    most: int = 6,  # problems named
+) -> list[str]:  # a line a problem, then a line a kind that has more
+    "Say where a few of a source's problems are, for a terminal."
+    lines = []
+    for one in few_problems(source["problems"], source.get("unlisted", {}), most):
+        spot = f", line {one['line']:,}" if one["line"] else f", row {one['row']:,}" if one["row"] else ""
+        lines.append(": ".join(part for part in (f"{one['file']}{spot}", one["problem"], one["detail"]) if part))
+    return lines
 
 # %% ../../nbs/core/10_accounts.ipynb #0feab2ed
 _POLICIES = ("report", "strict")

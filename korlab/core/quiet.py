@@ -24,6 +24,7 @@ class _Unless:
 
 _KNOWN = {  # logger -> how it begins what need not be heard
     "bitsandbytes.backends.cpu.ops": _Unless("Failed to load CPU gemm_4bit_forward"),  # a faster way to multiply; the usual one works
+    "transformers.modeling_utils": _Unless("`loss_type=None` was set in the config but"),  # nobody set it: GPT-2's class has a name it does not know
 }
 
 

@@ -66,9 +66,37 @@ def differences(
     return [f"{n}: {old.get(n)!r} → {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
 
 # %% ../../nbs/experiment/06_runs.ipynb #669d759f
+def _held(folder: Path) -> bool:
+    "Whether a living process has taken a run's folder."
+    import psutil
+
+    try:
+        lock = open(folder / ".lock", encoding="utf-8")
+    except OSError:
+        return False
+    with lock:
+        holder = lock.read().strip()
+        if not holder.isdigit() or not psutil.pid_exists(int(holder)):
+            return False  # asking would take the lock for a moment, from whoever opens the run just then
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _standing(folder: Path, status: Mapping[str, Any], scored: bool) -> str:
+    "What status.json says, as far as it can be believed: it once said `done` after every stage."
+    if status["state"] not in ("running", "done") or status["state"] == "done" and ("ended" in status or scored):
+        return status["state"]
+    if _held(folder):
+        return "running"
+    return "interrupted" if status["stages"].get(status.get("stage"), {}).get("state") == "done" else "killed"
+
+
 _RECORDS = {"train": "train", "evaluate": "metrics"}  # stage -> what it leaves
 
-
+# %% ../../nbs/experiment/06_runs.ipynb #runs-folder
 @dataclass
 class RunFolder:
     "The files of a run."
@@ -103,6 +131,11 @@ class RunFolder:
         whole = stage != "train" or self.path("model").is_dir()
         return finished and whole and (stage not in _RECORDS or self.has(_RECORDS[stage]))
 
+    @property
+    def state(self) -> str:
+        "How far it really is: new, running, killed (in a stage), interrupted (between two), failed, pruned or done."
+        return _standing(self.folder, self.status, self.done("evaluate"))
+
 # %% ../../nbs/experiment/06_runs.ipynb #cd4855ac
 def now() -> str:
     "This moment, as every record writes it."
@@ -112,8 +145,9 @@ def now() -> str:
 def _mark(run: RunFolder, stage: str, error: str | None = None, **facts: Any) -> None:
     status = run.status
     status["stages"].setdefault(stage, {}).update(facts)
-    status |= {"state": facts["state"], "stage": stage, "error": error, "pid": os.getpid()}
-    run.write("status", status)
+    going = "running" if facts["state"] == "done" else facts["state"]
+    status |= {"state": going, "stage": stage, "error": error, "pid": os.getpid()}
+    run.write("status", {name: value for name, value in status.items() if name != "ended"})
 
 # %% ../../nbs/experiment/06_runs.ipynb #b463ed96
 @contextmanager
@@ -171,7 +205,7 @@ class Run(RunFolder, Generic[Own]):
 
     def finish(self) -> None:
         "Mark the run as complete and let go of its folder."
-        self.write("status", self.status | {"state": "done", "error": None})
+        self.write("status", self.status | {"state": "done", "error": None, "ended": now()})
         self.close()
 
     def close(self) -> None:

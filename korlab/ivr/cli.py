@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from ..core.accounts import accounted
+from ..core.accounts import accounted, places
 from ..experiment.params import ParameterError
+from .parameters import Params
 from ..workbench.commands import register
 from ..workbench.commands import run as run_experiments
 from ..workbench.terminal import or_none, print_table, remark, values_of, where
@@ -42,7 +43,7 @@ def _opened(
     from korlab.ivr.preparing import settle
     from korlab.ivr.steps import Work
 
-    folder = Work(work, note=lambda text: typer.echo(f"korlab ivr {text}"))
+    folder = Work(work, note=typer.echo)
     return settle(folder, values_of(param) | _said(given), _said(options))
 
 
@@ -62,7 +63,12 @@ def _texts(step: str, folder: "Work", config: "Config") -> "Corpora":
 
 # %% ../../nbs/ivr/64_cli.ipynb #3e6ad18c
 def _rounded(value: Any) -> Any:
-    return {name: _rounded(one) for name, one in value.items()} if isinstance(value, dict) else f"{value:.4g}" if isinstance(value, float) else value
+    "Numbers as people write them."
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 def _told(record: "Record") -> None:
@@ -94,7 +100,7 @@ def _read(folder: "Work", config: "Config", force: bool) -> "Corpora":
         print_table([{"texts": language, **splits} for language, splits in read.facts["texts"].items()])
     for source in read.facts["sources"] if read else ():
         if lost := accounted(source):
-            remark(f"{source['source']}: {lost}")
+            remark("\n  ".join([f"{source['source']}: {lost}", *places(source)]))
     return texts_in(folder, config)
 
 
@@ -210,7 +216,8 @@ def remap(work: _WORK = _HERE, rules: _RULES = None, force: _FORCE = False) -> N
         _told(exchange(folder, config, _texts("remap", folder, config), force))
 
 # %% ../../nbs/ivr/64_cli.ipynb #9b5c20fe
-_STRATEGY = Annotated[str | None, typer.Option("--initialization", "--init-strategy", help="where new rows come from: sub_mean, focus, omp, distill, mean, …")]
+_WAYS = get_args(get_args(Params.__dataclass_fields__["initialization"].type)[0])
+_STRATEGY = Annotated[str | None, typer.Option("--initialization", "--init-strategy", help=f"where new rows come from: {', '.join(_WAYS)}")]
 _MATRICES = Annotated[Path | None, typer.Option("--embeddings-dir", help="also write the matrices before and after, as safetensors")]
 _BASE = Annotated[str | None, typer.Option("--model-name", help="the base model, refused if init read another")]
 _ORIGINAL = Annotated[Path | None, typer.Option("--original-tokenizer-dir", help="the base's tokenizer, refused if it is another")]

@@ -63,6 +63,8 @@ _ALSO = (".txt", ".md")
 def _judged(row: Row) -> Verdict[str]:
     (value, *_), = row.values.values()
     given = as_text(value)
+    if value is None:
+        return Verdict(problems=[Fault("no text", "the row has no value for it, or null")])
     if given is None:
         return Verdict(problems=[Fault("not text", f"a {type(value).__name__} where a text is expected")])
     if not given.strip():

@@ -149,7 +149,7 @@ def _facts(systems: Sequence[_System], split: str) -> dict[str, Any]:
     "What a split tells besides the scores."
     found = {one.name: {
         "bytes": sum(paid.bytes for paid in one.paid[split]), "tokens": sum(paid.tokens for paid in one.paid[split]),
-        "perplexity": perplexity(one.paid[split]), "bytes_per_second": one.speed[split]} for one in systems}
+        "perplexity": perplexity(one.paid[split])} | ({"bytes_per_second": one.speed[split]} if one.loaded else {}) for one in systems}
     return {"systems": found} | ({"expected": ["untouched", "aligned"]} if split == "english" else {})
 
 # %% ../../nbs/ivr/43_evaluation.ipynb #08a865da

@@ -46,6 +46,11 @@ def _student(run: Run) -> Any:
     return Tokenizer.from_file(str(file)) if file.is_file() else None
 
 
+def _kept_by(run: Run) -> list[int] | None:
+    "The ids that its selection could not take; None where it recorded none."
+    return run.read("selection").get("protected") if run.has("selection") else None
+
+
 def _sentence(run: Run) -> Iterator[Any]:
     "The watched sentence, and what went and came; nothing where the vocabulary was kept."
     folder, in_place = run.path("tokenizers"), run.config.own.vocabulary == "replaced"
@@ -56,7 +61,7 @@ def _sentence(run: Run) -> Iterator[Any]:
     yield sentence_figure(watched(base, new, _student(run), in_place))
     if in_place:
         yield pages.prose("ivr", "model.map")
-        yield vocabulary_map(base, manifest_of(base, new).replaced)
+        yield vocabulary_map(base, manifest_of(base, new).replaced, _kept_by(run))
         yield pipe_table(exchange_rows(base, new), literal=True)
 
 # %% ../../nbs/ivr/60_pages.ipynb #017394e8
@@ -234,8 +239,12 @@ def _score_rows(found: Results) -> list[dict[str, Any]]:
         for one in in_order(found, split):
             more = systems.get(one.system, {})
             rows.append({"split": split, "state": state_of(one), "n": one.n} | {m.label: written(m, one.measures[m.name]) for m in MEASURES} | {
-                "perplexity": f"{more['perplexity']:,.1f}" if more else None, "bytes/s": f"{more['bytes_per_second']:,.0f}" if more else None})
+                "perplexity": f"{more['perplexity']:,.1f}" if more else None, "bytes/s": _speed(more) if one.system not in _FLOORS else None})
     return rows
+
+
+def _speed(system: Mapping[str, Any]) -> str | None:
+    return f"{system['bytes_per_second']:,.0f}" if "bytes_per_second" in system else None
 
 # %% ../../nbs/ivr/60_pages.ipynb #90263b29
 def _score_figure(found: Results) -> "Figure":

@@ -161,10 +161,10 @@ def sentence_figure(
 _KEPT, _SAFE, _MOVED = range(3)
 
 
-def _states(base: Bpe, gone: Collection[int]) -> list[int]:
+def _states(base: Bpe, gone: Collection[int], safe: Collection[int] | None = None) -> list[int]:
     "What became of each id."
-    safe = protected(base)
-    return [_MOVED if i in gone else _SAFE if i in safe else _KEPT for i in range(base.size)]
+    held = protected(base) if safe is None else {*safe}
+    return [_MOVED if i in gone else _SAFE if i in held else _KEPT for i in range(base.size)]
 
 
 def _columns(size: int) -> int:
@@ -175,6 +175,7 @@ def _columns(size: int) -> int:
 def vocabulary_map(
     base: Bpe,  # the vocabulary as it came
     gone: Collection[int],  # ids that other tokens have got
+    safe: Collection[int] | None = None,  # ids that could not go; None takes those that never can
     title: str = "어휘 지도: id마다 한 칸",
 ) -> "Figure":
     "Draw every id as a cell: kept, safe, or given to another token."
@@ -182,11 +183,11 @@ def vocabulary_map(
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    states, wide = _states(base, gone), _columns(base.size)
+    states, wide = _states(base, gone, safe), _columns(base.size)
     rows = math.ceil(base.size / wide)
     grid = np.full(rows * wide, np.nan)
     grid[: base.size] = states
-    colors = {"그대로": "#d5dee8", "언제나 지키는 것": BLUE, "새 토큰에 내준 것": ORANGE}
+    colors = {"그대로": "#d5dee8", "지킨 것": BLUE, "새 토큰에 내준 것": ORANGE}
     figure, ax = new_figure(0.9 + 6.6 * rows / wide, title=title)
     with house_style():
         ax.imshow(grid.reshape(rows, wide), cmap=ListedColormap([*colors.values()]), vmin=-0.5, vmax=2.5, interpolation="nearest", aspect="auto")

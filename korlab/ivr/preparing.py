@@ -136,8 +136,7 @@ def _lost(work: Work, config: Config[Params]) -> str | None:
                  for inputs in (record.inputs, _read_as(work, config)))
     if other := [name for name in {**now, **then} if then.get(name) != now.get(name)]:
         return f"the texts were read otherwise ({', '.join(other)} changed)"
-    spoilt = work.spoilt(record)
-    return f"{', '.join(spoilt)} is not what init left" if spoilt else None
+    return ", ".join(work.spoilt(record)) or None
 
 
 def places(

@@ -46,7 +46,7 @@ def remapped(
     for number, (rule, ids) in enumerate(zip(rules.rules, found, strict=True), 1):
         if ids != [rule.id]:
             cut = " + ".join(repr(written(new.pieces[i])) for i in ids)
-            raise RuleError(f"rule {number:,} (id {rule.id:,}): {written(rule.new)!r} is always cut into {cut}, since earlier merges go "
+            raise RuleError(f"{rules.says(number)}: {written(rule.new)!r} is always cut into {cut}, since earlier merges go "
                             "first: give the halves that these make, or remove the rule")
     return new
 

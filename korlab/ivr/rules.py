@@ -8,17 +8,17 @@ __all__ = ['RuleError', 'Rule', 'Rules', 'rules_of', 'write_rules', 'check_rules
 # %% ../../nbs/ivr/13_rules.ipynb #54c8da83
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.errors import LabError
 from ..core.files import unrepeated, write
 from ..core.settings import shown, text_of
-from ..core.yamls import read_yaml
+from ..core.yamls import lines_of, read_yaml
 from .bpe import Bpe, written
-from .selecting import Selection
+from .selecting import Selection, Wishes, why_protected
 
 # %% ../../nbs/ivr/13_rules.ipynb #2f5c4519
 class RuleError(LabError):
@@ -41,8 +41,23 @@ class Rules:
 
     base: str  # hash of the vocabulary
     rules: tuple[Rule, ...] = field(repr=False)
+    lines: tuple[int, ...] = field(default=(), repr=False, compare=False)  # of a file, on which each stands
+
+    def at(self, number: int) -> str:
+        "How messages call a rule: by its number, and by its line where it was read from a file."
+        return _at(number, self.lines[number - 1] if self.lines else None)
+
+    def says(self, number: int) -> str:
+        "The same, and what it exchanges."
+        rule = self.rules[number - 1]
+        return _at(number, self.lines[number - 1] if self.lines else None, f"id {rule.id:,}, {written(rule.old)!r} to {written(rule.new)!r}")
 
 
+def _at(number: int, line: int | None, *more: str) -> str:
+    inner = ", ".join([*([f"line {line:,}"] if line else []), *more])
+    return f"rule {number:,}" + (f" ({inner})" if inner else "")
+
+# %% ../../nbs/ivr/13_rules.ipynb #rules-of
 def rules_of(
     bpe: Bpe,  # the base
     selection: Selection,
@@ -79,18 +94,20 @@ _ROW = re.compile(r"- (\{.*\})\s*")
 
 
 def _quick(text: str) -> dict[str, Any] | None:
-    "The file if it still looks as it was written."
+    "The file and the lines of its rules if it still looks as it was written."
     head, found, body = text.partition("\nrules:\n")
-    lines = [line for line in body.split("\n") if line.strip() and not line.lstrip().startswith("#")]
+    first = head.count("\n") + 3
+    places = {number: line for number, line in enumerate(body.split("\n"), first) if line.strip() and not line.lstrip().startswith("#")}
     facts = dict(line.split(": ", 1) for line in head.split("\n") if line.strip() and not line.startswith("#") and ": " in line)
-    matches = [_ROW.fullmatch(line) for line in lines]
+    matches = [_ROW.fullmatch(line) for line in places.values()]
     if not found or set(facts) != {"version", "base"} or not all(matches):
         return None
     try:
         rows = [json.loads(match[1], object_pairs_hook=unrepeated) for match in matches if match]
     except ValueError:
         return None
-    return {"version": int(facts["version"]) if facts["version"].isdigit() else facts["version"], "base": facts["base"], "rules": rows}
+    version = int(facts["version"]) if facts["version"].isdigit() else facts["version"]
+    return {"version": version, "base": facts["base"], "rules": rows, "lines": tuple(places)}
 
 # %% ../../nbs/ivr/13_rules.ipynb #8aa23908
 def _bytes(row: Mapping[str, Any], name: str, where: str) -> bytes:
@@ -102,17 +119,17 @@ def _bytes(row: Mapping[str, Any], name: str, where: str) -> bytes:
     try:
         found = bytes.fromhex(value) if given[0] != name else value.encode()
     except (ValueError, TypeError, AttributeError):
-        raise RuleError(f"{where}: {given[0]} is {value!r}, which is no {'text' if given[0] == name else 'hexadecimal'}") from None
+        what = "text: put it in quotes" if given[0] == name else "hexadecimal: write two of 0-9 and a-f for each byte, such as 'ec9588'"
+        raise RuleError(f"{where}: {given[0]} is {value!r}, which is no {what}") from None
     if not found:
-        raise RuleError(f"{where}: {given[0]} is empty: a token has at least one byte")
+        raise RuleError(f"{where}: {given[0]} is empty: a token has at least one byte; write them, or remove the rule")
     return found
 
 
-def _rule(number: int, row: Any) -> Rule:
+def _rule(where: str, row: Any) -> Rule:
     "Read one row."
-    where = f"rule {number:,}"
     if not isinstance(row, Mapping):
-        raise RuleError(f"{where} is a {type(row).__name__}, no object with id, old, new, left and right")
+        raise RuleError(f"{where} is {type(row).__name__}, no object with id, old, new, left and right: correct or remove it")
     if strange := set(row) - {"id", "old", "old_hex", "new", "new_hex", "left", "right"}:
         raise RuleError(f"{where} has {sorted(map(str, strange))[0]!r}, which means nothing: it takes id, old, new, left and right")
     for name in ("id", "left", "right"):
@@ -120,103 +137,130 @@ def _rule(number: int, row: Any) -> Rule:
             raise RuleError(f"{where}: {name} is {row.get(name)!r}, which is no id: give a whole number")
     return Rule(row["id"], _bytes(row, "old", where), _bytes(row, "new", where), row["left"], row["right"])
 
-# %% ../../nbs/ivr/13_rules.ipynb #ff7e4a42
-def _says(rule: Rule, number: int) -> str:
-    return f"rule {number:,} (id {rule.id:,}, {written(rule.old)!r} to {written(rule.new)!r})"
-
 # %% ../../nbs/ivr/13_rules.ipynb #5c8ac403
-def _check_old(bpe: Bpe, rule: Rule, says: str) -> None:
+def _check_old(bpe: Bpe, rule: Rule, says: str, safe: Mapping[int, str] = {}) -> None:
     "`RuleError` for an id that cannot go, or is another token."
     if not 0 <= rule.id < bpe.size:
-        raise RuleError(f"{says}: there is no such id: this vocabulary has 0 to {bpe.size - 1:,}")
-    if rule.id in bpe.fixed:
-        kind = "a single byte" if rule.id in bpe.alphabet else "an added token"
-        raise RuleError(f"{says}: this id is {kind}, which stays: take another id")
+        raise RuleError(f"{says}: there is no such id: this vocabulary has 0 to {bpe.size - 1:,}; correct id")
+    if rule.id in safe:
+        raise RuleError(f"{says}: this id is {safe[rule.id]}: take the id of another token, or remove this rule")
     if bpe.pieces[rule.id] != rule.old:
         other = bpe.ids.get(rule.old)
         hint = f"{written(rule.old)!r} has the id {other:,}" if other is not None else f"{written(rule.old)!r} is no token of it"
         raise RuleError(f"{says}: id {rule.id:,} is {written(bpe.pieces[rule.id])!r}, and {hint}: correct one of them")
 
 # %% ../../nbs/ivr/13_rules.ipynb #ab30ece7
-def _check_unique(bpe: Bpe, rules: Sequence[Rule]) -> None:
+def _check_unique(bpe: Bpe, rules: Rules) -> None:
     "`RuleError` for ids and tokens that are there twice."
     ids, news = dict[int, int](), dict[bytes, int]()
-    for number, rule in enumerate(rules, 1):
-        says = _says(rule, number)
+    for number, rule in enumerate(rules.rules, 1):
         if rule.id in ids:
-            raise RuleError(f"{says}: rule {ids[rule.id]:,} has this id already: an id goes to one token")
+            raise RuleError(f"{rules.says(number)}: {rules.at(ids[rule.id])} has this id already, and an id goes to one token: remove one of them")
         if rule.new in news:
-            raise RuleError(f"{says}: rule {news[rule.new]:,} makes this token already: remove one of them")
+            raise RuleError(f"{rules.says(number)}: {rules.at(news[rule.new])} makes this token already: remove one of them")
         ids[rule.id], news[rule.new] = number, number
-    for number, rule in enumerate(rules, 1):
+    for number, rule in enumerate(rules.rules, 1):
         if (there := bpe.ids.get(rule.new)) is None:
             continue
         if (other := ids.get(there)) is None:
-            raise RuleError(f"{_says(rule, number)}: this token is there already, with the id {there:,}: remove the rule")
-        kind = "a swap" if rules[other - 1].new == rule.old else "a chain"
-        raise RuleError(f"{_says(rule, number)}: rule {other:,} retires this token, which is {kind}: a token keeps its id; remove both rules")
+            raise RuleError(f"{rules.says(number)}: this token is there already, with the id {there:,}: remove the rule")
+        kind = "a swap" if rules.rules[other - 1].new == rule.old else "a chain"
+        raise RuleError(f"{rules.says(number)}: {rules.at(other)} retires this token, which is {kind}, and a token keeps its id: remove both rules")
+
+# %% ../../nbs/ivr/13_rules.ipynb #no-halves
+def _unmade(rule: Rule, left: bytes, right: bytes, says: str) -> RuleError:
+    "What is wrong where halves do not make a token."
+    halves = f"its halves are {written(left)!r} (id {rule.left:,}) and {written(right)!r} (id {rule.right:,}), which do not make it"
+    if right + left == rule.new:
+        return RuleError(f"{says}: {halves}: exchange left and right")
+    return RuleError(f"{says}: {halves}: correct new, left or right, bring back the rule of the half that was another token, or remove this rule too")
 
 # %% ../../nbs/ivr/13_rules.ipynb #31b01951
-def _check_halves(bpe: Bpe, rules: Sequence[Rule]) -> None:
+def _check_halves(bpe: Bpe, rules: Rules) -> None:
     "`RuleError` for a new token that its halves do not make."
     piece: dict[int, bytes] = dict(enumerate(bpe.pieces))
-    later = {rule.id: number for number, rule in enumerate(rules, 1)}
+    later = {rule.id: number for number, rule in enumerate(rules.rules, 1)}
     added = {one.id for one in bpe.added}
-    for number, rule in enumerate(rules, 1):
-        says = _says(rule, number)
+    for number, rule in enumerate(rules.rules, 1):
         for name, half in (("left", rule.left), ("right", rule.right)):
             if not 0 <= half < bpe.size or half in added:
-                raise RuleError(f"{says}: {name} is {half:,}, which is no id of a token that can be joined")
+                raise RuleError(f"{rules.says(number)}: {name} is {half:,}, which is no id of a token that can be joined: "
+                                f"give one from 0 to {bpe.size - 1:,} that is no added token")
             if half in later:
-                raise RuleError(f"{says}: {name} is {half:,}, which rule {later[half]:,} gives to "
-                                f"{written(rules[later[half] - 1].new)!r} only there: move that rule above this one")
+                raise RuleError(f"{rules.says(number)}: {name} is {half:,}, which {rules.at(later[half])} gives to "
+                                f"{written(rules.rules[later[half] - 1].new)!r} only there: move that rule above this one")
         if piece[rule.left] + piece[rule.right] != rule.new:
-            raise RuleError(f"{says}: its halves are {written(piece[rule.left])!r} (id {rule.left:,}) and {written(piece[rule.right])!r} "
-                            f"(id {rule.right:,}), which do not make it: bring back the rule of the one that was another token, or remove this rule too")
+            raise _unmade(rule, piece[rule.left], piece[rule.right], rules.says(number))
         piece[rule.id] = rule.new
         del later[rule.id]
 
 # %% ../../nbs/ivr/13_rules.ipynb #f2b1be94
-def _check_closed(bpe: Bpe, rules: Sequence[Rule]) -> None:
+def _check_closed(bpe: Bpe, rules: Rules) -> None:
     "`RuleError` for a token that goes and is needed."
-    gone = {rule.id: number for number, rule in enumerate(rules, 1)}
+    gone = {rule.id: number for number, rule in enumerate(rules.rules, 1)}
     for left, right, made in bpe.merges:
         if made in gone:
             continue
         for half in (left, right):
             if number := gone.get(half):
-                raise RuleError(f"{_says(rules[number - 1], number)}: {written(bpe.pieces[made])!r} (id {made:,}), which stays, is made of "
+                raise RuleError(f"{rules.says(number)}: {written(bpe.pieces[made])!r} (id {made:,}), which stays, is made of "
                                 "this token: retire that one, too, or remove this rule")
 
 # %% ../../nbs/ivr/13_rules.ipynb #ae25dff5
 def check_rules(
     bpe: Bpe,  # the base
     rules: Rules,
+    wishes: Wishes = Wishes(),  # with which they were proposed
 ) -> None:
     "`RuleError` for the first rule that cannot be followed."
     if rules.base != bpe.sha256:
-        raise RuleError(f"these rules are for another vocabulary (base {rules.base[:12]}, this one is {bpe.sha256[:12]}): select anew")
+        raise RuleError(f"these rules are for another vocabulary (base {rules.base[:12]}, this one is {bpe.sha256[:12]}): {_ANEW}")
     if not rules.rules:
-        raise RuleError("there are no rules: nothing would change")
+        raise RuleError(f"there are no rules, so nothing would change: bring some back, or {_ANEW}")
+    safe = why_protected(bpe, wishes)
     for number, rule in enumerate(rules.rules, 1):
-        _check_old(bpe, rule, _says(rule, number))
+        _check_old(bpe, rule, rules.says(number), safe)
     for check in (_check_unique, _check_halves, _check_closed):
-        check(bpe, rules.rules)
+        check(bpe, rules)
+
+
+_ANEW = "have them proposed anew (`korlab ivr select --force`)"
+
+# %% ../../nbs/ivr/13_rules.ipynb #check-form
+def _check_form(found: Mapping[str, Any], bpe: Bpe) -> None:
+    "`RuleError` naming what a file lacks."
+    if not found:
+        raise RuleError(f"the file is empty: {_ANEW}")
+    if lost := [name for name in ("version", "base", "rules") if name not in found]:
+        form = {"version": "version: 2", "base": f"base: {bpe.sha256}", "rules": "rules:"}
+        more = ", and `base` only if they were made for this very vocabulary" if "base" in lost else ""
+        remedy = _ANEW if len(lost) == 3 else f"put back {' and '.join(f'`{form[name]}`' for name in lost)}{more}, or {_ANEW}"
+        raise RuleError(f"there is no {' and no '.join(f'`{name}`' for name in lost)}, so these are no rules of this form: {remedy}")
+    if found["version"] != 2:
+        raise RuleError(f"version is {found['version']!r}, and 2 is what can be read: {_ANEW}")
+    if not isinstance(found["rules"] or [], list):
+        raise RuleError(f"`rules` is {type(found['rules']).__name__}, no list of rules: write a line an exchange below it, or {_ANEW}")
+
+# %% ../../nbs/ivr/13_rules.ipynb #read-rules
+def _read(path: Path, bpe: Bpe) -> Rules:
+    "Take a file apart."
+    text = text_of(path) if path.is_file() else ""
+    found = _quick(text) or read_yaml(path, flat=False)
+    _check_form(found, bpe)
+    rows = found["rules"] or []
+    lines = found.get("lines") or lines_of(text, "rules")
+    return Rules(str(found["base"]), tuple(_rule(_at(*place), row) for *place, row in zip(range(1, len(rows) + 1), lines, rows)), tuple(lines))
 
 
 def read_rules(
     path: Path | str,  # a YAML file
     bpe: Bpe,  # the base
+    wishes: Wishes = Wishes(),  # with which they were proposed
 ) -> Rules:
-    "Read rules again, perhaps after a person; `RuleError` names the row of what is wrong."
-    path = Path(path)
-    found = (_quick(text_of(path)) if path.is_file() else None) or read_yaml(path, flat=False)
-    if found.get("version") != 2 or not isinstance(found.get("rules"), list):
-        what = "there is no list `rules`" if found.get("version") == 2 else f"version is {found.get('version')!r}, and 2 is what can be read"
-        raise RuleError(f"{shown(path)}: {what}: `korlab ivr select` writes the form")
+    "Read rules again, perhaps after a person; `RuleError` names the row of what is wrong, and its line."
     try:
-        rules = Rules(str(found.get("base")), tuple(_rule(number, row) for number, row in enumerate(found["rules"], 1)))
-        check_rules(bpe, rules)
+        rules = _read(Path(path), bpe)
+        check_rules(bpe, rules, wishes)
     except RuleError as error:
         raise RuleError(f"{shown(path)}: {error}") from None
     return rules

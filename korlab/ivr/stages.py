@@ -42,7 +42,7 @@ def hashes(
     corpora: Corpora,  # of a run or an evaluation
 ) -> dict[str, str]:  # split -> sha256 of all its texts
     "A hash a split, by which two runs know that they were judged alike."
-    learnt = {f"english {name}": corpora.english.get(name, []) for name in ("train", "dev")}
+    learnt = {f"english {name}": corpora.english.get(name, []) for name in ("train", "dev", "test")}
     parts = {name: texts for name, texts in corpora.korean.items() if name != "dev"} | {"dev": corpora.korean.get("dev", [])} | corpora.held | learnt
     return {name: base.stamp(texts) for name, texts in parts.items() if texts}
 

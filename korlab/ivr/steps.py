@@ -77,8 +77,8 @@ class Work:
         return self.folder.joinpath(*parts)
 
     def spoilt(self, record: Record) -> list[str]:
-        "What a step left and is not there as it was."
-        return [path for path, digest in record.outputs.items() if _digest(self.path(path)) != digest]
+        "What a step left and is not there as it was, and what became of it."
+        return [f"{path} {_harm(self.path(path))}" for path, digest in record.outputs.items() if _digest(self.path(path)) != digest]
 
     def record(self, step: str) -> Record | None:
         "What is known of a step; None where it was not done."
@@ -92,6 +92,13 @@ def _digest(path: Path) -> str | None:
         return None if damage(path) else sha256(path / "manifest.json")
     return sha256(path) if path.is_file() else None
 
+
+def _harm(path: Path) -> str:
+    "What became of a file or folder that is not as it was left."
+    if path.is_dir() and (what := damage(path)):
+        return f"is damaged ({what})"
+    return "is damaged or was changed" if path.exists() else "is missing"
+
 # %% ../../nbs/ivr/34_steps.ipynb #2e3edbf2
 def _outdated(
     work: Work,
@@ -100,14 +107,17 @@ def _outdated(
 ) -> str | None:  # why it has to be done; None where it has not
     "Compare a step's record with what is there."
     if record is None:
-        return "it has not been done"
+        return "not done yet"
     names = dict.fromkeys([*inputs, *record.inputs])
     if other := [name for name in names if record.inputs.get(name) != inputs.get(name)]:
         return f"{', '.join(other)} changed"
-    spoilt = work.spoilt(record)
-    return f"{', '.join(spoilt)} is not what it left" if spoilt else None
+    return ", ".join(work.spoilt(record)) or None
 
 # %% ../../nbs/ivr/34_steps.ipynb #8dcde4ca
+def _command(work: Work, step: str) -> str:
+    return f"run `korlab ivr {step} --work {shown(work.folder)}`"
+
+
 def required(
     work: Work,
     step: str,  # that is about to be done
@@ -118,10 +128,26 @@ def required(
     for one in earlier:
         record = work.record(one)
         if record is None or (spoilt := work.spoilt(record)):
-            why = "it has not been done" if record is None else f"{', '.join(spoilt)} is not what it left"
-            raise StepError(f"{shown(work.folder)}: {step} stands on what {one} leaves, and {why}: run `korlab ivr {one} --work {shown(work.folder)}`")
+            why = "it has not been done" if record is None else ", ".join(spoilt)
+            raise StepError(f"{shown(work.folder)}: {step} stands on what {one} leaves, and {why}: {_command(work, one)}")
         found[one] = record.sha256
     return found
+
+# %% ../../nbs/ivr/34_steps.ipynb #doing
+_DOING = {"texts": "reading the texts", "init": "reading the base model", "analyze": "counting tokens", "distill-tokenizer": "making a Unigram",
+          "select": "selecting tokens", "remap": "making the new vocabulary", "align": "making the rows of new tokens"}
+
+
+def _announcement(step: str, record: Record | None, why: str) -> str:
+    "What is being done, and why."
+    return f"{step}: {_DOING.get(step, step)}" + (f" again, since {why}" if record else f", {why}")
+
+
+def _not_again(work: Work, step: str, record: Record | None, inputs: Mapping[str, Any], why: str) -> StepError:
+    "Why a step of a finished folder is not as it is wanted, and what to do."
+    same = record is not None and record.inputs == inputs  # other values would not help
+    remedy = f"{_command(work, step)}, which makes it again" if same else f"give the values it was done with, or {_command(work, step)} with these"
+    return StepError(f"{shown(work.folder)}: {step} would have to be done again ({why}): {remedy}")
 
 # %% ../../nbs/ivr/34_steps.ipynb #4a39a4bc
 def done(
@@ -139,9 +165,8 @@ def done(
         work.note(f"{step}: nothing changed")
         return record
     if work.finished:
-        raise StepError(f"{shown(work.folder)}: {step} would have to be done again ({why}): give the values it was done with, or run "
-                        f"`korlab ivr {step} --work {shown(work.folder)}` with these")
-    work.note(f"{step}: {why}")
+        raise _not_again(work, step, record, inputs, why or "")
+    work.note(_announcement(step, record, why or ""))
     start, facts = time.process_time(), do()
     made = {path: _digest(work.path(path)) for path in outputs}
     if lost := [path for path, digest in made.items() if digest is None]:
@@ -314,7 +339,7 @@ def _proposed(work: Work) -> list[str]:
 def _select(work: Work, config: Config[Params], wishes: "Wishes") -> dict[str, Any]:
     "Propose, and write the proposal for people and for the next step."
     from korlab.ivr.rules import rules_of, write_rules
-    from korlab.ivr.selecting import select, write_log
+    from korlab.ivr.selecting import protected, select, write_log
 
     base = original(work)
     if config.own.undertrained_first:
@@ -323,7 +348,7 @@ def _select(work: Work, config: Config[Params], wishes: "Wishes") -> dict[str, A
     write_log(base, selection, work.path("replacement_candidates.csv"), work.path("selection_log.md"))
     rules, draft = work.path("remap_rules.yaml"), work.path(".remap_rules.draft")
     write_rules(draft, rules_of(base, selection))
-    found = {"made": len(selection.made), "curve": selection.curve, "facts": selection.facts}
+    found = {"made": len(selection.made), "curve": selection.curve, "facts": selection.facts, "protected": sorted(protected(base, wishes))}
     write_json(work.path("selection.json"), found | {"proposed": [*_proposed(work), sha256(draft)]})
     draft.replace(rules)
     return dict(selection.facts)
@@ -338,6 +363,10 @@ def _edited(work: Work) -> bool:
     return file.is_file() and sha256(file) not in _proposed(work)
 
 
+def _no_rules(work: Work, rules: Path) -> StepError:
+    return StepError(f"{shown(rules)} is missing: {_command(work, 'select')}, which writes it, or name a file with --rules")
+
+
 def propose(
     work: Work,
     config: Config[Params],
@@ -350,6 +379,8 @@ def propose(
         earlier = {name: record.inputs.get(name, "") for name in earlier}
     inputs = earlier | asdict(wishes) | {"undertrained_first": bool(config.own.undertrained_first)}
     rules = work.path("remap_rules.yaml")
+    if work.finished and record and not rules.is_file():
+        raise _no_rules(work, rules)
     if edited and not force and not work.finished and _outdated(work, record, json.loads(json.dumps(inputs))):
         raise StepError(f"{shown(rules)} was edited by hand, and select would write it anew: go on with `korlab ivr remap`, move the file away, or give --force")
     return done(work, "select", inputs, _PROPOSAL, lambda: _select(work, config, wishes), force or not rules.is_file())
@@ -359,9 +390,15 @@ def _new(base: Bpe, config: Config[Params], corpora: Corpora, rules: Path) -> Bp
     "The vocabulary that a base shall become."
     from korlab.ivr.fresh import fresh
     from korlab.ivr.remapping import remapped
-    from korlab.ivr.rules import read_rules
+    from korlab.ivr.rules import RuleError, read_rules
 
-    return fresh(base, corpora.korean["train"]) if config.own.vocabulary == "fresh" else remapped(base, read_rules(rules, base))
+    if config.own.vocabulary == "fresh":
+        return fresh(base, corpora.korean["train"])
+    found = read_rules(rules, base, *([] if config.own.rules else [_wishes_of(config)]))  # a hand may not take what `select` may not
+    try:
+        return remapped(base, found)
+    except RuleError as error:
+        raise RuleError(f"{shown(rules)}: {error}") from None
 
 
 def _remap(work: Work, config: Config[Params], corpora: Corpora, rules: Path) -> dict[str, Any]:
@@ -385,7 +422,7 @@ def _remap_inputs(work: Work, config: Config[Params], corpora: Corpora, rules: P
         return required(work, "remap", "init") | held | {"korean": stamp(corpora.korean["train"])}
     earlier = required(work, "remap", "init", *([] if config.own.rules else ["select"]))
     if not rules.is_file():
-        raise StepError(f"{shown(rules)} does not exist: run `korlab ivr select --work {shown(work.folder)}`, or name a file with --rules")
+        raise _no_rules(work, rules)
     return earlier | held | {"rules": sha256(rules)}
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.accounts import accounted
+from ..core.accounts import accounted, places
 from ..core.settings import expanded
 from ..experiment.runs import RunError
 from .terminal import complain, grid, live, print_table, remark_all, values_of, where
@@ -129,7 +129,7 @@ def _print_scores(run: "Run") -> None:
     print_table(results.score_rows(results.read(run), run.study.measures), title=run.title)
     for source in run.read("data")["sources"] if run.has("data") else ():
         if said := accounted(source):
-            typer.secho(f"data: {source['split']}: {said}", fg="yellow")
+            typer.secho("\n  ".join([f"data: {source['split']}: {said}", *places(source)]), fg="yellow")
     for text in dict.fromkeys(note["text"] for note in run.status.get("notes", [])):
         typer.secho(f"note: {text}", fg="yellow")
     if run.has("train") and "cpu_seconds" in (spent := run.read("train")["train_metrics"]):

@@ -67,7 +67,7 @@ def _entry_of(
         return Entry(run.folder.name, "done", None, run)
     stage = status.get("stage")
     error = status["error"] or (f"it has no scores yet; its last stage is {stage!r}" if stage else "it never started")
-    return Entry(run.folder.name, "unfinished" if status["state"] == "done" else status["state"], error, run)
+    return Entry(run.folder.name, "unfinished" if run.state == "done" else run.state, error, run)
 
 # %% ../../nbs/workbench/01_comparing.ipynb #4243d672
 def _of_suite(

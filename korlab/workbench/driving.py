@@ -116,7 +116,7 @@ def _ready(one: Plan, fresh: bool) -> bool:
     run = _opened(one.values)
     run.close()
     whole = all(map(run.has, ("data", "metrics"))) and (one.folder / "report.html").exists()
-    return run.status["state"] != "done" or not whole
+    return run.state != "done" or not whole
 
 # %% ../../nbs/workbench/00b_driving.ipynb #f3a3a1af
 def last_words(

@@ -28,21 +28,13 @@ class Listed:
     model: str
     size: str
     data: str  # what it was trained on
-    state: str  # new, running, killed, interrupted, failed or done
+    state: str  # new, running, killed, interrupted, failed, pruned or done
     score: str | None  # the headline in words; None until it is scored
     n: int | None  # items of that score
     when: str  # when it last wrote something, UTC
     merit: float = float("-inf")  # the headline, turned so that more is better
 
 # %% ../../nbs/workbench/08a_listing.ipynb #3d0bdaf7
-def _state(run: Run) -> str:
-    import psutil
-
-    status = run.status
-    alive = status["state"] != "running" or psutil.pid_exists(status.get("pid", -1))
-    return status["state"] if alive else "killed"
-
-
 def _when(folder: Path) -> str:
     newest = max(file.stat().st_mtime for file in folder.glob("*.json"))
     return datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M")
@@ -55,7 +47,7 @@ def listed(
     first, c = run.study.measures[0], run.config
     scored = results.overview(results.read(run), run.study.measures) if run.has("metrics") else {}
     merit = (-1 if first.lower else 1) * scored[first.name] if scored else float("-inf")
-    return Listed(run.folder.name, run.folder.parent.name, c.run.model, c.run.size, str(portable(c.rows.data)), _state(run),
+    return Listed(run.folder.name, run.folder.parent.name, c.run.model, c.run.size, str(portable(c.rows.data)), run.state,
                   scored.get("score"), scored.get("n"), _when(run.folder), merit)
 
 # %% ../../nbs/workbench/08a_listing.ipynb #04db13fd

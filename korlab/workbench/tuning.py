@@ -281,6 +281,7 @@ def _train_trial(
         splits = verbs.data(run)
         model = verbs.model(run, splits)
         trained = verbs.train(run, model, splits, callbacks=[reporter(trial, search.measure)])
+        run.finish()  # a trial is scored on nothing else
         return trained["eval_metrics"][search.measure.dev]
     except TrialPruned:
         _mark_pruned(run)
@@ -426,7 +427,7 @@ def score_best(
         if not run.done("evaluate"):
             splits = verbs.data(run)
             verbs.evaluate(run, verbs.model(run, splits), splits)
-            run.finish()
+        run.finish()
         return results.score_rows(results.read(run), verbs.measures)
     finally:
         run.close()

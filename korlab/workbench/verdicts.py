@@ -84,6 +84,18 @@ def _beside(found: Comparison, split: str) -> dict[str, None]:
     return {name: None for run in there for name in found.study.comparison.describe(run, split)}
 
 
+def _floors(found: Comparison, split: str, mode: str) -> list[tuple[str, Scored]]:
+    "What was scored beside the runs, and what tables call it."
+    data, some = data_hash(found.baseline.run, split), dict[str, list[tuple[str, Scored]]]()
+    for entry in sorted(found.done, key=lambda entry: entry is not found.baseline):
+        if split in (scored := results.read(entry.run)).splits and data_hash(entry.run, split) == data:
+            for one in scored.baselines(split, mode):
+                some.setdefault(one.system, []).append((entry.label, one))
+    alike = {name: len({tuple(round(got.mean, 9) for got in one.measures.values()) for _, one in each}) == 1 for name, each in some.items()}
+    return [row for name, each in some.items()
+            for row in ([(name, each[0][1])] if alike[name] else [(f"{name} · {label}", one) for label, one in each])]
+
+
 def scores(
     found: Comparison,  # any
     split: str | None = None,  # another split than the one in question
@@ -92,11 +104,11 @@ def scores(
     "The first measures of every finished run with 95 % intervals, in one split and mode."
     chosen, study, rows = setting_of(found), found.study, []
     place = split or chosen.split, mode or chosen.mode
-    beside, blank, base = study.comparison.describe, _beside(found, place[0]), results.read(found.baseline.run)
+    beside, blank = study.comparison.describe, _beside(found, place[0])
     for entry in found.done:
         if one := results.read(entry.run).own(*place):
             rows.append({"run": entry.label, **blank, **beside(entry.run, place[0]), **_columns(study.measures, one)})
-    return rows + [{"run": one.system, **blank, **_columns(study.measures, one)} for one in base.baselines(*place)]
+    return rows + [{"run": name, **blank, **_columns(study.measures, one)} for name, one in _floors(found, *place)]
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #c219f7b8
 def _dot(name: str, interval: Interval, scale: float) -> dict[str, Any]:
@@ -108,10 +120,10 @@ def score_figure(
     found: Comparison,  # any
 ) -> "Figure":  # a dot and its interval for every run
     "The score in question, with the baseline's interval as a band."
-    chosen, base = setting_of(found), results.read(found.baseline.run)
+    chosen = setting_of(found)
     place, m = (chosen.split, chosen.mode), chosen.measure
     rows = [(entry.label, results.read(entry.run).own(*place)) for entry in found.done]
-    floors = [(one.system, one) for one in base.baselines(*place)]
+    floors = _floors(found, *place)
     table = [_dot(name, interval, m.scale) for name, one in (*rows, *floors) if (interval := chosen.interval(one))]
     return charts.score_dots(
         table, found.baseline.label, [name for name, _ in floors], f"{chosen}, 95 % 신뢰구간", m.label, m.digits, m.better
@@ -352,14 +364,14 @@ def numbers(
     found: Comparison,  # any
 ) -> dict[str, Any]:  # plain JSON
     "Every number of the comparison."
-    chosen, base = setting_of(found), results.read(found.baseline.run)
+    chosen = setting_of(found)
     tests = {one.entry.name: one for one in against_baseline(found)}
-    floors = base.baselines(chosen.split, chosen.mode)
+    floors = _floors(found, chosen.split, chosen.mode)
     return {
         "study": found.study.name, "split": chosen.split, "mode": chosen.mode, "measure": chosen.measure.name,
         "label": chosen.measure.label, "better": chosen.measure.better,
         "baseline": found.baseline.name, "correction": f"Holm, {sum(t.pair is not None for t in tests.values())} tests",
-        "floors": {one.system: {k: v.to_dict() for k, v in one.measures.items()} for one in floors},
+        "floors": {name: {k: v.to_dict() for k, v in one.measures.items()} for name, one in floors},
         "runs": [_record(found, entry, chosen, tests.get(entry.name)) for entry in found.entries],
     }
 
