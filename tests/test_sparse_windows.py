@@ -50,6 +50,16 @@ def test_a_document_has_the_score_of_its_best_window(tokenizer, seed, documents)
         assert [(hit.score, hit.id) for hit in hits] == expected
 
 
+def test_short_documents_keep_their_ids_and_no_id_is_taken_twice(tokenizer):
+    long, short = " ".join(WORDS * 3), "요리책"
+    cut = windows_of({"a": long, "a#1": short, "b": short}, tokenizer, 12)
+    assert cut.of["a#1"] == ["a#1"] and cut.of["b"] == ["b"] and cut.of["a"][0] == "a#1'"
+    assert {*cut.owners.values()} == {"a", "a#1", "b"} and len(cut.texts) == len(cut.of["a"]) + 2
+    whole = windows_of({"b": short, "c": "여행 사진"}, tokenizer, 12)  # nothing is cut
+    vectors = csr_matrix(np.eye(2, dtype=np.float32))
+    assert [[hit.id for hit in hits] for hits in whole.index(vectors).search(vectors)] == [["b"], ["c"]]
+
+
 def test_a_row_learns_from_the_window_that_answers_it(tokenizer):
     page = " ".join(["도서관 대출 반납"] * 20 + ["악보 는 지도 옆"] + ["열람실 사진 여행"] * 20)
     rows = [Triple("악보 어디", page, (page, "요리책 은 없다")), Triple("도서관", page)]

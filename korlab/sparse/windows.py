@@ -45,7 +45,7 @@ def _cut_text(
 class Windows:
     "A corpus as an encoder reads it."
 
-    texts: dict[str, str]  # id of a window -> text
+    texts: dict[str, str]  # id of a window, that of the document where it is its only one -> text
     owners: dict[str, str]  # id of a window -> id of its document, the windows of one following each other
 
     def among(self, documents: Container[str]) -> "Windows":
@@ -79,8 +79,16 @@ def windows_of(
     "Cut a corpus."
     if size is None:
         return Windows(dict(corpus), {key: key for key in corpus})
-    cut = [(f"{key}#{number}", key, part) for key, text in corpus.items() for number, part in enumerate(_cut_text(text, tokenizer, size), 1)]
-    return Windows({id: part for id, _, part in cut}, {id: key for id, key, _ in cut})
+    texts: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for key, text in corpus.items():
+        parts = _cut_text(text, tokenizer, size)
+        for number, part in enumerate(parts, 1):
+            id = f"{key}#{number}" if len(parts) > 1 else key
+            while id in texts or id != key and id in corpus:
+                id += "'"
+            texts[id], owners[id] = part, key
+    return Windows(texts, owners)
 
 # %% ../../nbs/sparse/26b_windows.ipynb #49a69305
 _MORE = 20  # windows looked at for each document that is asked for
