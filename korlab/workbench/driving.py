@@ -26,7 +26,7 @@ from .plans import Plan
 from .suite import Suite, overview, peek, write_summary
 
 # %% ../../nbs/workbench/00b_driving.ipynb #3172d83a
-_KERNEL = ["--IPKernelApp.log_level=ERROR"]  # it warns of every start that this machine's own processes could listen
+_KERNEL = ["--IPKernelApp.log_level=CRITICAL"]  # it warns of every start that this machine's own processes could listen
 
 
 def execute_notebook(
