@@ -2744,6 +2744,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'korlab.sparse.cli._library': ('sparse/cli.html#_library', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._lines': ('sparse/cli.html#_lines', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._overlays': ('sparse/cli.html#_overlays', 'korlab/sparse/cli.py'),
+                                   'korlab.sparse.cli._place': ('sparse/cli.html#_place', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._rows': ('sparse/cli.html#_rows', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._run_of': ('sparse/cli.html#_run_of', 'korlab/sparse/cli.py'),
                                    'korlab.sparse.cli._stop_mask': ('sparse/cli.html#_stop_mask', 'korlab/sparse/cli.py'),

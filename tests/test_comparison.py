@@ -176,7 +176,7 @@ def test_a_run_killed_in_its_middle_is_not_done(runs):
     (folder / "metrics.json").unlink()
     write_json(folder / "status.json", {"state": "running", "stage": "train", "error": None, "stages": {}})
     assert comparing.choose_entries("twin,killed")[1].error == "it has no scores yet; its last stage is 'train'"
-    write_json(folder / "status.json", {"state": "done", "stage": "model", "error": None, "stages": {}})  # between two stages
+    write_json(folder / "status.json", {"state": "done", "stage": "model", "error": None, "stages": {"model": {"state": "done"}}})  # between two
     assert comparing.choose_entries("twin,killed")[1].state == "interrupted"
 
 

@@ -426,7 +426,7 @@ COLLECTIONS = [
     row("nothing relevant", beir(qrels=QRELS.replace("\t1\n", "\t0\n")), Found(0.0)),
     row("a query with the id of a document", beir(entries(KIN), entries(KIN), "a\tb\t1\nb\ta\t1\n"), Found(1.0)),
     row("no judgements", {"corpus.jsonl": entries(CORPUS), "queries.jsonl": entries(QUERIES)}, Refused("judges no split 'test'")),
-    row("no collection", {"mine.csv": table()}, Refused("mine.csv", "BEIR's layout")),
+    row("no collection", {"mine.csv": table()}, Refused("mine.csv", "no column 'query'", "-p columns query=")),
 ]
 
 

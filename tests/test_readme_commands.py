@@ -11,6 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
+from korlab.core.yamls import read_yaml
 from korlab.experiment import studies
 from korlab.workbench.terminal import papermill_style
 
@@ -84,7 +85,11 @@ def test_every_option_of_a_command_is_one(line):
 def test_every_parameter_of_a_notebook_is_one(line):
     words = shlex.split(line)
     assert (ROOT / words[1]).is_file()
-    named = dict(zip(words[4::3], words[5::3]))
+    named = {}
+    if words[3] == "-f":
+        named = read_yaml(ROOT / words[4])
+        del words[3:5]
+    named |= dict(zip(words[4::3], words[5::3]))
     assert set(words[3::3]) <= {"-p"}
     if words[1] == "nbs/train.ipynb":
         studies.configure({name: int(value) if value.isdigit() else value for name, value in named.items()})

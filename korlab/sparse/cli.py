@@ -344,7 +344,9 @@ def _cut(text: str, width: int) -> str:
 
 # %% ../../nbs/sparse/64_cli.ipynb #f51b2565
 def _telling(hit: "Explained", reach: int) -> str:
-    "A passage from where its next so many characters hold most of what decided."
+    "A passage from where its next so many characters hold most of what decided; a short one whole."
+    if len(hit.text) <= reach:
+        return hit.text
     starts = accumulate((len(text) for text, *_ in hit.pieces), initial=0)
     marked = [(start, words, share) for start, (_, share, words) in zip(starts, hit.pieces) if share]
 
@@ -366,6 +368,12 @@ def _decided(hit: "Explained", most: int = 8) -> str:
     return "; ".join(", ".join(part) for part in (ranks, tokens) if part)
 
 # %% ../../nbs/sparse/64_cli.ipynb #59e4effe
+def _place(hit: "Explained") -> str:
+    "What a person finds a passage by: its place, behind an id that a table gave it."
+    file, _, row = hit.where.rpartition(", row ")
+    return f"{hit.id} ({hit.where})" if file and hit.id != row and not hit.id.startswith(file) else hit.where or hit.id
+
+
 def _lines(hits: "Hits", width: int, engine: str) -> list[str]:
     "Hits for a terminal."
     if not hits.hits:
@@ -374,7 +382,7 @@ def _lines(hits: "Hits", width: int, engine: str) -> list[str]:
     lines = [f"rank  score  id, passage, and the tokens that decided (+ not in the passage), by {engine}"]
     for rank, hit in enumerate(hits.hits, 1):
         below = (" " * 6 + _cut(text, width - 6) for text in (_telling(hit, width // 2), _decided(hit)))
-        lines += [f"{rank:>4}  {hit.score:5.{digits}f}  {hit.where or hit.id}", *below]
+        lines += [f"{rank:>4}  {hit.score:5.{digits}f}  {_place(hit)}", *below]
     return lines
 
 # %% ../../nbs/sparse/64_cli.ipynb #358811e6

@@ -95,7 +95,7 @@ def _floors(found: Comparison, split: str, mode: str) -> list[tuple[str, Scored]
     return [row for name, each in some.items()
             for row in ([(name, each[0][1])] if alike[name] else [(f"{name} · {label}", one) for label, one in each])]
 
-
+# %% ../../nbs/workbench/02_verdicts.ipynb #90c2e21c
 def scores(
     found: Comparison,  # any
     split: str | None = None,  # another split than the one in question
