@@ -129,22 +129,14 @@ def _upbringing(
     return {"home": home, "mini": effective.get("size") == "mini", "generated": effective.get("data") == "embedded"}
 
 # %% ../../nbs/sparse/27_encoders.ipynb #55cbb31e
-def _reach(
-    model: Any,  # a SparseEncoder
-    longest: int,  # tokens that its transformer reads
-) -> int:  # of a text, special tokens included
-    "What is left of its reach behind a prefix."
-    bare, ahead = (len(model.tokenizer(text)["input_ids"]) for text in ("", model.prompts.get("document") or ""))
-    return longest - (ahead - bare)
-
-
 def load_encoder(
     run: str = "latest",  # a run's name or folder, the folder of a SparseEncoder, or 'latest'
     device: str | None = None,  # e.g. "cpu", "cuda"; None takes the best there is
 ) -> Encoder:  # ready to encode
     "Open a trained sparse encoder."
     from korlab.sparse.head import EncoderError, fuse, open_encoder
-    from korlab.sparse.models import encode, transformer_of
+    from korlab.sparse.models import encode
+    from korlab.sparse.windows import window_size
 
     folder = find_encoder(run)
     if run == "latest":
@@ -156,7 +148,7 @@ def load_encoder(
     def side(name: str) -> Callable[[Sequence[str]], csr_matrix]:
         return lambda texts: encode(model, texts, name, progress=len(texts) > 500)  # more than a moment
 
-    return Encoder(shown(folder), model.tokenizer, side("query"), side("document"), _reach(model, transformer_of(model).max_seq_length),
+    return Encoder(shown(folder), model.tokenizer, side("query"), side("document"), window_size(model) + len(model.tokenizer("")["input_ids"]),
                    _digest(folder), **_upbringing(folder))
 
 # %% ../../nbs/sparse/27_encoders.ipynb #31d358fc

@@ -107,7 +107,7 @@ def pruned(
 ) -> list[dict[str, Any]]:  # one row a rule
     "What each pruning rule saves in the documents, and what it costs."
     c = searched.collection
-    return pruning_cost(searched.documents, [*c.corpus], searched.queries, rules, qrels=c.qrels, query_ids=[*c.queries], build=searched.windows.index)
+    return pruning_cost(searched.documents, [*c.corpus], searched.queries, rules, qrels=c.qrels, query_ids=[*c.queries], build=lambda vectors, _: searched.windows.index(vectors))
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #23845330
 def _milliseconds(system: Callable[[str], Any], text: str) -> float:

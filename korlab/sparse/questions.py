@@ -22,7 +22,7 @@ from ..metrics.measures import Interval, Measure, single, written
 from ..metrics.retrieval import Retrieval, evaluate
 from ..metrics.stats import compare_scores, holm
 from .encoders import Encoder
-from .fusion import DEPTH
+from .fusion import DEPTH, folded
 from .library import Library, ranked, searched
 
 # %% ../../nbs/sparse/43_questions.ipynb #6c570f0a
@@ -121,17 +121,6 @@ def judged(
     ids = {f"question {number}": question for number, question in enumerate(answers, 1)}
     return Judged(ids, {id: answers[question] for id, question in ids.items()})
 
-# %% ../../nbs/sparse/43_questions.ipynb #5704533e
-def _by_document(
-    hits: Mapping[str, float],  # passage -> score, best first
-    library: Library,  # they are from
-) -> dict[str, float]:  # document -> score of its best passage, best first
-    "Fold passages into documents."
-    found: dict[str, float] = {}
-    for id, score in hits.items():
-        found.setdefault(library.document(id), score)
-    return found
-
 # %% ../../nbs/sparse/43_questions.ipynb #eff4c774
 _SHOWN = (Measure("ndcg@10", "nDCG@10"), Measure("mrr@10", "MRR@10"), Measure("hit@1", "Hit@1"), Measure("hit@10", "Hit@10"))
 
@@ -175,7 +164,7 @@ def measure_engines(
     documents, scores = set(library.documents), dict[str, Retrieval]()
     parts = searched(library, "hybrid" if encoder else "bm25", [*questions.queries.values()], DEPTH, encoder)
     for engine in (*parts, "hybrid") if encoder else parts:
-        run = {id: _by_document(hits, library) for id, hits in zip(questions.queries, ranked(parts, engine, DEPTH))}
+        run = {id: folded(hits.items(), library.document) for id, hits in zip(questions.queries, ranked(parts, engine, DEPTH))}
         scores[engine] = evaluate(run, questions.qrels, (1, 10), documents=documents)
     against, n = _against(scores), len(questions)
     rows = [{"engine": name, "n": n, **_cells(one), **({"nDCG@10 against bm25": against.get(name, "")} if encoder else {})}
