@@ -27,6 +27,7 @@ from korlab.sparse.scoring import evaluate_on
 from korlab.sparse.starting import Start, head_of, mini_encoder, write_start
 from korlab.sparse.trainer import SparseTrainer
 from korlab.sparse.trimming import Trim, always_kept, trim
+from korlab.sparse.windows import window_size, windows_of
 
 FAST = {"model": "sparse-e5", "size": "mini", "max_steps": 8, "eval_steps": 4, "eval_rows": 4, "batch_size": 8, "vocab_size": 900, "max_length": 32,
         "long_texts": "windows", "frozen_layers": 1, "negatives": 1, "tracking": "none", "on_collapse": "warn", "warmup": 0}
@@ -73,9 +74,11 @@ def test_the_dense_row_is_what_sentence_transformers_finds(run):
     test = splits.collections["test"]
     plain = SentenceTransformer(str(run.path("encoder")), device="cpu")
     plain.max_seq_length = FAST["max_length"]
+    saved = SparseEncoder(str(run.path("model")), device="cpu")
+    windows = windows_of(test.corpus, saved.tokenizer, window_size(saved))
     queries, passages = (plain.encode([prefix + text for text in texts.values()], normalize_embeddings=True)
-                         for prefix, texts in (("query: ", test.queries), ("passage: ", test.corpus)))
-    first = [list(test.corpus)[place] for place in (queries @ passages.T).argmax(1)]
+                         for prefix, texts in (("query: ", test.queries), ("passage: ", windows.texts)))
+    first = [[*windows.owners.values()][place] for place in (queries @ passages.T).argmax(1)]
     rows = read_jsonl(run.path("rankings", "test.jsonl"))
     assert [row["first"][DENSE] for row in rows] == first
 

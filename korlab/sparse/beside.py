@@ -16,6 +16,7 @@ from .data import Collection
 from .dense import Dense, nearest
 from .evaluation import LEXICAL, MEASURES, OURS
 from .fusion import best_first, rrf
+from .windows import Windows
 
 Found = Mapping[str, Mapping[str, float]]  # query -> document -> score, best first
 
@@ -76,11 +77,11 @@ class Beside:
         if self.hybrid == "sum" and self.weight is None:
             raise ParameterError("hybrid='sum': nobody chose a weight, which takes a dev split; set hybrid=rrf")
 
-    def __call__(self, collection: Collection, found: Mapping[str, Found], k: int) -> dict[str, Found]:
-        "What they find, k hits a query."
+    def __call__(self, collection: Collection, found: Mapping[str, Found], k: int, windows: Windows) -> dict[str, Found]:
+        "What they find, k hits a query; the dense base reads the windows that the encoder reads."
         more: dict[str, Any] = {}
         if self.dense:
-            hits = nearest(self.dense, [*collection.queries.values()], collection.corpus, k)
+            hits = nearest(self.dense, [*collection.queries.values()], windows, k)
             more[DENSE] = dict(zip(collection.queries, hits, strict=True))
         if self.hybrid:
             fused = together(found, self.weight if self.hybrid == "sum" else None)

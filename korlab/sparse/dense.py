@@ -20,6 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..experiment.models import check_positions, loading
+from .windows import Windows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -135,12 +136,14 @@ class Dense:
 def nearest(
     dense: Dense,  # encodes both sides
     queries: Sequence[str],  # texts
-    corpus: Mapping[str, str],  # id -> text
+    windows: Windows,  # of the corpus
     k: int = 100,  # hits a query
-) -> list[dict[str, float]]:  # for each query id -> cosine, best first, equal ones by falling id
+) -> list[dict[str, float]]:  # for each query id -> cosine of the document's best window, best first, equal ones by falling id
     "Search a collection exactly by cosine."
-    ids = sorted(corpus, reverse=True)
-    scores = dense.vectors(queries, "query") @ dense.vectors([corpus[name] for name in ids], "document").T
+    ids = sorted(windows.of, reverse=True)
+    texts = [windows.texts[part] for name in ids for part in windows.of[name]]
+    firsts = np.cumsum([0, *(len(windows.of[name]) for name in ids[:-1])])
+    scores = np.maximum.reduceat(dense.vectors(queries, "query") @ dense.vectors(texts, "document").T, firsts, axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return [{ids[place]: float(row[place]) for place in some} for row, some in zip(scores, order)]
 

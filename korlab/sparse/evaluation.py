@@ -77,7 +77,7 @@ def search_collection(
     collection: Collection,  # what is searched, and by what
     loaded: "Loaded",  # the encoder
     batch_size: int = 32,  # texts a forward pass
-    beside: Callable[[Collection, Mapping[str, Any], int], Mapping[str, Any]] | None = None,  # finds by other systems, given what these found
+    beside: Callable[[Collection, Mapping[str, Any], int, Windows], Mapping[str, Any]] | None = None,  # finds by other systems, given what these found
     windows: Windows | None = None,  # of the corpus; None: the encoder reads texts whole, as far as it goes
     documents: csr_matrix | None = None,  # their vectors, where they are known
 ) -> Searched:  # by the encoder and both BM25, and others
@@ -90,7 +90,7 @@ def search_collection(
         documents = encode(loaded.model, [*windows.texts.values()], "document", batch_size, progress=True)
     index, ids, depth = windows.index(documents), [*collection.queries], max(_KS) + 1
     found: dict[str, Any] = {OURS: as_run(ids, index.search(queries, depth)), **_by_words(collection)}
-    found |= beside(collection, found, depth) if beside else {}
+    found |= beside(collection, found, depth, windows) if beside else {}
     found = {label: without_own(hits, collection.qrels, max(_KS)) for label, hits in found.items()}
     judged = {label: evaluate(hits, collection.qrels, _KS, documents=collection.corpus) for label, hits in found.items()}
     return Searched(collection, queries, windows, documents, index, found, judged)

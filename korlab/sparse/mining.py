@@ -20,6 +20,7 @@ from .bm25 import BM25
 from .data import Triple, bare
 from .dense import Dense, nearest
 from .splits import Splits
+from .windows import windows_of
 
 # %% ../../nbs/sparse/33_mining.ipynb #b34203c9
 Search = Callable[[Sequence[str], int], Sequence[Mapping[str, float]]]  # queries, k -> document id -> score, best first
@@ -131,7 +132,7 @@ def mine(
 
 # %% ../../nbs/sparse/33_mining.ipynb #fafdfa29
 def _by_cosine(dense: Dense, corpus: Mapping[str, str], texts: Sequence[str], k: int) -> list[dict[str, float]]:
-    return nearest(dense, texts, corpus, k)
+    return nearest(dense, texts, windows_of(corpus), k)
 
 
 def _search_by(corpus: Mapping[str, str], miner: str | None, own: Callable[[], Dense] | None = None) -> Search:
