@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..core.aloud import aloud
+from ..core.aloud import aloud, executed_notebook
 from ..core.files import read_json, read_jsonl, read_record, write_json, write_jsonl
-from ..core.settings import portable, shown
+from ..core.settings import portable, settings
 from .remarks import Remark, of_choice, of_split, of_training
 from .runs import Run, RunError, open_run, record_data
 from ..metrics.measures import Interval, Measure, written
@@ -210,13 +210,20 @@ def overview(
     return {"score": words, "n": one.n, "split": one.split, "mode": one.mode} | numbers
 
 
+_FIRST = 3  # warnings that are said aloud
+
+
 def announce(
     run: Run,  # finished
 ) -> None:
-    "Say in the terminal what came out, and what makes a page of it."
-    short = overview(read(run), run.study.measures) if run.has("metrics") else {}
+    "Say in the terminal what came out, and what makes a page of it; where papermill writes the notebook is kept."
+    if notebook := executed_notebook():
+        run.write("notebook", {"path": str(notebook)})
+    found = read(run) if run.has("metrics") else Results({}, ())
+    short, warnings = overview(found, run.study.measures), [one["english"] for one in found.about.get("remarks", ())[:_FIRST]]
     score = f"{short['split']} n={short['n']}, {short['score']}" if short else "nothing was scored"
-    aloud(f"{run.title}: {score}; `korlab report {run.folder.name}` writes {shown(run.folder / 'report.html')}")
+    place = run.folder.relative_to(settings().runs) if run.folder.is_relative_to(settings().runs) else run.folder
+    aloud("\n".join([f"{run.title}: {score}", *warnings, f"`korlab report {place}` writes {run.path('report.html')}"]))
 
 
 def signatures(

@@ -52,6 +52,9 @@ def _measure(
             "summary_chars": spread(len(summary) for row in rows for summary in row.summaries)}
 
 # %% ../../nbs/summarization/10_dialogues.ipynb #a6aff52f
+_TALKS = ("대화", "상담", "통화", "채팅", "회의", "문의", "고객")  # what `내용`, `기록` and `요약` are of in people's own tables
+
+
 def _dialogue_fields(
     need_summary: bool = True,  # Whether a summary column must be there
 ) -> tuple[Field, ...]:  # `fname`, `dialogue`, `summary` and `topic`
@@ -60,10 +63,12 @@ def _dialogue_fields(
         Field("fname", ("id", "file_name", "filename", "dialogue_id", "dialog_id", "conversation_id", "uid", "번호", "아이디", "파일명"),
               required=False, weak=("상담번호", "대화번호", "접수번호", "문의번호", "일련번호")),
         Field("dialogue", ("dialog", "dialogues", "conversation", "conversations", "transcript", "chat", "text", "document", "article",
-                           "content", "대화", "대화문", "대화_내용", "본문", "내용", "문서", "원문", "텍스트", "기사", "상담_내용", "회의록"),
+                           "content", "대화", "대화문", "본문", "내용", "문서", "원문", "텍스트", "기사", "회의록",
+                           *(f"{talk}_{noun}" for talk in _TALKS[:-2] for noun in ("내용", "기록"))),
               weak=("source", "input", "passage", "question", "query", "질문", "문의", "문의_내용", "상담", "발화", "지문")),
         Field("summary", ("summaries", "summarization", "abstract", "abstractive", "highlights", "요약", "요약문", "요약_내용", "요약본",
-                          "요지", "한줄_요약"), numbered="_?", required=need_summary, otherwise=", or load it with need_summary=False",
+                          "요지", "한줄_요약", *(f"{talk}_요약" for talk in _TALKS)),
+              numbered="_?", required=need_summary, otherwise=", or load it with need_summary=False",
               weak=("target", "output", "reference", "references", "answer", "답변", "정답")),
         Field("topic", ("topic1", "주제"), required=False))
 

@@ -231,10 +231,12 @@ def report(
 ) -> None:
     "Render the report of a run, or of any executed notebook, as one HTML file and as Markdown; print a run's scores."
     from korlab.experiment.runs import find_run
-    from korlab.report.render import render, render_run
+    from korlab.report.render import lead_of, render, render_run, run_of
 
     if run.endswith(".ipynb"):
-        rendered = render(run, to or Path(expanded(run)).parent, code=code, quotes=quotes, note=note)
+        owner = run_of(Path(expanded(run)))
+        about = {"title": owner.title, "lead": lead_of(owner)} if owner else {}
+        rendered = render(run, to or Path(expanded(run)).parent, code=code, quotes=quotes, note=note, **about)
     else:
         rendered = render_run(found := find_run(run), to, quotes, note)
         if found.has("metrics"):
