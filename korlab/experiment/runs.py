@@ -469,7 +469,7 @@ def find_run(
     if name == "latest":
         if run := _latest([p for p in own if (p / "metrics.json").exists()]):
             return run
-        raise RunError(f"there is no finished run in {shown(runs / (study or ''))}: train one first (`make run`)")
+        raise RunError(f"there is no finished run in {shown(runs / (study or ''))}: train one first, as in `korlab run params/{study or 'summarization'}/EXPERIMENT.yaml`")
     if is_run(runs / given):
         return reopen(runs / given)
     if len(named := [p for p in own if p.name == name] or [p for p in every if p.name == name]) > 1:

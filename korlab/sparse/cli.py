@@ -258,7 +258,8 @@ def _encoder(run: str, rules: Mapping[str, Any]) -> "Encoder | None":
         try:
             find_encoder(run)
         except RunError:
-            remark("there is no trained encoder, so the index has BM25 alone; `korlab run params/sparse/ko.yaml` makes one")
+            remark("there is no trained encoder, so the index has BM25 alone; a table of questions and answers trains one: "
+                   "`korlab run params/sparse/e5.yaml -p data TABLE`")
             return None
     if run == "none":
         if given:
@@ -464,15 +465,19 @@ def _from_folder(
         one_of("--engine", engine, lib.ENGINES)
     if documents is None and index:
         require_index(index)
-    folder = Path(expanded(index)) if index else lib.newest() if documents is None else None
+    folder, asked = Path(expanded(index)) if index else lib.newest() if documents is None else None, engine
     if documents is None and folder is not None:
         shelf = lib.open_library(folder)
         engine = engine or ("sparse" if run else shelf.usual)
         encoder, source = lib.encoder_of(shelf, run) if engine != "bm25" else None, where(folder)
+        if engine == "bm25" != asked and shelf.sparse is not None:
+            remark("the encoder of this index is a mini, so the search is BM25's; --engine hybrid asks both")
     else:
-        asked, source = engine, documents or "embedded"
+        source = documents or "embedded"
         engine = asked or _usual(run)
         shelf, encoder = _library(run, source, index, engine)
+        if documents is None:
+            remark("nothing is indexed yet (`korlab sparse index FOLDER`), so these are the lab's own passages")
         if engine == "bm25" and not asked:
             remark("there is no trained encoder, so the search is BM25's")
     if encoder and encoder.mini and encoder.generated and source != "embedded":
