@@ -3208,6 +3208,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'korlab.sparse.models.build': ('sparse/models.html#build', 'korlab/sparse/models.py'),
                                       'korlab.sparse.models.encode': ('sparse/models.html#encode', 'korlab/sparse/models.py'),
                                       'korlab.sparse.models.freeze_layers': ('sparse/models.html#freeze_layers', 'korlab/sparse/models.py'),
+                                      'korlab.sparse.models.freeze_pieces': ('sparse/models.html#freeze_pieces', 'korlab/sparse/models.py'),
                                       'korlab.sparse.models.load': ('sparse/models.html#load', 'korlab/sparse/models.py'),
                                       'korlab.sparse.models.mini': ('sparse/models.html#mini', 'korlab/sparse/models.py'),
                                       'korlab.sparse.models.parameter_table': ( 'sparse/models.html#parameter_table',

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from in_process import papermill
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import AutoTokenizer
 
@@ -30,7 +31,7 @@ from korlab.sparse.trimming import Trim, always_kept, trim
 from korlab.sparse.windows import window_size, windows_of
 
 FAST = {"model": "sparse-e5", "size": "mini", "max_steps": 8, "eval_steps": 4, "eval_rows": 4, "batch_size": 8, "vocab_size": 900, "max_length": 32,
-        "long_texts": "windows", "frozen_layers": 1, "negatives": 1, "tracking": "none", "on_collapse": "warn", "warmup": 0}
+        "long_texts": "windows", "frozen_layers": 1, "frozen_pieces": True, "negatives": 1, "tracking": "none", "on_collapse": "warn", "warmup": 0}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,13 @@ def test_the_head_learns_at_its_own_rate(run):
     for name, weight in ((name, weight) for name, weight in loaded.model.named_parameters() if weight.requires_grad):
         assert rates[id(weight)] == pytest.approx((10 if ".cls." in name else 1) * config.training.learning_rate), name
     again.close()
+
+
+def test_pieces_that_are_frozen_keep_their_directions_and_the_rest_of_the_head_learns(run):
+    before, after = (load_file(run.path(place, "model.safetensors")) for place in ("base", "model"))
+    same = {name: torch.equal(before[name], after[name]) for name in before if name.startswith("cls.predictions.")}
+    same.pop("cls.predictions.bias")  # nothing reads it: the decoder has a bias of its own
+    assert [name for name, kept in same.items() if kept] == ["cls.predictions.decoder.weight"]
 
 
 def test_what_is_saved_is_read_as_any_other_model_and_keeps_the_way_back(run):

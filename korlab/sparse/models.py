@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINI', 'train_tokenizer', 'mini', 'routed', 'assemble', 'build', 'load', 'transformer_of', 'vocabulary',
-           'freeze_layers', 'parameter_table', 'encode']
+           'freeze_layers', 'freeze_pieces', 'parameter_table', 'encode']
 
 # %% ../../nbs/sparse/21_models.ipynb #aefbd938
 import math
@@ -270,6 +270,13 @@ def freeze_layers(
     body.requires_grad_(False)
     for part in (*stack[layers:], masked.get_output_embeddings()):
         part.requires_grad_(True)
+
+
+def freeze_pieces(
+    model: SparseEncoder,  # changed in place
+) -> None:
+    "Keep what each piece stands for: a regulariser would silence every piece that the training texts do not use."
+    transformer_of(model).model.get_output_embeddings().weight.requires_grad_(False)
 
 # %% ../../nbs/sparse/21_models.ipynb #9be9439c
 def parameter_table(

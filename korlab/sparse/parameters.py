@@ -104,6 +104,7 @@ class Params:
     kd_warmup: float | None = setting(None, "epochs over which distillation grows", low=0, needs=_ON_CURRICULUM)
     head_rate: float | None = setting(None, "learning rate of the head, as a multiple of the body's; None is 1", above=0)
     frozen_layers: int | None = setting(None, "layers that do not learn, counted from the input, with the embeddings below them", low=1)
+    frozen_pieces: bool = setting(False, "let each piece keep the direction it starts with in the head; its bias alone learns")
     dense: bool | None = setting(None, "score the solved base's own dense vectors, too", needs=_ON_SOLVED)
     hybrid: Literal["rrf", "sum"] | None = setting(
         None, "score the encoder together with BM25, too: by ranks, or a sum of scores whose weight dev chooses"

@@ -259,6 +259,8 @@ def _build(run: Run[Params], splits: Splits) -> "Loaded":
     loaded.model.prompts = _prompts_of(c)
     if c.own.frozen_layers:
         models.freeze_layers(loaded.model, c.own.frozen_layers)
+    if c.own.frozen_pieces:
+        models.freeze_pieces(loaded.model)
     return loaded
 
 # %% ../../nbs/sparse/35_stages.ipynb #b09ddbd5
