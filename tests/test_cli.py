@@ -133,6 +133,15 @@ def test_no_command_line_catches_errors():
         assert ("LabError" in caught) == (path.name == "main.py"), f"{path}: {caught}"
 
 
+def test_commands_print_through_the_one_place_that_shows_controls():
+    """A passage, a file name or an answer of a server may hold what a terminal obeys."""
+    import ast
+
+    for path in [ROOT / "korlab" / "cli" / "main.py", ROOT / "korlab" / "workbench" / "commands.py", *(ROOT / "korlab").glob("*/cli.py")]:
+        used = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)}
+        assert not used & {"print", "typer.echo", "typer.secho", "sys.stdout.write"}, path
+
+
 def test_the_background_is_the_same_command_once_more(tmp_path):
     """However it was started: as a script, or with `python -c`."""
     (file := tmp_path / "typo.yaml").write_text("model: nobody\n")
@@ -168,10 +177,10 @@ def test_every_command_reads_env_and_says_one_sentence_of_a_bad_one(words, elsew
     """What .env says counts; one that cannot be read, and a settings.ini with a mistake, is a sentence."""
     os.environ.pop("KORLAB_RUNS", None)
     monkeypatch.chdir(elsewhere / "lab")
-    (elsewhere / "lab" / ".env").write_text("KORLAB_RUNS=~/marked\nTEA_TOKEN=green\n", encoding="utf-8-sig")
+    (elsewhere / "lab" / ".env").write_text("KORLAB_RUNS=~/marked\nHF_TOKEN=green\n", encoding="utf-8-sig")
     said = CliRunner().invoke(command_line(), words)
     assert said.exit_code == 1 and said.stderr.startswith("korlab: "), said.output
-    assert (os.environ["TEA_TOKEN"], os.environ["KORLAB_RUNS"]) == ("green", os.path.expanduser("~/marked"))
+    assert (os.environ["HF_TOKEN"], os.environ["KORLAB_RUNS"]) == ("green", os.path.expanduser("~/marked"))
     (elsewhere / "lab" / ".env").write_bytes(b"\xff\xfe\x00")
     (elsewhere / "lab" / "settings.ini").unlink()
     (elsewhere / "lab" / "settings.ini").write_text("[paths]\nruns = ~nobody_here/x\ncache = x\n")
@@ -186,10 +195,10 @@ def test_every_entry_notebook_reads_env(notebook, elsewhere, monkeypatch):
     import nbformat
 
     monkeypatch.chdir(elsewhere / "lab")
-    (elsewhere / "lab" / ".env").write_text("TEA_TOKEN=green\n")
+    (elsewhere / "lab" / ".env").write_text("HF_TOKEN=green\n")
     first, = [c.source for c in nbformat.read(ROOT / "nbs" / f"{notebook}.ipynb", 4).cells if "params.arrived(" in c.source]
     exec(first, {})
-    assert os.environ["TEA_TOKEN"] == "green"
+    assert os.environ["HF_TOKEN"] == "green"
 
 
 TOO_LONG = "a" * 300

@@ -130,15 +130,15 @@ def test_the_settings_of_another_project_are_passed_over(lab):
 
 
 @pytest.mark.parametrize("content", [
-    "# 비밀\nTEA_TOKEN=green\n".encode("cp949"), "\ufeffTEA_TOKEN=green\n".encode(), b"export TEA_TOKEN='green'\r\n",
+    "# 비밀\nHF_TOKEN=green\n".encode("cp949"), "\ufeffHF_TOKEN=green\n".encode(), b"export HF_TOKEN='green'\r\n",
 ])
 def test_env_is_read_however_it_was_saved(content, lab):
     (lab / ".env").write_bytes(content)
     settings(lab)
-    assert os.environ["TEA_TOKEN"] == "green"
-    os.environ["TEA_TOKEN"] = "mine"
+    assert os.environ["HF_TOKEN"] == "green"
+    os.environ["HF_TOKEN"] = "mine"
     load_env(lab / ".env")
-    assert os.environ["TEA_TOKEN"] == "mine"
+    assert os.environ["HF_TOKEN"] == "mine"
 
 
 def test_a_folder_in_env_is_the_same_wherever_one_stands(lab, monkeypatch):

@@ -638,3 +638,14 @@ def test_rates_and_padding_are_checked():
         Collator(tokenizer("bytes"), mask_min=0.5, mask_max=0.2)
     with pytest.raises(LabError, match="no padding token"):
         Collator(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), mask_token="[MASK]"))
+
+
+def test_a_set_of_samples_with_somebodys_file_in_it_is_not_replaced(tmp_path):
+    from korlab.experiment.checkpoints import draft_of, publish
+
+    draft_of(tmp_path / "set").mkdir()
+    (draft_of(tmp_path / "set") / "metadata.json").write_text("{}")
+    corpora._check_place(publish(draft_of(tmp_path / "set"), tmp_path / "set"))
+    (tmp_path / "set" / "notes.md").write_text("mine")
+    with pytest.raises(LabError, match="notes.md; move that elsewhere, or choose another folder"):
+        corpora._check_place(tmp_path / "set")

@@ -279,6 +279,11 @@ def test_nothing_pickles_or_runs_foreign_code_or_kills_by_name():
         assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
 
 
+def test_nothing_is_timed_by_a_clock_that_somebody_sets():
+    timed = [str(path) for path in tracked("korlab/**/*.py") if re.search(r"\btime\.time\(|create_time\(", path.read_text(encoding="utf-8"))]
+    assert not timed, "time.monotonic or time.perf_counter measures how long something took"
+
+
 def test_no_file_is_large():
     for path in tracked():
         assert path.stat().st_size < 1 << 20, f"{path.relative_to(ROOT)} is larger than 1 MiB"

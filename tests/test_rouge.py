@@ -453,6 +453,16 @@ def test_a_damaged_cache_is_reported_and_rebuilt(tmp_path, fresh, damage):
         assert run(tmp_path) == plain
 
 
+def test_scores_do_not_need_a_place_for_their_cache(tmp_path, fresh):
+    "A file where the folder would have to be: said once, and the scores are the same."
+    plain = run(None)
+    (tmp_path / "file").write_text("")
+    fresh()
+    with pytest.warns(UserWarning, match="cannot be used") as caught:
+        assert run(tmp_path / "file" / "cache") == plain
+    assert len(caught) == 1 and "settings.ini" in str(caught[0].message)
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, fresh, monkeypatch):
     run(tmp_path)
     (path,) = tmp_path.iterdir()

@@ -18,7 +18,7 @@ from korlab.core import files
 from korlab.core.errors import LabError
 from korlab.experiment import results
 from korlab.experiment.checkpoints import newest_whole_checkpoint
-from korlab.experiment.runs import RunError, find_run, open_run, reopen
+from korlab.experiment.runs import RunError, RunFolder, _recorded, find_run, holder, locked, open_run, reopen
 from korlab.experiment.training import Clock
 from korlab.summarization.data import embedded
 from korlab.summarization.dialogues import save_dialogues
@@ -116,6 +116,34 @@ def splits(folder: Path) -> dict:
     return files.read_json(folder / "metrics.json")["splits"]
 
 
+def test_seconds_are_those_that_passed_whatever_the_clock_says(tmp_path, monkeypatch):
+    times = iter(range(0, 10**6, 3600))
+    monkeypatch.setattr(time, "time", lambda: next(times))
+    run, clock = RunFolder(tmp_path), Clock()
+    with _recorded(run, "train"):
+        clock.on_train_begin(None, None, None)
+        clock.on_train_end(None, None, None)
+    assert run.status["stages"]["train"]["seconds"] < 60 and clock.seconds < 60
+
+
+def test_workers_of_a_loader_that_outlive_a_killed_run_hold_no_lock(tmp_path):
+    """They are forked, and notice only after seconds that their process is gone."""
+    lock = locked(tmp_path)
+    reading, writing = os.pipe()
+    if not (worker := os.fork()):
+        os.write(writing, b".")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        os.read(reading, 1)
+        assert holder(tmp_path) == os.getpid(), "the run itself works on"
+        lock.close()  # as the system does for a killed process
+        locked(tmp_path).close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
 @pytest.mark.parametrize("victim", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth", "manifest.json"])
 @pytest.mark.parametrize("harm", ["gone", "cut"])
 def test_a_torn_checkpoint_is_set_aside_with_a_notice(straight, tmp_path, victim, harm):
@@ -181,7 +209,7 @@ def three(tmp_path, monkeypatch):
         os.utime(run.path("config.json"), (time.time() - age, time.time() - age))
     listed = [{"experiment": f"params/{run.folder.name}.yaml", "label": run.folder.name, "run": f"summarization/{run.folder.name}",
                "state": "done", "error": None} for run in made]
-    suite = {"name": "night", "state": "done", "pid": 0, "process_started": 0, "started": "", "ended": "", "experiments": listed}
+    suite = {"name": "night", "state": "done", "pid": 0, "started": "", "ended": "", "experiments": listed}
     files.write_json(tmp_path / "suites" / "night" / "summary.json", suite)
     return [run.folder for run in made]
 

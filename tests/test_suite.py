@@ -141,12 +141,22 @@ def test_it_goes_on_after_failures_and_is_honest_about_them(experiments, tmp_pat
 
 
 def test_a_process_number_that_was_given_away_is_not_signalled(tmp_path):
-    """The number in summary.json belongs to this test now; it must not be taken for a driver."""
+    """The number in summary.json and in the lock belongs to this test now; it must not be taken for a driver."""
     (tmp_path / "suite").mkdir()
-    facts = {"name": "suite", "state": "running", "pid": os.getpid(), "process_started": 0.0, "experiments": []}
+    facts = {"name": "suite", "state": "running", "pid": os.getpid(), "experiments": []}
     (tmp_path / "suite" / "summary.json").write_text(json.dumps(facts))
+    (tmp_path / "suite" / ".lock").write_text(str(os.getpid()))
     found = suite.Suite(tmp_path / "suite")
     assert watching.driver(found) is None and watching.stop_suite(found) is False
+
+
+def test_a_clock_that_was_set_ends_no_suite(tmp_path, monkeypatch):
+    """The system tells the start of a process by the clock of the day, which somebody may set in between."""
+    facts = {"name": "suite", "state": "running", "pid": os.getpid(), "process_started": time.time(), "experiments": []}
+    with suite.lock_suite(tmp_path / "suite"):
+        (tmp_path / "suite" / "summary.json").write_text(json.dumps(facts))
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: time.time() + 3600)
+        assert watching.driver(suite.Suite(tmp_path / "suite")).pid == os.getpid()
 
 
 def test_quick_is_one_epoch_of_each_in_runs_of_their_own():
@@ -170,3 +180,4 @@ def test_a_background_command_that_fails_at_once_says_why(experiments, tmp_path)
     finally:
         os.environ.pop("KORLAB_RUNS") if before is None else os.environ.update(KORLAB_RUNS=before)
     assert refused.returncode == 1 and "is being run by process" in refused.stderr
+    assert not (folder / "suite.log").exists(), "nothing was started, so a log of the one that runs stays as it is"

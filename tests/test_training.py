@@ -236,6 +236,22 @@ class Scripted(Training):
         return given | ({"eval_dataset": self.train_dataset[:4]} if self.dev else {})
 
 
+def test_memory_that_is_full_while_beginning_anew_halves_once_more(tmp_path, monkeypatch):
+    """oneDNN says so without the words; the trainer of the first half does not fit either."""
+    made, make = Scripted(tmp_path, room=3), Scripted.make_trainer
+    said = iter(["could not create a memory object"])
+
+    def crowded(self):
+        for words in said:
+            raise RuntimeError(words)
+        return make(self)
+
+    monkeypatch.setattr(Scripted, "make_trainer", crowded)
+    result = made.train()
+    assert (result["train_metrics"]["batch_size"], result["train_metrics"]["updates"]) == (1, 6)
+    assert read_json(tmp_path / "batch.json") == {"batch_size": 1, "accumulation": 4, "eval_batch_size": 1}
+
+
 @pytest.mark.parametrize("better, best, updates", [("lower", 2, 4), ("higher", 1, 3)])
 def test_the_better_score_chooses_the_checkpoint_and_ends_patience(better, best, updates, tmp_path):
     """The same scores, once bits a byte and once points."""

@@ -25,7 +25,7 @@ from ..core.quiet import quiet
 from ..core.settings import expanded, load_env
 from ..experiment import studies
 from ..workbench.commands import new, register
-from ..workbench.terminal import complain, papermill_style
+from ..workbench.terminal import complain, papermill_style, say
 
 # %% ../../nbs/cli/00_main.ipynb #f91c30a7
 _KINDS = {"bool": "", "path": "PATH", "int": "N", "float": "NUMBER"}
@@ -94,7 +94,7 @@ def _prepared(command: Callable[..., Any]) -> Callable[..., Any]:
 # %% ../../nbs/cli/00_main.ipynb #2fdfc8a9
 def _say_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"korlab {__version__}")
+        say(f"korlab {__version__}")
         raise typer.Exit
 
 

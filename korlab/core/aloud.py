@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from .errors import visible
+
 # %% ../../nbs/core/00c_aloud.ipynb #599610b8
 def _terminal() -> int | None:  # a file descriptor; None where nobody listens
     "Where papermill's own messages go."
@@ -21,7 +23,8 @@ def aloud(
 ) -> None:
     "Say a line in the terminal behind a notebook; outside a kernel nothing is said."
     if (place := _terminal()) is not None:
-        os.write(place, (f"\r{line}\033[K\n" if os.isatty(place) else f"\n{line}\n").encode("utf-8", "replace"))
+        said = visible(line)
+        os.write(place, (f"\r{said}\033[K\n" if os.isatty(place) else f"\n{said}\n").encode())
 
 # %% ../../nbs/core/00c_aloud.ipynb #9f7a864c
 def executed_notebook() -> Path | None:  # absolute; None where another program than papermill runs this kernel

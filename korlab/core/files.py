@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['FileError', 'opening', 'usual_mode', 'atomic', 'write', 'write_json', 'write_jsonl', 'read_json', 'read_record',
-           'reading', 'Fault', 'unrepeated', 'utf8_lines', 'line_rows', 'read_jsonl', 'is_hidden', 'sha256']
+           'reading', 'Fault', 'unrepeated', 'utf8_lines', 'line_rows', 'read_jsonl', 'is_hidden', 'without_cache',
+           'sha256']
 
 # %% ../../nbs/core/02_files.ipynb #0692a018
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,6 +214,20 @@ def is_hidden(
 ) -> bool:  # whether a system, a program or an editor put it there
     "Tell what is hidden or temporary from what a person put somewhere."
     return name.startswith((".", "~")) or name.endswith("~") or name.casefold() in _MADE
+
+# %% ../../nbs/core/02_files.ipynb #194157c9
+_TOLD: set[Path] = set()
+
+
+def without_cache(
+    place: Path,  # of the cache
+    reason: object,  # why it cannot be used
+) -> None:
+    "Warn, once a process, that nothing is kept in a cache."
+    if place not in _TOLD:
+        _TOLD.add(place)
+        warnings.warn(f"the cache {shown(place)} cannot be used ({reason}): nothing is kept there, and what it would have saved is "
+                      "done again each time; let it be written, or name another place as `cache` in settings.ini", stacklevel=3)
 
 # %% ../../nbs/core/02_files.ipynb #35779a5e
 def sha256(

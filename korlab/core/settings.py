@@ -9,6 +9,7 @@ __all__ = ['SettingsError', 'text_of', 'NoLabError', 'root', 'expanded', 'parted
 # %% ../../nbs/core/01_settings.ipynb #903c5282
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from configparser import ConfigParser
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import korlab
-from .errors import LabError
+from .errors import LabError, visible
 
 # %% ../../nbs/core/01_settings.ipynb #96e9b7a8
 class SettingsError(LabError):
@@ -137,6 +138,24 @@ def _folder(base: Path, value: str, where: str) -> Path:
         raise SettingsError(f"{where}: {error}") from None
 
 
+_ALLOWED = re.compile(r"""
+    KORLAB_\w+ | CUDA_VISIBLE_DEVICES | OMP_NUM_THREADS | TOKENIZERS_PARALLELISM | TRANSFORMERS_OFFLINE
+    | HF_(TOKEN | HOME | HUB_CACHE | HUB_OFFLINE | HUB_DOWNLOAD_TIMEOUT | DATASETS_CACHE | DATASETS_OFFLINE)
+    | WANDB_(API_KEY | BASE_URL | ENTITY | PROJECT | MODE | DIR | NAME | NOTES | TAGS | RUN_GROUP | JOB_TYPE)
+    | MLFLOW_(TRACKING_(URI | TOKEN | USERNAME | PASSWORD) | EXPERIMENT_(NAME | ID))
+    | TENSORBOARD_LOGGING_DIR | (HTTPS? | ALL | NO)_PROXY | (https? | all | no)_proxy
+""", re.VERBOSE)
+_IGNORED: set[tuple[Path, str]] = set()  # told already
+
+
+def _tell_ignored(file: Path, names: list[str]) -> None:
+    "Name, once a process, what an .env says and nobody reads."
+    if new := [name for name in names if (file, name) not in _IGNORED]:
+        _IGNORED.update((file, name) for name in new)
+        print(visible(f"korlab: {file.name}: {', '.join(new)} {'is' if len(new) == 1 else 'are'} not read from this file; "
+                      "set in the shell what is wanted"), file=sys.stderr)
+
+
 def load_env(
     file: Path | None = None,  # lines of NAME=value; the lab's .env when None, and without a lab there is none
 ) -> None:
@@ -149,8 +168,10 @@ def load_env(
         return
     if file.exists():
         places = [f"KORLAB_{key.upper()}" for key in _PLACES]
-        for name, value in dotenv_values(stream=StringIO(text_of(file))).items():
-            if value is not None:
+        found = dotenv_values(stream=StringIO(text_of(file)))
+        _tell_ignored(file, [name for name in found if not _ALLOWED.fullmatch(name)])
+        for name, value in found.items():
+            if value is not None and _ALLOWED.fullmatch(name):
                 os.environ.setdefault(name, str(_folder(file.resolve().parent, value, name)) if name in places else value)
 
 # %% ../../nbs/core/01_settings.ipynb #2c96f9a0

@@ -23,7 +23,7 @@ from ..core.accounts import accounted, counted
 from ..core.settings import expanded
 from ..experiment.params import ParameterError
 from ..workbench.commands import register
-from ..workbench.terminal import one_of, print_table, remark, remark_all
+from ..workbench.terminal import one_of, print_table, remark, remark_all, say, say_json
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ def _print_quality(folder: Path) -> None:
     from korlab.coref.quality import quality as judged
 
     found = judged(folder)
-    typer.secho(found.title, bold=True)
+    say(found.title, bold=True)
     for title, rows in found.tables().items():
         if rows:
             print_table(rows, title)
@@ -89,7 +89,7 @@ def build(
     wanted = _recipe(recipe, rule=rule, target_samples=target_samples, max_entity_freq=max_entity_freq)
     sources = [expanded(one) for one in data] or None
     _print_quality(made(out, wanted, sources, workers, one_of("--policy", policy, ("report", "strict"))))
-    typer.secho(f"set of questions: {out}", bold=True)
+    say(f"set of questions: {out}", bold=True)
 
 # %% ../../nbs/coref/64_cli.ipynb #964bb363
 _SET = Annotated[Path, typer.Argument(help="what `korlab coref build` made")]
@@ -119,7 +119,7 @@ def freeze(
     wanted = one_of("--policy", policy, ("report", "strict"))
     sources = [expanded(one) for one in data] or PUBLISHED[:1]
     items, digest = load_frozen(frozen(out, sources, limit, seed, workers, wanted))
-    typer.secho(f"{counted(len(items), 'item')}, sha256 {digest[:12]}: {out}", bold=True)
+    say(f"{counted(len(items), 'item')}, sha256 {digest[:12]}: {out}", bold=True)
 
 # %% ../../nbs/coref/64_cli.ipynb #caba9163
 @dataclass
@@ -171,11 +171,11 @@ def mentions(file: _FILE, rule: _RULE = "compound", workers: _WORKERS = 1, polic
         speed.texts, speed.characters = speed.texts + 1, speed.characters + len(document.text)
         speed.mentions += len(found)
         line = {"number": speed.texts, "document": document.whole, "mentions": found}
-        typer.echo(json.dumps(line, ensure_ascii=False))
+        say_json(line)
     check_outcome(report)
     if lost := accounted(report.to_dict()):
         remark(f"{report.source}: {lost}")
-    typer.secho(f"{speed}, with {workers} at work", bold=True, err=True)
+    say(f"{speed}, with {workers} at work", bold=True, err=True)
 
 # %% ../../nbs/coref/64_cli.ipynb #0373e606
 def _logits(model: "PreTrainedModel", length: int) -> "torch.Tensor":
@@ -226,11 +226,11 @@ def extend(checkpoint: _CHECKPOINT, length: _LENGTH, out: _OUT, mode: _MODE = "k
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ParameterError(f"--out {out} is there already: name a new folder")
     done, reloaded, parent = _extended(checkpoint, length, wanted, out)
-    typer.echo(f"{done.before:,} to {done.after:,} tokens: {done.changed or 'nothing had to be changed'}")
-    typer.echo(f"loaded again with from_pretrained, {done.after:,} tokens: largest difference of a logit {reloaded:.1e}")
-    typer.echo(f"beside the checkpoint it came from, {done.before:,} tokens: {parent:.1e}")
+    say(f"{done.before:,} to {done.after:,} tokens: {done.changed or 'nothing had to be changed'}")
+    say(f"loaded again with from_pretrained, {done.after:,} tokens: largest difference of a logit {reloaded:.1e}")
+    say(f"beside the checkpoint it came from, {done.before:,} tokens: {parent:.1e}")
     good = reloaded <= 1e-5 and (wanted == "rebucket" or parent <= 1e-5)
-    typer.secho(f"{'saved' if good else 'saved, but it is not the same model'}: {out}", bold=True, fg=None if good else "red")
+    say(f"{'saved' if good else 'saved, but it is not the same model'}: {out}", bold=True, fg=None if good else "red")
     raise typer.Exit(0 if good else 1)
 
 # %% ../../nbs/coref/64_cli.ipynb #dd6a760b
@@ -297,8 +297,8 @@ def rescore(
     print_table([{name: getattr(one, name) for name in _TOLD} for one in found.alike()], f"{mode}, {counted(len(asked.items), 'item')}")
     for measure in BEST:
         if best := found.best(measure):
-            typer.echo(f"best by {measure}: {best.checkpoint} ({getattr(best, measure):.4f})")
-    typer.secho(f"{out} and {out.with_suffix('.csv').name}", bold=True)
+            say(f"best by {measure}: {best.checkpoint} ({getattr(best, measure):.4f})")
+    say(f"{out} and {out.with_suffix('.csv').name}", bold=True)
 
 # %% ../../nbs/coref/64_cli.ipynb #4acc85ad
 _TOLD = ("checkpoint", "seq_len", "real1", "real5", "mrr", "lambada_top1", "score")
@@ -356,4 +356,4 @@ def fill(
     found = start({name: value for name, value in given.items() if value is not None})()
     for note in found.notes:
         remark(note.english)
-    typer.echo("\n".join([*_answers(found), *_looks(found.look, layer is not None)]))
+    say("\n".join([*_answers(found), *_looks(found.look, layer is not None)]))

@@ -53,7 +53,7 @@ from korlab.coref.samples import (
     refused_unread,
     samples_among,
 )
-from ..experiment.checkpoints import damage, draft_of, publish
+from ..experiment.checkpoints import check_replaceable, damage, draft_of, publish
 
 # %% ../../nbs/coref/12_corpora.ipynb #8ed4afa4
 _NAMES = (
@@ -579,6 +579,7 @@ def _metadata(recipe: Recipe, tallies: Mapping[str, _Tally], reports: Mapping[st
 def _check_place(folder: Path) -> None:
     if folder.exists() and not (folder / "metadata.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{shown(folder)} is there already and is no set of samples: name a new folder")
+    check_replaceable(folder)
 
 
 def _as_sources(data: Any, recipe: Recipe) -> Sequence[Source]:

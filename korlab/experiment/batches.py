@@ -9,6 +9,7 @@ __all__ = ['TokenBudgetSampler', 'padding_share', 'count_batches', 'total_update
 # %% ../../nbs/experiment/13_batches.ipynb #6e4579dd
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
@@ -140,11 +141,19 @@ def updates_between_evaluations(
     return max(1, -(-total // round(1 / eval_steps))) if eval_steps < 1 else int(eval_steps)
 
 # %% ../../nbs/experiment/13_batches.ipynb #9f46ca46
+_FULL = re.compile(r"""
+    could\ not\ (?:create\ a\ (?:memory\ object|primitive) | execute\ a\ primitive)$  # oneDNN; "primitive descriptor" is something else
+    | std::bad_alloc | _STATUS_ALLOC_FAILED | [Cc]annot\ allocate\ memory
+""", re.VERBOSE | re.MULTILINE)
+
+
 def out_of_memory(
     error: BaseException,  # what a training raised
 ) -> bool:  # whether smaller batches may help
     "Recognise the ways in which processors and GPUs say that memory is full."
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and _FULL.search(str(error)) is not None
 
 # %% ../../nbs/experiment/13_batches.ipynb #9f666229
 def smaller_batches(

@@ -85,6 +85,15 @@ def is_own_data(
     asked = run.config.rows.data
     return asked == "embedded" or home is not None and Path(home.config.rows.data).resolve() == Path(asked).resolve()
 
+# %% ../../nbs/experiment/08_evaluations.ipynb #84699f6e
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _parent(checkpoint: Path, home: Run | None, study: str) -> Path:
+    "Where the evaluations of a checkpoint are."
+    return home.folder if home else settings().runs / study / f"{checkpoint.name[:40]}-{_short_hash(str(checkpoint))}"
+
 # %% ../../nbs/experiment/08_evaluations.ipynb #dc58bc3f
 def _evaluation_name(checkpoint: Path, overrides: Mapping[str, Any]) -> str:
     "A name of its own for every combination of checkpoint, data and overrides."
@@ -92,7 +101,7 @@ def _evaluation_name(checkpoint: Path, overrides: Mapping[str, Any]) -> str:
     data = str(Path(given).resolve()) if given else ""
     text = json.dumps([str(checkpoint), data, overrides], sort_keys=True, ensure_ascii=False)
     label = Path(given).stem if given else "own-data"
-    return f"{checkpoint.name}-{label}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return f"{checkpoint.name[:40]}-{label[:40]}-{_short_hash(text)}"  # a file system's longest name is 255 bytes
 
 # %% ../../nbs/experiment/08_evaluations.ipynb #4844340c
 def open_evaluation(
@@ -103,7 +112,7 @@ def open_evaluation(
     checkpoint, home = _find_checkpoint(request.run)
     recorded = _of_other_files(_recorded(request, home), overrides)
     config = _config(recorded, overrides)
-    parent = home.folder if home else settings().runs / studies.model(config.run.model).study / checkpoint.name
+    parent = _parent(checkpoint, home, studies.model(config.run.model).study)
     folder = parent / "evaluations" / (request.name or _evaluation_name(checkpoint, overrides))
     with opening(folder):
         folder.mkdir(parents=True, exist_ok=True)

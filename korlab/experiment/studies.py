@@ -226,12 +226,21 @@ def _refuse_unfit(config: Config, entry: Model) -> None:
             raise ParameterError(f"{name}={values[name]!r} does not work with {entry.name!r}: {refused[values[name]]}")
 
 
+_NAME_BYTES = 150  # a file system takes 255, and what is written beside a folder has its name and more
+
+
 def check_name(
     name: str | None,  # of a run or an evaluation
 ) -> None:
-    "A name becomes a folder: letters, digits, dots, hyphens and underscores, or a `ParameterError`."
-    if name is not None and not re.fullmatch(r"\w[\w.-]*", str(name)):
+    "A name becomes a folder: letters, digits, dots, hyphens and underscores, not too many, or a `ParameterError`."
+    if name is None:
+        return
+    if not re.fullmatch(r"\w[\w.-]*", name := str(name)):
         raise ParameterError(f"name={name!r}: a name is a folder's name, made of letters, digits, '.', '-' and '_'")
+    if (size := len(name.encode())) > _NAME_BYTES:
+        raise ParameterError(f"name={name[:20] + '…'!r}: a name has at most {_NAME_BYTES} bytes (three for a Hangul syllable), and this has {size}")
+    if name == "latest" or name.endswith(".ipynb"):
+        raise ParameterError(f"name={name!r}: the commands take this for the newest run or for a notebook; choose another")
 
 # %% ../../nbs/experiment/03_studies.ipynb #7a865326
 def _mine(given: Mapping[str, Any], entry: Model) -> dict[str, Any]:

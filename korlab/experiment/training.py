@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -297,7 +298,7 @@ class Clock(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Start counting."
-        self._mark = time.process_time(), time.time()
+        self._mark = time.process_time(), time.monotonic()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Stop counting."
@@ -306,7 +307,7 @@ class Clock(TrainerCallback, ExportableState):
 
     def _tick(self) -> None:
         if self._mark is not None:
-            cpu, wall = time.process_time(), time.time()
+            cpu, wall = time.process_time(), time.monotonic()
             self.cpu_seconds, self.seconds = self.cpu_seconds + cpu - self._mark[0], self.seconds + wall - self._mark[1]
             self._mark = cpu, wall
             self.memory_mib = max(self.memory_mib, peak_memory_mib())
@@ -318,7 +319,7 @@ def _by_steps(state: TrainerState) -> float:
 
 def _standing(state: TrainerState, share: float, began: tuple[float, float]) -> dict[str, Any]:
     "Where a training is, and the seconds it still takes at the speed it had since it began: (time, share behind it)."
-    seconds, done = time.time() - began[0], share - began[1]
+    seconds, done = time.monotonic() - began[0], share - began[1]
     left = (1.0 - share) * seconds / done if done > 0 else None
     return {"step": state.global_step, "total": state.max_steps, "seconds_left": left}
 
@@ -340,26 +341,26 @@ class _Progress(TrainerCallback):
     bar: tqdm | None = None
 
     def __init__(self, file: Path, share: Callable[[TrainerState], float]) -> None:
-        self.file, self.share, self.written, self.said = file, share, 0.0, time.time()
+        self.file, self.share, self.written, self.said = file, share, -math.inf, time.monotonic()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Open the bar where the run stands."
         self.bar, self.shown = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step"), dict[str, float]()
-        self.began, self.score = (time.time(), self.share(state)), args.metric_for_best_model
+        self.began, self.score = (time.monotonic(), self.share(state)), args.metric_for_best_model
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         "Advance; the file follows once a second."
         self.bar.update(state.global_step - self.bar.n)
-        if time.time() - self.written > 1 or state.global_step == state.max_steps:
+        if time.monotonic() - self.written > 1 or state.global_step == state.max_steps:
             self._write(state)
 
     def _write(self, state: TrainerState) -> None:
-        self.written = time.time()
+        self.written = time.monotonic()
         dev = f"{self.score.removeprefix('eval_')} {self.shown[self.score]}" if self.score in self.shown else None
         standing = _standing(state, self.share(state), self.began)
         write_json(self.file, standing | self.shown | {"dev": dev})
-        if time.time() - self.said > _SAY_SECONDS:
-            self.said = time.time()
+        if time.monotonic() - self.said > _SAY_SECONDS:
+            self.said = time.monotonic()
             aloud(_in_words(standing, self.shown))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -619,7 +620,8 @@ class Training(_Going):
             _keep(self.trainable(), self._start_file)
         with tracking.recorded(self.config, self.folder, self.trainer.is_world_process_zero()):
             while (full := _full_memory(lambda: self._go(resume))) is not None:
-                self._shrink(full)
+                while full is not None:  # beginning anew takes memory, too
+                    full = _full_memory(partial(self._shrink, full))
         self._start_file.unlink(missing_ok=True)
         found = outcome(self.trainer, self.config, self.place)
         return found | {"final_model_path": str(self.save(self.folder / "model"))}

@@ -20,7 +20,7 @@ from ..experiment.params import ParameterError
 from .parameters import Params
 from ..workbench.commands import register
 from ..workbench.commands import run as run_experiments
-from ..workbench.terminal import or_none, print_table, remark, values_of, where
+from ..workbench.terminal import or_none, print_table, remark, say, values_of, where
 
 if TYPE_CHECKING:
     from korlab.experiment.config import Config
@@ -43,7 +43,7 @@ def _opened(
     from korlab.ivr.preparing import settle
     from korlab.ivr.steps import Work
 
-    folder = Work(work, note=typer.echo)
+    folder = Work(work, note=say)
     return settle(folder, values_of(param) | _said(given), _said(options))
 
 
@@ -201,7 +201,7 @@ def select(
         _texts("select", folder, config)
         _told(propose(folder, config, force))
     for name in ("remap_rules.yaml", "selection_log.md", "replacement_candidates.csv"):
-        typer.echo(where(folder.path(name)))
+        say(where(folder.path(name)))
 
 # %% ../../nbs/ivr/64_cli.ipynb #eccc1bbb
 _RULES = Annotated[str | None, typer.Option("--rules", "--remap-rules-path", help="a rule file in place of the folder's")]
@@ -247,7 +247,7 @@ def align(
         _told(align_rows(folder, config, texts, force))
     if embeddings_dir:
         for file in write_matrices(folder, config, embeddings_dir):
-            typer.echo(where(file))
+            say(where(file))
 
 # %% ../../nbs/ivr/64_cli.ipynb #7a1b617d
 _OVERLAY = Annotated[list[Path], typer.Option("-f", "--file", "--config-path", help="YAML of parameters laid over the folder's; repeatable")]
@@ -264,13 +264,17 @@ def _put(model: Path, there: Path) -> None:
 
     draft = draft_of(there)
     shutil.copytree(model, draft, ignore=shutil.ignore_patterns("manifest.json"))
-    typer.echo(where(publish(draft, there)))
+    say(where(publish(draft, there)))
 
 
 def _require_room(there: Path | None) -> None:
     "Refuse a folder that holds anything but a trained model."
+    from korlab.experiment.checkpoints import check_replaceable
+
     if there and there.exists() and not (there / "manifest.json").is_file() and (there.is_file() or any(there.iterdir())):
         raise ParameterError(f"--output-dir {there}: something else is there: name a new folder")
+    if there:
+        check_replaceable(there)
 
 # %% ../../nbs/ivr/64_cli.ipynb #9cd1cd57
 def _launched_together(file: Path, param: Sequence[str], overlay: Sequence[Path]) -> bool:
@@ -285,7 +289,7 @@ def _launched_together(file: Path, param: Sequence[str], overlay: Sequence[Path]
     check_plans([one])
     left = together(one.values)
     if keeps_records():
-        typer.echo(f"{where(left / 'model')}: the same command without accelerate scores it and writes its report")
+        say(f"{where(left / 'model')}: the same command without accelerate scores it and writes its report")
     return True
 
 # %% ../../nbs/ivr/64_cli.ipynb #5d1e7b93

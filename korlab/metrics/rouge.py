@@ -13,6 +13,7 @@ import warnings
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, count, pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from .. import __version__
-from ..core.files import write
+from ..core.files import FileError, without_cache, write
 from ..core.text import PLACEHOLDER, check_text, has_hangul, kiwi_version, morphemes, morphemes_batch, normalize
 from .stats import Paired, bootstrap_table, compare_tables
 
@@ -299,26 +300,32 @@ def _read_cache(
     path: Path,  # a cache file
 ) -> dict[str, list[list[str]]]:  # text key -> lines of tokens; empty when there is no file or it is damaged
     "Read a cache file, or remove it where it cannot be believed."
-    if not path.exists():
-        return {}
     try:
         return _unpacked(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        without_cache(path.parent, error.strerror)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         warnings.warn(f"token cache {path} is damaged ({error}): it is removed and built again", stacklevel=2)
-        path.unlink(missing_ok=True)
-        return {}
+        with suppress(OSError):  # a new one takes its place, where that can be
+            path.unlink()
+    return {}
 
 # %% ../../nbs/metrics/01_rouge.ipynb #70306447
 def _write_cache(
     path: Path,  # a cache file
     known: Mapping[str, Sequence[Sequence[str]]],  # text key -> lines of tokens
 ) -> None:
-    "Write a cache file atomically."
+    "Write a cache file atomically, where its place can be written."
     number: defaultdict[str, int] = defaultdict(count().__next__)
     texts = {key: [[number[form] for form in line] for line in lines] for key, lines in known.items()}
     body = json.dumps({"forms": list(number), "texts": texts}, separators=(",", ":")).encode()
     head = json.dumps({"mode": "morph", "kiwi": kiwi_version(), "sha256": hashlib.sha256(body).hexdigest()}).encode()
-    write(path, head + b"\n" + body)
+    try:
+        write(path, head + b"\n" + body)
+    except FileError as error:
+        without_cache(path.parent, error)
 
 # %% ../../nbs/metrics/01_rouge.ipynb #89e56bb4
 _memory: dict[Path | None, dict[str, list[list[str]]]] = {}

@@ -19,7 +19,7 @@ from ..core.settings import expanded
 from ..experiment.params import ParameterError
 from ..experiment.runs import RunError, tell_latest
 from ..workbench.commands import register
-from ..workbench.terminal import live, one_of, print_table, remark, remark_all, where
+from ..workbench.terminal import live, one_of, print_table, remark, remark_all, say, where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def idf(
     from korlab.sparse.idf import prepare_idf
 
     table = prepare_idf(source, _tokenizer(tokenizer), to, kind, sample, recompute=recompute)
-    typer.secho(f"{table.n:,} texts, {int((table.df > 0).sum()):,} of {len(table.df):,} tokens seen: {to}", bold=True)
+    say(f"{table.n:,} texts, {int((table.df > 0).sum()):,} of {len(table.df):,} tokens seen: {to}", bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #1ccbe58e
 _LIST = Annotated[Path, typer.Option(help="folder of the mask and its list")]
@@ -90,7 +90,7 @@ def stopwords(tokenizer: _TOKENIZER, to: _LIST, mode: _STOP_MODE = "safe", sourc
     from korlab.sparse.stopwords import prepare_stopwords
 
     found = prepare_stopwords(_tokenizer(tokenizer), to, mode, source)
-    typer.secho(f"{int(found.mask().sum()):,} of {found.size:,} tokens are stop tokens: {to}", bold=True)
+    say(f"{int(found.mask().sum()):,} of {found.size:,} tokens are stop tokens: {to}", bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #e91aa505
 def _overlays(**asked: bool) -> list[Path]:
@@ -104,7 +104,7 @@ def _judged(rows: list[dict[str, str]]) -> typer.Exit:
     "Print checks; exit code 1 when one failed."
     for row in rows:
         colour = {"note": "yellow", "failed": "red"}.get(row["state"])
-        typer.secho(f"{row['state']:7}{row['check']:15}{row['found']}", fg=colour)
+        say(f"{row['state']:7}{row['check']:15}{row['found']}", fg=colour)
     return typer.Exit(int(any(row["state"] == "failed" for row in rows)))
 
 # %% ../../nbs/sparse/64_cli.ipynb #8f2c97dd
@@ -165,7 +165,7 @@ def export(run: _RUN, to: _EXPORT, license: _LICENSE, silence: _SILENCE = False)
     home = _run_of(folder)
     stop = _stop_mask(folder, home) if silence else None
     done = write(folder, to, _card(folder, home, license, silence), stop)
-    typer.secho(f"{len(done.files)} files, largest difference after reloading {done.difference:.1e}: {to}", bold=True)
+    say(f"{len(done.files)} files, largest difference after reloading {done.difference:.1e}: {to}", bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #4371b3b0
 def _run_of(folder: Path) -> "Run | None":  # None for an encoder from elsewhere
@@ -206,9 +206,9 @@ def upload(folder: _EXPORTED, repo: _REPO, public: _PUBLIC = False, dry_run: _DR
 
     sent = send(folder, repo, private=not public, dry_run=dry_run)
     for name, size in sent.files:
-        typer.echo(f"{size:>12,}  {name}")
+        say(f"{size:>12,}  {name}")
     what = f"sent: {sent.url}" if sent.sent else f"nothing was sent; {len(sent.files)} files would go to {repo}"
-    typer.secho(f"{what} ({'public' if public else 'private'})", bold=True)
+    say(f"{what} ({'public' if public else 'private'})", bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #68babc91
 _DOCUMENTS = Annotated[str, typer.Argument(
@@ -242,7 +242,7 @@ def _gathered(documents: str, size: int, overlap: int) -> "Gathered":
 
     found = gather(documents, size, overlap)
     if found.summary:
-        typer.echo(f"{documents}: {found.summary}", err=True)
+        say(f"{documents}: {found.summary}", err=True)
     for note in found.notes:
         remark(note)
     remark_all([f"{name} {why}" for name, why in found.left_out.items()], f"file{'s' * (len(found.left_out) > 1)} left out")
@@ -333,7 +333,7 @@ def index(
     else:
         _without_effect("without", layout=layout, analyzer=analyzer)
         said = _into_folder(run, documents, to, rules, size, overlap)
-    typer.secho(said, bold=True)
+    say(said, bold=True)
 
 # %% ../../nbs/sparse/64_cli.ipynb #173693cf
 def _cut(text: str, width: int) -> str:
@@ -426,7 +426,7 @@ def search(
     if as_json:
         print_table(_rows(hits, engine), as_json=True)
     else:
-        typer.echo("\n".join(_lines(hits, shutil.get_terminal_size((90, 24)).columns, engine)))
+        say("\n".join(_lines(hits, shutil.get_terminal_size((90, 24)).columns, engine)))
 
 # %% ../../nbs/sparse/64_cli.ipynb #a364fb15
 def _library(run: str | None, documents: str, folder: str | None, engine: str) -> "tuple[Library, Encoder | None]":
@@ -484,7 +484,7 @@ def _from_folder(
         remark(DEMONSTRATION)
     several = len(set(shelf.documents))
     pieces = f" ({len(shelf):,} passages)" if len(shelf) > several else ""
-    typer.echo(f"searching {counted(several, 'document')}{pieces}: {source}, by {engine}", err=True)
+    say(f"searching {counted(several, 'document')}{pieces}: {source}, by {engine}", err=True)
     return find(shelf, query, engine, k, encoder), engine
 
 # %% ../../nbs/sparse/64_cli.ipynb #cf0b72b4
@@ -496,7 +496,7 @@ def _from_opensearch(query: str, run: str, alias: str, engine: str, k: int) -> "
     service, encoder = opensearch.connect(), load_encoder(run)
     if how == "hybrid" and not opensearch.fuses(service):
         remark("this OpenSearch is older than 2.19 and cannot fuse ranks: scores are joined by a weighted mean")
-    typer.echo(f"searching what OpenSearch holds under {alias}, by {how}", err=True)
+    say(f"searching what OpenSearch holds under {alias}, by {how}", err=True)
     found = opensearch.search_collection(service, encoder, {"query": query}, alias, how, k)["query"]
     return opensearch.explain_hits(encoder, query, found)
 

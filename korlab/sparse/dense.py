@@ -9,8 +9,8 @@ __all__ = ['key_of', 'kept', 'fingerprint', 'dense_model', 'Dense', 'nearest', '
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..core.files import without_cache
 from ..experiment.models import check_positions, loading
 from .windows import Windows
 
@@ -26,13 +27,29 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 # %% ../../nbs/sparse/27a_dense.ipynb #2417c470
-@contextmanager
-def _opened(file: Path, table: str) -> Iterator[sqlite3.Connection]:
-    "Open a cache; it and its folder are made."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(file, timeout=60)) as base:
-        base.execute(f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, value NOT NULL) WITHOUT ROWID")
-        yield base
+def _opened(file: Path | str, table: str) -> sqlite3.Connection:
+    base = sqlite3.connect(file, timeout=60)
+    base.execute(f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, value NOT NULL) WITHOUT ROWID")
+    return base
+
+
+def _open(file: Path, table: str) -> sqlite3.Connection:
+    "Open a cache; it and its folder are made, or one in memory where they cannot be."
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return _opened(file, table)
+    except (OSError, sqlite3.Error) as error:
+        without_cache(file, error)
+        return _opened(":memory:", table)
+
+# %% ../../nbs/sparse/27a_dense.ipynb #c3bb86ab
+def _keep(base: sqlite3.Connection, table: str, new: Mapping[bytes, Any], file: Path) -> None:
+    "Write into an open cache, if that can be."
+    try:
+        with base:
+            base.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", new.items())
+    except sqlite3.OperationalError as error:
+        without_cache(file, error)
 
 
 def _known(base: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> dict[bytes, Any]:
@@ -59,14 +76,13 @@ def kept(
     chunk: int = 256,  # values between two transactions
 ) -> dict[bytes, Any]:  # key -> value
     "Look values up, making only those that the cache lacks."
-    with _opened(file, table) as base:
+    with closing(_open(file, table)) as base:
         found = _known(base, table, list(items))
         left = [key for key in items if key not in found]
         for start in tqdm(range(0, len(left), chunk), desc=table, unit="chunk", delay=2, leave=False):
             names = left[start : start + chunk]
             new = dict(zip(names, make([items[name] for name in names]), strict=True))
-            with base:
-                base.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", new.items())
+            _keep(base, table, new, file)
             found |= new
     return found
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import LabError
-from ..core.files import opening, read_json, usual_mode, write, write_json
+from ..core.files import opening, read_json, read_record, usual_mode, write, write_json
 from ..core.settings import shown
 from ..core.tables import facts, pipe_table
 from ..experiment import results, tracking
+from ..experiment.checkpoints import check_replaceable
 from ..report.model_cards import base_of, data_of, front_matter, trained_facts
 
 if TYPE_CHECKING:
@@ -387,7 +388,7 @@ def _fill(
 # %% ../../nbs/sparse/52_export.ipynb #ef4f6e79
 def export(
     model: "SparseEncoder | Path",  # a trained encoder, or the folder of one
-    folder: Path,  # where the export goes; an earlier export there is replaced
+    folder: Path,  # where the export goes; an earlier export there is replaced, unless somebody put a file into it
     card: Card,  # what the model card says
     stop: np.ndarray | None = None,  # (V,) bool: tokens to silence for good
     idf: "IdfTable | None" = None,  # document frequencies for inference-free queries; a router brings its own weights
@@ -400,6 +401,8 @@ def export(
 
     if folder.exists() and not (folder / "export.json").is_file():
         raise ExportError(f"{shown(folder)} exists and is no export: choose another folder")
+    if folder.exists():
+        check_replaceable(folder, read_record(folder / "export.json", "files")["files"])
     documents, weights = parts(open_encoder(model, device="cpu") if isinstance(model, Path) else model)
     if weights is not None and idf is not None:
         raise ExportError("this encoder brings its own query weights: leave out idf")

@@ -13,7 +13,7 @@ import typer
 
 from ..core.accounts import removals
 from ..workbench.commands import register
-from ..workbench.terminal import print_table, remark_all, values_of, where
+from ..workbench.terminal import print_table, remark_all, say, values_of, where
 
 if TYPE_CHECKING:
     from korlab.summarization.inference import Written
@@ -40,7 +40,7 @@ def summarize(runs: _RUNS, source: _INPUT, to: _TO, param: _PARAM = []) -> None:
     "Summarise a file of dialogues and write `fname,summary`."
     from korlab.summarization.inference import summarize_file
 
-    _tell(runs, summarize_file(runs, source, to, typer.echo, **values_of(param)))
+    _tell(runs, summarize_file(runs, source, to, say, **values_of(param)))
 
 
 def _tell(runs: list[str], outcome: "Written") -> None:
@@ -53,7 +53,7 @@ def _tell(runs: list[str], outcome: "Written") -> None:
     if len(runs) > 1:
         print_table([{"run": name, "summaries taken": n} for name, n in zip(runs, outcome.taken)])
     counts = f"{report.rows_read} rows read, {report.rows_left_out} left out, {outcome.rows} summarised"
-    typer.secho(f"{counts}, {len(empty)} of them empty: {where(outcome.path)}", bold=True)
+    say(f"{counts}, {len(empty)} of them empty: {where(outcome.path)}", bold=True)
 
 # %% ../../nbs/summarization/64_cli.ipynb #b11bbc5b
 ALIASES = {"summarize": summarize}

@@ -99,12 +99,12 @@ _WAIT_SECONDS = 60  # for the process of a killed suite to let go of a run
 
 def _opened(values: Mapping[str, Any]) -> runs.Run:
     "Open a run, waiting for a process that is still ending."
-    until = time.time() + _WAIT_SECONDS
+    until = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
             return runs.open_run(values)
         except runs.RunBusyError:
-            if time.time() > until:
+            if time.monotonic() > until:
                 raise
             time.sleep(1)
 

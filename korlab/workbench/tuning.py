@@ -218,10 +218,10 @@ class _Clock:
     "Wall seconds of a trial over all calls; what is saved survives a kill."
 
     def __init__(self, trial: "Trial") -> None:
-        self.trial, self.start, self.before = trial, time.time(), trial.user_attrs.get("seconds", 0.0)
+        self.trial, self.start, self.before = trial, time.monotonic(), trial.user_attrs.get("seconds", 0.0)
 
     def save(self) -> None:
-        self.trial.set_user_attr("seconds", round(self.before + time.time() - self.start, 1))
+        self.trial.set_user_attr("seconds", round(self.before + time.monotonic() - self.start, 1))
 
 # %% ../../nbs/workbench/04_tuning.ipynb #dd79b64c
 def reporter(

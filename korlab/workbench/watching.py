@@ -6,6 +6,7 @@
 __all__ = ['driver', 'progress', 'machine', 'tail', 'stop_suite', 'start_in_background']
 
 # %% ../../nbs/workbench/00c_watching.ipynb #6d6c6171
+import re
 import subprocess
 import time
 from collections import deque
@@ -16,24 +17,21 @@ from typing import Any
 import psutil
 
 from ..core.errors import LabError
-from ..core.files import opening
 from ..core.settings import settings, shown
 from ..experiment import runs
 from .driving import last_words
-from .suite import Suite, peek
+from .suite import Suite, lock_suite, peek
 
 # %% ../../nbs/workbench/00c_watching.ipynb #38ea377a
 def driver(
     suite: Suite,  # any
 ) -> psutil.Process | None:  # None when it has ended
     "The process that runs a suite; another process that was given its number later is not taken for it."
-    found = suite.read()
+    going = suite.read()["state"] == "running"
     try:
-        process = psutil.Process(found["pid"])
-        same = abs(process.create_time() - found["process_started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(number) if going and (number := runs.holder(suite.folder)) else None
     except psutil.NoSuchProcess:
         return None
-    return process if same and found["state"] == "running" else None
 
 # %% ../../nbs/workbench/00c_watching.ipynb #479ab274
 def _mib(value: float | None) -> str | None:
@@ -110,8 +108,11 @@ def tail(
             yield from map(_settled, stream)
 
 
+_DRAWN = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours, and how nested bars move up and down
+
+
 def _settled(line: str) -> str:
-    return line.rstrip().rpartition("\r")[2]
+    return _DRAWN.sub("", line).rstrip().rpartition("\r")[2]
 
 # %% ../../nbs/workbench/00c_watching.ipynb #61a69092
 def stop_suite(
@@ -136,10 +137,9 @@ def start_in_background(
     command: Sequence[str],  # what drives the suite, program and words
 ) -> int:  # the driver's process number
     "Start a command in a session of its own; a RunError with its last words when it ends at once."
-    with opening(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    lock_suite(folder).close()
     log = folder / "suite.log"
-    with open(log, "w", encoding="utf-8") as stream:
+    with open(log, "a", encoding="utf-8") as stream:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
