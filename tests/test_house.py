@@ -284,6 +284,22 @@ def test_nothing_is_timed_by_a_clock_that_somebody_sets():
     assert not timed, "time.monotonic or time.perf_counter measures how long something took"
 
 
+def loads(call: ast.Call) -> bool:
+    """Whether a call reads what somebody else may have made: a configuration, a tokenizer or weights."""
+    name, base = getattr(call.func, "attr", getattr(call.func, "id", "")), ast.unparse(call.func)
+    return (name in ("from_pretrained", "from_config") and "Embedding" not in base
+            or name in ("SparseEncoder", "SentenceTransformer", "CrossEncoder", "Transformer", "pipeline") and bool(call.args))
+
+
+def test_whatever_loads_a_model_runs_nobodys_code():
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and loads(node)] if "from_" in text or "sentence_tr" in text else []
+        for call in map(ast.unparse, calls):
+            assert "**NO_CODE" in call or "=NO_CODE" in call or "**NO_PICKLE" in call, f"{path.relative_to(ROOT)}: {call}"
+            assert "**NO_PICKLE" in call or not re.match(r"AutoModel\w*\.from_pretrained", call) or "gguf" in text, f"{path.relative_to(ROOT)}: {call}"
+
+
 def test_no_file_is_large():
     for path in tracked():
         assert path.stat().st_size < 1 << 20, f"{path.relative_to(ROOT)} is larger than 1 MiB"

@@ -18,7 +18,7 @@ from korlab.core.extras import EXTRAS
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 IMPORTED = {  # distribution -> module, where these differ
     "python-dotenv": "dotenv", "pyyaml": "yaml", "beautifulsoup4": "bs4", "pillow": "PIL", "mlflow-skinny": "mlflow",
-    "opensearch-py": "opensearchpy", "pyseismic-lsr": "seismic",
+    "opensearch-py": "opensearchpy", "pyseismic-lsr": "seismic", "markdown-it-py": "markdown_it",
 }
 BROUGHT = {"traitlets": "nbconvert", "IPython": "jupyterlab", "cycler": "matplotlib"}  # module -> what depends on it
 UNNAMED = {"unsloth", "flashdeberta", "disentangled_flash", "sqlalchemy", "alembic", "nbdev", "sentencepiece", "protobuf"}

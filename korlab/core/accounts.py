@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import LabError, printable
 from .settings import shown
-from .tables import escape, pipe_table
+from .tables import code, escape, pipe_table
 from .text import Removal
 
 # %% ../../nbs/core/10_accounts.ipynb #a220dd3f
@@ -316,7 +316,7 @@ def _file_row(file: Mapping[str, Any]) -> list[object]:
 def _opening(report: DataReport) -> str:
     warned = f", {counted(report.total(report.warnings), 'warning')}" if report.warnings else ""
     kept = f"{report.rows_kept:,} of {counted(report.rows_read, 'row')} kept, {report.rows_left_out:,} left out{warned}"
-    return f"**Data report** `{report.source}`: {kept} (policy {report.policy}).\n\n"
+    return f"**Data report** {code(report.source)}: {kept} (policy {report.policy}).\n\n"
 
 # %% ../../nbs/core/10_accounts.ipynb #e2cca186
 def _report_markdown(

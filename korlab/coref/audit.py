@@ -30,6 +30,7 @@ from .parameters import Mode
 from .recall import Answered, Guess, has_noun, rank_of
 from .samples import Limits, Sample, samples_among
 from .windows import Window
+from ..experiment.models import NO_PICKLE
 from ..metrics.stats import wilson
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def load_as_published(
     from torch import nn
     from transformers import AutoModelForMaskedLM
 
-    model = AutoModelForMaskedLM.from_pretrained(folder, ignore_mismatched_sizes=True)
+    model = AutoModelForMaskedLM.from_pretrained(folder, ignore_mismatched_sizes=True, **NO_PICKLE)
     saved = load_file(Path(folder) / "model.safetensors")["deberta.encoder.rel_embeddings.weight"]
     model.deberta.encoder.rel_embeddings = nn.Embedding.from_pretrained(saved, freeze=False)
     return model.eval()
@@ -251,9 +252,9 @@ def _load_error(
     from transformers import AutoModelForMaskedLM
 
     try:
-        AutoModelForMaskedLM.from_pretrained(folder)
+        AutoModelForMaskedLM.from_pretrained(folder, **NO_PICKLE)
     except RuntimeError as error:
-        _, found = AutoModelForMaskedLM.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True)
+        _, found = AutoModelForMaskedLM.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True, **NO_PICKLE)
         (name, saved, built), *_ = found["mismatched_keys"]
         return f"size mismatch of {name}, {tuple(saved)} in the file and {tuple(built)} in the model: {error}"
     return ""
@@ -263,7 +264,7 @@ def _loaded(folder: Path | str, error: str) -> "PreTrainedModel":
     "Plainly where that goes, else as published."
     from transformers import AutoModelForMaskedLM
 
-    return load_as_published(folder) if error else AutoModelForMaskedLM.from_pretrained(folder).eval()
+    return load_as_published(folder) if error else AutoModelForMaskedLM.from_pretrained(folder, **NO_PICKLE).eval()
 
 # %% ../../nbs/coref/61_audit.ipynb #9ce5af07
 @dataclass(frozen=True, slots=True)

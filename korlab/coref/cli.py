@@ -199,6 +199,7 @@ def _extended(checkpoint: str, length: int, mode: str, out: Path) -> "tuple[Exte
     from korlab.coref.positions import extend as longer
     from korlab.coref.positions import length_of
     from korlab.experiment.checkpoints import draft_of, publish
+    from korlab.experiment.models import NO_PICKLE
 
     loaded = load(expanded(checkpoint))
     before = _logits(loaded.model, length_of(loaded.model))
@@ -210,7 +211,7 @@ def _extended(checkpoint: str, length: int, mode: str, out: Path) -> "tuple[Exte
         publish(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    again = AutoModelForMaskedLM.from_pretrained(out)
+    again = AutoModelForMaskedLM.from_pretrained(out, **NO_PICKLE)
     return done, _farthest(_logits(again, length), _logits(loaded.model, length)), _farthest(_logits(again, done.before), before)
 
 # %% ../../nbs/coref/64_cli.ipynb #2d3db04c

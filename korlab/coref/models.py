@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ..experiment.checkpoints import damage, draft_of, publish
-from ..experiment.models import CheckpointError, Loaded, headless, loading, origin_of
+from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, headless, loading, origin_of
 from ..experiment.studies import Model
 
 # %% ../../nbs/coref/22_models.ipynb #1d4a1d3a
@@ -91,7 +91,7 @@ def mini(
              "cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id}
     ids = {f"{name}_token_id": i for name, i in names.items()}
     config = kind(vocab_size=len(tokenizer), **_WIDE | own | ids | _positions(family, tokenizer, max_length))
-    return AutoModelForMaskedLM.from_config(config)
+    return AutoModelForMaskedLM.from_config(config, **NO_CODE)
 
 # %% ../../nbs/coref/22_models.ipynb #87ee1195
 Head = Literal["keep", "train"]
@@ -107,7 +107,7 @@ def _check_head(source: str, missing: Iterable[str], head: Head) -> str:
 # %% ../../nbs/coref/22_models.ipynb #98db7358
 def _check_kind(source: str) -> None:
     "Refuse a model of a family that fills no masks."
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, **NO_CODE)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         made = ", ".join(config.architectures or []) or config.model_type
         raise CheckpointError(f"the checkpoint {source!r} is a {made}, which fills no masks: choose one of a masked language model")
@@ -120,8 +120,8 @@ def load(
     "Load a masked language model with its tokenizer."
     with loading(source):
         _check_kind(source)
-        model, found = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        model, found = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True, **NO_PICKLE)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **NO_CODE)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise CheckpointError(f"the checkpoint {source!r} scores {rows:,} tokens but its tokenizer has {len(tokenizer):,}: they "

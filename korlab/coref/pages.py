@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import charts
 from ..core.files import read_jsonl
-from ..core.tables import Markdown, escape, facts, one_line, pipe_table
+from ..core.tables import Markdown, escape, facts, pipe_table
 from .quality import quality
 from .recall import MEASURES
 from .splits import is_set
@@ -40,7 +40,7 @@ def _quality(run: Run) -> Iterator[Any]:
     "What the recipe removed from texts."
     for i, folder in enumerate(_sets(run)):
         found = quality(folder)
-        yield pages.prose("coref", "data.quality") if not i else Markdown(f"#### {folder.name}")
+        yield pages.prose("coref", "data.quality") if not i else Markdown(f"#### {escape(folder.name)}")
         yield Markdown(found.title)
         for title, rows in found.tables().items():
             if rows and title in _TABLES:
@@ -136,7 +136,7 @@ def _answers(row: Mapping[str, Any], most: int = 3) -> str:
 
 
 def _asked(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"question": one_line(escape(row["text"])), "answer": row["target"], "guesses": _answers(row),
+    return {"question": row["text"], "answer": row["target"], "guesses": _answers(row),
             "rank": row["rank"]["strict"] or None, "tokens": row["tokens"]}
 
 
@@ -148,7 +148,7 @@ def gallery(
     name = results.read(run).splits[0]
     rows = read_jsonl(run.path("recalls", f"{name}.jsonl"))
     wrong, right = ([row for row in rows if (row["rank"]["strict"] == 1) is hit][:n] for hit in (False, True))
-    parts = [f"### {title}\n\n{pipe_table(map(_asked, some))}" for title, some in (("틀렸다", wrong), ("맞혔다", right)) if some]
+    parts = [f"### {title}\n\n{pipe_table(map(_asked, some), literal=True)}" for title, some in (("틀렸다", wrong), ("맞혔다", right)) if some]
     return Markdown("\n\n".join(parts))
 
 # %% ../../nbs/coref/60_pages.ipynb #648a6db1

@@ -17,7 +17,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..core.errors import LabError
+from ..core.errors import LabError, without_logins
 from ..core.quiet import quiet
 from ..core.settings import SettingsError, expanded, load_env, parted
 
@@ -216,12 +216,20 @@ def placed(
             found[name] = _ONE_PATH[one.metadata["path"]].sub(lead, value)
     return found
 
+# %% ../../nbs/experiment/00_params.ipynb #aa2820cd
+def _check_login(name: str, value: Any) -> None:
+    "Refuse an address with a password or a token in it."
+    if isinstance(value, str) and without_logins(value) != value:
+        raise ParameterError(f"{name}={value!r}: every record of a run would show this password; give files and ids of the hub, put logins into the "
+                             "environment or .env, and delete the notebook that papermill wrote with it")
+
 # %% ../../nbs/experiment/00_params.ipynb #c4ced443
 def _typed(specs: Sequence[type], layers: Mapping[str, Any], known: Mapping[str, Field]) -> dict[str, Any]:
     "Values in their declared types and within their bounds."
     kinds = {name: kind for spec in specs for name, kind in get_type_hints(spec).items()}
     values = {name: coerce(name, value, kinds[name]) for name, value in layers.items()}
     for name, value in values.items():
+        _check_login(name, value)
         meta = known[name].metadata
         check_bounds(name, value, meta["low"], meta["high"], meta["above"])
     return with_paths(known, values)

@@ -23,7 +23,7 @@ from typing import Any, Generic, TextIO
 from weakref import WeakSet
 
 from ..core.aloud import aloud
-from ..core.errors import LabError, visible
+from ..core.errors import LabError, visible, without_logins
 from ..core.files import FileError, opening, read_json, read_record, write_json
 from ..core.settings import expanded, portable, root, settings, shown
 from ..core.text import text_hash
@@ -162,7 +162,7 @@ def _recorded(run: RunFolder, stage: str) -> Iterator[None]:
         yield
     except BaseException as error:
         state = "failed" if isinstance(error, Exception) else "interrupted"
-        _mark(run, stage, error=f"{type(error).__name__}: {error}", state=state, ended=now())
+        _mark(run, stage, error=without_logins(f"{type(error).__name__}: {error}"), state=state, ended=now())
         raise
     seconds, cpu_seconds = round(time.monotonic() - clock, 2), round(time.process_time() - cpu, 2)
     _mark(run, stage, state="done", ended=now(), seconds=seconds, cpu_seconds=cpu_seconds)
@@ -486,7 +486,7 @@ def find_run(
     if name == "latest":
         if run := _latest([p for p in own if (p / "metrics.json").exists()]):
             return run
-        raise RunError(f"there is no finished run in {shown(runs / (study or ''))}: train one first, as in `korlab run params/{study or 'summarization'}/EXPERIMENT.yaml`")
+        raise RunError(f"there is no finished run in {shown(runs / (study or ''))}: train one first, as in `korlab run params/{study or 'STUDY'}/EXPERIMENT.yaml`")
     if is_run(runs / given):
         return reopen(runs / given)
     if len(named := [p for p in own if p.name == name] or [p for p in every if p.name == name]) > 1:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..core.errors import LabError
+from ..core.errors import LabError, without_logins
 from ..core.files import read_json, write_json
 from ..core.settings import load_env
 from ..core.sources import first_words
@@ -54,7 +54,7 @@ def _wandb_says(
 
 # %% ../../nbs/experiment/04_tracking.ipynb #5c9c3fcc
 def _wandb_host() -> str:
-    return urlsplit(_wandb_says("base_url") or "https://api.wandb.ai").netloc
+    return urlsplit(_wandb_says("base_url") or "https://api.wandb.ai").netloc.rpartition("@")[2]
 
 
 def _wandb_login() -> bool:
@@ -182,6 +182,8 @@ def _mlflow_as_before() -> Iterator[None]:
     uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     for name in ("MLFLOW_RUN_ID", "MLFLOW_NESTED_RUN"):
         os.environ.pop(name, None)
+    if without_logins(mlflow.get_tracking_uri()) != mlflow.get_tracking_uri():
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # a log and a notebook would keep the password
     try:
         yield
     finally:

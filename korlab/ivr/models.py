@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ..core.settings import shown
-from ..experiment.models import CheckpointError, Loaded, loading, origin_of
+from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, loading, origin_of
 from .bpe import read_bpe
 from .remapping import require_match
 
@@ -108,7 +108,7 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, Any]:
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         rule = _pre_tokenizer(file)
-        model, tokenizer = _plain(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where)), AutoTokenizer.from_pretrained(**where)
+        model, tokenizer = _plain(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where, **NO_CODE)), AutoTokenizer.from_pretrained(**where, **NO_CODE)
         tokenizer.backend_tokenizer.pre_tokenizer = rule
         return model, tokenizer
     except (OSError, ValueError, ImportError, LookupError, RuntimeError, struct.error) as error:
@@ -118,7 +118,7 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, Any]:
 # %% ../../nbs/ivr/21_models.ipynb #b81a7e9e
 def _check_kind(source: str) -> None:
     "Refuse a model that does not go on with a text."
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, **NO_CODE)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_encoder_decoder", False):
         made = ", ".join(config.architectures or []) or config.model_type
         raise CheckpointError(f"the checkpoint {source!r} is a {made}, which is no causal language model: choose one that goes on with a text")
@@ -130,7 +130,8 @@ def _read(source: str) -> tuple[PreTrainedModel, Any]:
         return _read_gguf(Path(source))
     with loading(source, "pass checkpoint=FOLDER or a .gguf file with a local copy", errors=(OSError, ValueError, ImportError)):
         _check_kind(source)
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), AutoTokenizer.from_pretrained(source, use_fast=True)
+        return (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **NO_PICKLE),
+                AutoTokenizer.from_pretrained(source, use_fast=True, **NO_CODE))
 
 
 def load(

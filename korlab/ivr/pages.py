@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..core import charts
 from ..core.files import read_json, read_jsonl
-from ..core.tables import Markdown, facts, pipe_table
+from ..core.tables import Markdown, escape, facts, pipe_table
 from ..experiment import results
 from ..experiment.results import Results, Scored
 from ..experiment.runs import Run
@@ -274,7 +274,7 @@ def _named(system: str, own: str) -> str:
 
 def _limits(run: Run) -> Iterator[Any]:
     for split in results.read(run).splits:
-        yield Markdown(f"### {split}")
+        yield Markdown(f"### {escape(split)}")
         yield pipe_table(_worst(read_jsonl(run.path("bits", f"{split}.jsonl")), run.config.run.model or ""), literal=True)
 
 # %% ../../nbs/ivr/60_pages.ipynb #324fdd4a
@@ -290,7 +290,7 @@ def _gallery(run: Run) -> Iterator[Any]:
     if not some:
         yield Markdown("이어 쓴 글이 없다.")
     for split in dict.fromkeys(one["split"] for one in some):
-        yield Markdown(f"### {split}")
+        yield Markdown(f"### {escape(split)}")
         yield pipe_table(_written_rows(some, split, run.config.run.model or ""), literal=True)
 
 # %% ../../nbs/ivr/60_pages.ipynb #f60ce8f4

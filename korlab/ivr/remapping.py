@@ -19,6 +19,7 @@ from ..core.files import read_record, write, write_json
 from ..core.settings import shown
 from ..core.tables import pipe_table
 from ..experiment.checkpoints import draft_of, publish
+from ..experiment.models import NO_CODE
 from .bpe import Bpe, as_symbols, orphans, parsed, read_bpe, segmented, tokenizer, written
 from .joining import kept_merges
 from .rules import RuleError, Rules, check_rules
@@ -243,9 +244,9 @@ def _reader_checks(new: Bpe, folder: Path, texts: Sequence[str]) -> list[Check]:
     from transformers import AutoTokenizer, GPT2TokenizerFast
 
     wanted, said = _brought_back(new, texts)
-    readers: dict[str, Any] = {"AutoTokenizer": AutoTokenizer.from_pretrained(folder)}
+    readers: dict[str, Any] = {"AutoTokenizer": AutoTokenizer.from_pretrained(folder, **NO_CODE)}
     if _is_gpt2(new):
-        readers["GPT2TokenizerFast"] = GPT2TokenizerFast.from_pretrained(folder)
+        readers["GPT2TokenizerFast"] = GPT2TokenizerFast.from_pretrained(folder, **NO_CODE)
         readers["vocab.json and merges.txt"] = GPT2TokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
     found = []
     for name, reader in readers.items():

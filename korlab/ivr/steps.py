@@ -22,6 +22,7 @@ from ..core.settings import shown
 from ..core.text import text_hash
 from ..experiment.checkpoints import damage, draft_of, publish
 from ..experiment.config import Config
+from ..experiment.models import NO_CODE
 from .base import base_source, build, stamp
 from .bpe import Bpe, read_bpe
 from .corpora import Corpora
@@ -473,7 +474,7 @@ def _write_aligned(work: Work, model: Any, new: Bpe, base: Bpe) -> None:
     folder = work.path("initialized_model")
     draft = draft_of(folder)
     model.save_pretrained(str(draft))
-    AutoTokenizer.from_pretrained(str(work.path("tokenizers", "remapped"))).save_pretrained(str(draft))
+    AutoTokenizer.from_pretrained(str(work.path("tokenizers", "remapped")), **NO_CODE).save_pretrained(str(draft))
     write_manifest(draft, manifest_of(base, new))
     publish(draft, folder)
 

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import LabError
+from .sanitizing import drawing
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -114,6 +115,8 @@ def _clean_output(output: "NotebookNode", heading: str) -> None:
         output.data.pop("application/javascript", None)
         if "text/plain" in output.data:
             output.data["text/plain"] = _plain(output.data["text/plain"])
+        if "image/svg+xml" in output.data:
+            output.data["image/svg+xml"] = drawing(output.data["image/svg+xml"])
         for kind in {"image/png", "image/jpeg", "image/svg+xml"} & set(output.data):
             output.metadata.setdefault(kind, {}).setdefault("alt", heading)
 

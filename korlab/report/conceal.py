@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from ..core.errors import without_logins
 from ..core.settings import root as lab_root
 from ..core.settings import text_of
 
@@ -72,7 +73,7 @@ def concealer(
     def conceal(text: str) -> str:
         for value in secrets:
             text = text.replace(value, "***")
-        text = _SECRET_SHAPE.sub("***", text)
+        text = without_logins(_SECRET_SHAPE.sub("***", text))
         for pattern, instead in rules:
             text = pattern.sub(instead, text)
         return text

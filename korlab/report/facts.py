@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.accounts import few_files, few_problems, noted
 from ..core.settings import portable, shown
-from ..core.tables import Markdown, escape
+from ..core.tables import Markdown, code, escape
+from .markdown import fenced
 
 if TYPE_CHECKING:
     from korlab.experiment.runs import Run
@@ -23,7 +24,7 @@ def heading(
     folder: Path | str,  # the run's folder
 ) -> Markdown:  # displays itself
     "The title line of a run's report."
-    return Markdown(f"### {escape(title)}\n\n`{shown(folder)}`")
+    return Markdown(f"### {escape(title)}\n\n{code(shown(folder))}")
 
 # %% ../../nbs/report/05_facts.ipynb #f0ed5d90
 def source_rows(
@@ -55,7 +56,7 @@ def source_notes(
     run: "Run",  # whose data is loaded
 ) -> list[str]:  # one line a note
     "What was noted about every source and its files."
-    return [f"{source['split']}: {escape(note)}" for source in run.read("data")["sources"] for note in noted(source)]
+    return [f"{source['split']}: {note}" for source in run.read("data")["sources"] for note in noted(source)]
 
 # %% ../../nbs/report/05_facts.ipynb #263f7be8
 def removed_rows(
@@ -89,5 +90,5 @@ def how_to_repeat(
     notebook: str = "nbs/train.ipynb",  # the notebook that made it
 ) -> Markdown:  # displays itself
     "The command that repeats a run, and what else its numbers depend on."
-    return Markdown(f"```bash\n{_command(run, notebook)}\nkorlab report out.ipynb\n```\n\n"
+    return Markdown(fenced(f"{_command(run, notebook)}\nkorlab report out.ipynb", "bash") + "\n\n"
                     f"이 결과의 환경: {_surroundings(run.read('environment'))}")

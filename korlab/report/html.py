@@ -6,12 +6,15 @@
 __all__ = ['to_html', 'page', 'outside_resources']
 
 # %% ../../nbs/report/03_html.ipynb #3a7df749
+import base64
+import hashlib
 import re
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from .sanitizing import safe_sheets, sanitized
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
@@ -29,6 +32,9 @@ _TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
 <div class="hl">{{ cell.source | highlight_code(metadata=cell.metadata) }}</div></details>
 {% endif %}{% endblock %}
 {% block output_area_prompt %}{% endblock %}
+{% block data_svg %}
+<img alt="{{ output.metadata.get('image/svg+xml', {}).get('alt', '') | e }}" src="data:image/svg+xml;base64,{{ output.data['image/svg+xml'] | base64 }}">
+{% endblock %}
 {% block error %}
 <div class="output_error"><pre>{{ (output.ename ~ ': ' ~ output.evalue) | e }}</pre></div>
 {% endblock %}
@@ -62,32 +68,45 @@ def _add_contents(soup: "BeautifulSoup") -> None:
     (chapters[0] if chapters[0].find_previous_sibling() else cell).insert_before(nav)
 
 # %% ../../nbs/report/03_html.ipynb #ac3d05ff
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
 def to_html(
     notebook: "NotebookNode",  # a cleaned notebook
 ) -> str:  # the inner HTML of a page
-    "Write a notebook as a piece of HTML: folded code, embedded pictures, no scripts."
+    "Write a notebook as a piece of HTML: folded code, embedded pictures, and what somebody's outputs hold."
     from bs4 import BeautifulSoup
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
     kinds = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain"]
     exporter = HTMLExporter(config=Config(NbConvertBase={"display_data_priority": kinds}), template_name="basic",
-                            raw_template=_TEMPLATE, exclude_anchor_links=True)
+                            raw_template=_TEMPLATE, exclude_anchor_links=True, filters={"base64": _base64})
     soup = BeautifulSoup(exporter.from_notebook_node(notebook)[0], "html.parser")
     _tidy(soup)
     _add_contents(soup)
     return str(soup)
+
+# %% ../../nbs/report/03_html.ipynb #ad7dc134
+def _policy(
+    css: str,  # between the tags of the style, line breaks included
+) -> str:  # for the browser
+    "What the browser may load and run for a page: nothing but its own style and pictures."
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    return ("default-src 'none'; img-src data:; style-src 'unsafe-inline'; "  # for browsers that know no -elem
+            f"style-src-elem 'sha256-{digest}'; style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'")
 
 # %% ../../nbs/report/03_html.ipynb #765c5884
 _PAGE = """<!DOCTYPE html>
 <html lang="{lang}">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="korlab {version}">
 <title>{title}</title>
-<style>
-{css}</style>
+<style>{css}</style>
 </head>
 <body>
 <main>
@@ -100,13 +119,15 @@ _PAGE = """<!DOCTYPE html>
 
 
 def page(
-    body: str,  # its inner HTML
+    body: str,  # its inner HTML, of anybody
     title: str,  # plain text
-    footer: str,  # HTML
+    footer: str,  # plain text
     lang: str = "ko",  # language of the text
 ) -> str:  # HTML
-    "A whole page that stands alone."
-    return _PAGE.format(lang=lang, version=__version__, title=escape(title), css=_style(), body=body, footer=footer)
+    "A whole page that stands alone, in which nothing runs."
+    css = f"\n{_style()}{safe_sheets(re.findall(r'<style[^<>]*>([^<]*)</style>', body))}"
+    return _PAGE.format(lang=lang, version=__version__, title=escape(title), css=css, policy=_policy(css), body=sanitized(body),
+                        footer=escape(footer))
 
 # %% ../../nbs/report/03_html.ipynb #2f4cd70c
 def outside_resources(

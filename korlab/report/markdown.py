@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .sanitizing import safe_markdown, sanitized
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
 def _embedded(
     text: str,  # what describes the picture
     file: Path,  # the picture
-) -> str:  # Markdown
+    base: Path,  # where it must lie
+) -> str:  # Markdown; empty for what is no picture, or lies elsewhere
     "A picture as a part of the text."
-    kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+    kind = mimetypes.guess_type(file.name)[0] or ""
+    if not kind.startswith("image/") or not file.resolve().is_relative_to(base.resolve()):
+        return ""
     return f"![{text}](data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()})"
 
 # %% ../../nbs/report/02_markdown.ipynb #3785515d
@@ -44,7 +49,7 @@ def _relink(
         if not target or ":" in target or not file.exists():
             return match[0]
         if match[1] and embed and file.is_file():
-            return _embedded(match[2][1:-2], file)
+            return _embedded(match[2][1:-2], file, base) or match[0]
         moved = urllib.parse.quote(Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix())
         return f"{match[1]}{match[2]}{moved}{'#' + anchor if anchor else ''}{match[4]}"
 
@@ -91,9 +96,8 @@ def _picture(output: Mapping, kind: str) -> str:
 
 # %% ../../nbs/report/02_markdown.ipynb #8f2af4ec
 def _html_block(source: str) -> str:
-    "HTML inside Markdown: without styles and scripts, and without the blank lines that would end it."
-    source = re.sub(r"<(style|script)\b.*?</\1>", "", source, flags=re.DOTALL | re.IGNORECASE)
-    return "\n".join(line.strip() for line in source.split("\n") if line.strip())
+    "HTML inside Markdown: sanitized, without styles, and without the blank lines that would end it."
+    return "\n".join(line.strip() for line in sanitized(source).split("\n") if line.strip())
 
 # %% ../../nbs/report/02_markdown.ipynb #dacdb7ee
 _TEMPLATE = """{%- extends 'markdown/index.md.j2' -%}
@@ -128,4 +132,4 @@ def to_markdown(
     resources = {"unique_key": "figure", "output_files_dir": files, "korlab": {"code": code}}
     text, made = exporter.from_notebook_node(notebook, resources)
     blocks = [block.strip("\n").rstrip() for block in text.split("\0")]
-    return "\n\n".join(filter(None, blocks)) + "\n", made.get("outputs") or {}
+    return safe_markdown("\n\n".join(filter(None, blocks)) + "\n"), made.get("outputs") or {}

@@ -9,11 +9,12 @@ __all__ = ['base_of', 'data_of', 'trained_facts', 'front_matter', 'write_model_c
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ..core.files import write
 from ..core.settings import portable
 from ..core.sources import is_hub_id
-from ..core.tables import bullets, facts, pipe_table
+from ..core.tables import bullets, code, escape, facts, pipe_table
 from ..experiment import results
 from ..experiment.studies import ModelCard
 from .conceal import concealer
@@ -93,7 +94,7 @@ def _size(run: "Run") -> str:
     "What to know first."
     if run.config.run.size == "mini":
         return _MINI.format(on=" on generated text" if run.config.rows.data == "embedded" else "")
-    return f"Trained from `{base_of(run) or portable(run.config.run.checkpoint)}`."
+    return f"Trained from {code(base_of(run) or portable(run.config.run.checkpoint))}."
 
 # %% ../../nbs/report/08_model_cards.ipynb #878850a7
 _UNSCORED = "This model has not been scored."
@@ -174,7 +175,7 @@ def _text(run: "Run", card: ModelCard) -> str:
         front=_front(run, card, found), name=run.folder.name, about=card.about, size=_size(run), usage=card.usage(run),
         training=facts(trained_facts(run) | _rows(run), ("what", "value")), scores=_scores(run, found),
         limits=bullets([*card.limits, *(one["english"] for one in said)]), made=_made_with(run),
-        licence=f"That of [{base}](https://huggingface.co/{base}) may bind." if base else "Whoever passes the model on chooses one.",
+        licence=f"That of [{escape(base)}](https://huggingface.co/{quote(base)}) may bind." if base else "Whoever passes the model on chooses one.",
     )
 
 # %% ../../nbs/report/08_model_cards.ipynb #9dfb21eb

@@ -138,7 +138,7 @@ def sources(
     run: "Run",  # whose data is loaded
 ) -> Iterator[Any]:  # decisions, files, and what is wrong with rows
     "Where the rows came from. Nothing is dropped without being listed."
-    yield bullets([*run.read("data")["notes"], *source_notes(run)])
+    yield bullets([*run.read("data")["notes"], *source_notes(run)], literal=True)
     yield pipe_table(source_rows(run), empty="내장 말뭉치라서 읽은 파일이 없다.", literal=True)
     problems = problem_rows(run)
     table = pipe_table(problems, empty="문제가 있는 행이 없다.", literal=True)
@@ -208,7 +208,8 @@ def repeat(
     "How to repeat a run, and what its numbers depend on."
     yield how_to_repeat(run, notebook)
     yield pipe_table(results.signatures(results.read(run)), empty="채점하지 않았다.")
-    yield pipe_table(run.read("config")["explained"])
+    rows = run.read("config")["explained"]
+    yield pipe_table([row | {"meaning": Markdown(row["meaning"])} if "meaning" in row else row for row in rows], literal=True)
 
 
 def notes(

@@ -16,6 +16,7 @@ import typer
 from ..core.accounts import counted
 from ..core.files import reading
 from ..core.settings import expanded
+from ..experiment.models import NO_CODE
 from ..experiment.params import ParameterError
 from ..experiment.runs import RunError, tell_latest
 from ..workbench.commands import register
@@ -57,7 +58,7 @@ def _tokenizer(source: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     with reading("tokenizer", source):
-        return AutoTokenizer.from_pretrained(expanded(source))
+        return AutoTokenizer.from_pretrained(expanded(source), **NO_CODE)
 
 # %% ../../nbs/sparse/64_cli.ipynb #d8ad81cb
 _TEXTS = Annotated[str, typer.Argument(help="JSONL file, a folder of them, or a collection in BEIR's layout")]

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
 from ..core.errors import LabError
 from ..core.files import opening, read_json, read_record, usual_mode, write, write_json
 from ..core.settings import shown
-from ..core.tables import facts, pipe_table
+from ..core.tables import Markdown, code, escape, facts, pipe_table
 from ..experiment import results, tracking
 from ..experiment.checkpoints import check_replaceable
+from ..experiment.models import NO_CODE, NO_PICKLE
 from ..report.model_cards import base_of, data_of, front_matter, trained_facts
 
 if TYPE_CHECKING:
@@ -180,7 +182,7 @@ def _card_text(
         "tags": tags + (["inference-free"] if inference_free else []), "base_model": card.base,
     })
     rows = list(score_rows(card.metrics))
-    base = {"base model": f"[{card.base}](https://huggingface.co/{card.base})"} if card.base else {}
+    base = {"base model": Markdown(f"[{escape(card.base)}](https://huggingface.co/{quote(card.base)})")} if card.base else {}
     measured = f"Measured on {card.data}.\n\n" if card.data else ""
     return _CARD.format(
         front=front, name=card.name,
@@ -189,7 +191,7 @@ def _card_text(
         facts=facts({**base, **dict(facts_shown), **dict(card.training)}, ("what", "value")),
         scores=f"{measured}{pipe_table(rows, list(rows[0]))}" if rows else card.unscored,
         usage=_USAGE.format(question=_QUESTION, remark="  # a look-up, no inference" if inference_free else ""),
-        question=_QUESTION, licence=f"`{card.license}`.",
+        question=_QUESTION, licence=f"{code(card.license)}.",
         query=json.dumps({"query": {"neural_sparse": {"sparse": {"query_tokens": dict(query)}}}}, ensure_ascii=False),
     )
 
@@ -245,8 +247,8 @@ def by_hand(
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    mlm = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
+    mlm = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, **NO_PICKLE)
     longest = read_json(folder / "sentence_bert_config.json").get("max_seq_length") or tokenizer.model_max_length
     ahead = (read_json(folder / "config_sentence_transformers.json").get("prompts") or {}).get("document") or ""
     batch = tokenizer([ahead + text for text in texts], padding=True, truncation=True, max_length=longest, return_tensors="pt")
@@ -317,7 +319,7 @@ def _plain(folder: Path) -> "SparseEncoder":
         kinds += read_json(folder / "router_config.json")["types"].values()
     if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
         raise ExportError(f"the module {foreign[0]} is not sentence-transformers' own: nobody could load it")
-    return SparseEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
+    return SparseEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32}, **NO_CODE)
 
 # %% ../../nbs/sparse/52_export.ipynb #39c0167d
 def _agrees(folder: Path, wanted: np.ndarray, twice: bool, weights: np.ndarray | None) -> float:
@@ -434,7 +436,7 @@ class Upload:
         total = sum(size for _, size in self.files)
         state = f"sent: {self.url}" if self.sent else "dry run, nothing was sent"
         rows = [[name, f"{size:,}"] for name, size in [*self.files, ("total", total)]]
-        head = f"**{self.repo}** ({'private' if self.private else 'public'}), {state}"
+        head = f"**{escape(self.repo)}** ({'private' if self.private else 'public'}), {state}"
         return f"{head}\n\n{pipe_table(rows, ['file', 'bytes'])}"
 
 # %% ../../nbs/sparse/52_export.ipynb #bd7b80b7

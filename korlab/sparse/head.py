@@ -16,7 +16,7 @@ from ..core.extras import extras_named
 from ..core.files import FileError, reading
 from ..core.settings import portable, shown
 from ..experiment.checkpoints import require_whole
-from ..experiment.models import check_positions, headless, positions_of
+from ..experiment.models import NO_CODE, NO_PICKLE, check_positions, check_weights, headless, positions_of
 
 with extras_named():
     import torch
@@ -248,9 +248,9 @@ def check_mlm_head(
     **kwargs: Any,  # of from_pretrained: revision, token, local_files_only, ...
 ) -> None:
     "Raise an `EncoderError` naming the file where weights of the masked language model are missing; nothing is allocated."
-    _, info = AutoModelForMaskedLM.from_pretrained(checkpoint, device_map="meta", output_loading_info=True, **kwargs)
+    _, info = AutoModelForMaskedLM.from_pretrained(checkpoint, device_map="meta", output_loading_info=True, **NO_PICKLE, **kwargs)
     folder = Path(checkpoint)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]) if folder.is_dir() else []
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if lack := headless(", ".join(map(shown, files)) or str(checkpoint), info["missing_keys"], "train one first."):
         raise EncoderError(lack)
 
@@ -273,8 +273,9 @@ def open_encoder(
 ) -> SparseEncoder:  # as it was saved, not fused
     "Load a sparse encoder; one that the lab sealed must be what was saved, and none may read beyond its positions."
     require_whole(Path(folder), sealed=False)
+    check_weights(folder, "encoder")
     with reading("encoder", folder, SafetensorError):
-        model = SparseEncoder(str(folder), **how)
+        model = SparseEncoder(str(folder), **NO_CODE, **how)
     if max_length is not None:
         model.max_seq_length = max_length
     _check_reach(model, folder, max_length)

@@ -34,7 +34,7 @@ from transformers import (
 
 from ..core.settings import shown
 from ..experiment.checkpoints import damage, draft_of, publish
-from ..experiment.models import CheckpointError, Loaded, check_positions, loading, origin_of
+from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, check_positions, loading, origin_of
 from ..experiment.params import ParameterError
 from ..experiment.studies import Model
 from .head import check_mlm_head, fuse, open_encoder
@@ -178,7 +178,8 @@ def assemble(
     query_weights: np.ndarray | None = None,  # (V,) static weights of query tokens; None encodes queries, too
 ) -> SparseEncoder:  # fused
     "Put encoder, pooling and, for inference-free search, the query table together."
-    transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=max_length)
+    transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=max_length, model_kwargs=NO_PICKLE, processor_kwargs=NO_CODE,
+                              config_kwargs=NO_CODE)
     check_positions(transformer.model, max_length=max_length)
     _fit_vocabulary(transformer)
     modules = [transformer, SpladePooling()]
@@ -227,9 +228,9 @@ def build(
         origin = f"mini {entry.family} built from its config"
     else:
         source, origin = _published(checkpoint or entry.hub_id)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE)
     model = assemble(source, max_length, query_weights and query_weights(tokenizer))
-    if (nameless := AutoConfig.from_pretrained(source).vocab_size - len(tokenizer)) > 0:
+    if (nameless := AutoConfig.from_pretrained(source, **NO_CODE).vocab_size - len(tokenizer)) > 0:
         origin += f", without {nameless:,} rows of its output layer that belong to no token"
     return Loaded(model, tokenizer, origin)
 

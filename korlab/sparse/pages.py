@@ -59,7 +59,7 @@ def headline(
 # %% ../../nbs/sparse/60_pages.ipynb #833418ec
 def _own_documents(facts: Mapping[str, Mapping[str, Any]]) -> Markdown | None:
     "How many questions of each split have a document of their own; None where none has."
-    lines = [f"{split}: 질문 {one['own']:,}개는 문서 모음에도 같은 번호로 들어 있다. 자기 자신을 찾은 것은 점수에 넣지 않았다(BEIR의 규칙)."
+    lines = [f"{escape(split)}: 질문 {one['own']:,}개는 문서 모음에도 같은 번호로 들어 있다. 자기 자신을 찾은 것은 점수에 넣지 않았다(BEIR의 규칙)."
              for split, one in facts.items() if one.get("own")]
     return Markdown("\n\n".join(lines)) if lines else None
 

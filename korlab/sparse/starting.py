@@ -30,7 +30,7 @@ from transformers import (
 from ..core.files import read_json, write_json
 from ..core.text import text_hash
 from ..experiment.checkpoints import damage, draft_of, publish
-from ..experiment.models import CheckpointError, Loaded, loading
+from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, loading
 from .head import silence
 from .idf import count_df
 from .models import MINI, assemble, train_tokenizer
@@ -57,12 +57,12 @@ def _body(
 ) -> PreTrainedModel:  # in float32
     "Load an encoder without any head."
     with loading(source):
-        kind = AutoConfig.from_pretrained(source).model_type
+        kind = AutoConfig.from_pretrained(source, **NO_CODE).model_type
     if kind not in _HEADS:
         raise CheckpointError(f"start='solved': {source!r} is a {kind}, and heads can be solved for {', '.join(_HEADS)}; "
                               "choose another checkpoint, or one with a masked-language head and leave start out")
     with loading(source):
-        return AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, add_pooling_layer=False).eval()
+        return AutoModel.from_pretrained(source, **NO_PICKLE, dtype=torch.float32, add_pooling_layer=False).eval()
 
 # %% ../../nbs/sparse/22b_starting.ipynb #86c6e282
 def mini_encoder(
@@ -95,7 +95,7 @@ def _with_head(
         "vocab_size": len(old), "pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": False, "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     })
-    model = AutoModelForMaskedLM.from_config(body.config)
+    model = AutoModelForMaskedLM.from_config(body.config, **NO_CODE)
     lost = getattr(model, model.base_model_prefix).load_state_dict(body.state_dict(), strict=False)
     assert not lost.missing_keys, lost.missing_keys
     return model.eval()
@@ -285,7 +285,7 @@ def write_start(
     "Trim, solve and write, once."
     if damage(folder) is None:
         return folder
-    body, tokenizer = _body(start.source), AutoTokenizer.from_pretrained(start.source)
+    body, tokenizer = _body(start.source), AutoTokenizer.from_pretrained(start.source, **NO_CODE)
     texts, before = start.prefixed(), sum(weight.numel() for weight in body.parameters())
     every = list(dict.fromkeys(text for some in texts.values() for text in some))
     small, way = trim(tokenizer, every, start.least)
@@ -308,6 +308,6 @@ def open_start(
     query_weights: Callable[[Any], np.ndarray] | None = None,  # tokenizer -> (V,) weights, for inference-free search
 ) -> Loaded[SparseEncoder]:  # encoder, tokenizer, origin, and what the report says
     "Read a start as a sparse encoder."
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     facts = read_json(folder / _FACTS)
     return Loaded(assemble(folder, max_length, query_weights and query_weights(tokenizer)), tokenizer, facts.pop("origin"), facts=facts)

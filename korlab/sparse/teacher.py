@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import read_json
-from ..experiment.models import loading, positions_of
+from ..experiment.models import NO_CODE, loading, positions_of
 from ..experiment.params import ParameterError
 from .data import Triple
 from .dense import fingerprint, kept, key_of
@@ -72,7 +72,7 @@ def _saved_class(checkpoint: str) -> str | None:
     modules, facts = [cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
                       for name in ("modules.json", "config_sentence_transformers.json")]
     if modules is None:
-        made_of = AutoConfig.from_pretrained(checkpoint).architectures or []
+        made_of = AutoConfig.from_pretrained(checkpoint, **NO_CODE).architectures or []
         return "CrossEncoder" if any("ForSequenceClassification" in name for name in made_of) else None
     return read_json(Path(facts)).get("model_type", "SentenceTransformer") if facts else "SentenceTransformer"
 
@@ -104,7 +104,7 @@ def load_teacher(
         raise ParameterError(f"kind={kind!r}: choose one of {', '.join(classes)}")
     with loading(checkpoint, _LOCAL, "teacher"):
         kind = _kind_of(checkpoint, kind, classes)
-        model = classes[kind](checkpoint, device=device)
+        model = classes[kind](checkpoint, device=device, model_kwargs={"use_safetensors": True}, **NO_CODE)
     model.max_seq_length = min(max_length, model.max_seq_length or max_length, positions_of(model) or max_length)
     return (_cross_teacher if kind == "cross" else encoder_teacher)(model, batch_size)
 

@@ -26,7 +26,7 @@ from ..experiment import studies
 from ..experiment.checkpoints import damage, draft_of, publish, require_whole, write_manifest
 from ..experiment.computing import computing
 from ..experiment.config import Config
-from ..experiment.models import Loaded
+from ..experiment.models import NO_CODE, Loaded, check_weights
 from ..experiment.params import ParameterError
 from .models import add_tokens, load_checkpoint, load_tokenizer
 from .parameters import Params
@@ -190,7 +190,7 @@ def _attach_unsloth(base: Path, config: Config[Params], place: Mapping[str, str]
     own = config.own
     length = own.max_source_length + own.max_target_length
     model, _ = FastModel.from_pretrained(
-        str(base), max_seq_length=length, load_in_4bit=True, auto_model=AutoModelForSeq2SeqLM
+        str(base), max_seq_length=length, load_in_4bit=True, auto_model=AutoModelForSeq2SeqLM, **NO_CODE
     )
     return FastModel.get_peft_model(
         model, task_type="SEQ_2_SEQ_LM", bias="none", random_state=config.computing.seed,
@@ -301,12 +301,13 @@ def merge(
     from peft import PeftModel
 
     require_whole(adapter, sealed=False)
+    check_weights(adapter, "adapter")
     loaded = load_checkpoint(str(base), dtype=torch.float32)
     add_tokens(loaded.model, loaded.tokenizer, tokens)
     tied = loaded.model.config.tie_word_embeddings
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # they never were
-        whole = PeftModel.from_pretrained(loaded.model, str(adapter)).merge_and_unload(safe_merge=True)
+        whole = PeftModel.from_pretrained(loaded.model, str(adapter), **NO_CODE).merge_and_unload(safe_merge=True)
     whole.config.tie_word_embeddings = tied
     return replace(loaded, model=whole, origin=f"{loaded.origin} with {shown(adapter)}")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from ..core.tables import escape, one_line
+from ..core.tables import code, escape, one_line
 
 # %% ../../nbs/summarization/41_cards.ipynb #73ce48a3
 KINDS = {"wrong": "틀린 내용", "swap": "화자 바뀜", "missing": "빠짐"}
@@ -122,7 +122,7 @@ def _markdown_card(card: _Card) -> str:
     answers = "".join(f"\n| {escape(name or '모델')} | {''.join(_markdown_piece(*p) for p in pieces)} |"
                       for name, pieces in card.answers)
     note = f" · {escape(card.note)}" if card.note else ""
-    return (f"`{card.fname}`{note}\n\n{turns}\n\n| | 요약 |\n| :-- | :-- |\n"
+    return (f"{code(card.fname)}{note}\n\n{turns}\n\n| | 요약 |\n| :-- | :-- |\n"
             f"| 기준 | {reference} |{answers}")
 
 # %% ../../nbs/summarization/41_cards.ipynb #7531514a

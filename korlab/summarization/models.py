@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..core.text import PLACEHOLDER
-from ..experiment.models import CheckpointError, Loaded, check_positions, loading, origin_of
+from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, check_positions, loading, origin_of
 from ..experiment.params import ParameterError
 from ..experiment.studies import Model
 from .data import MARKERS
@@ -189,8 +189,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:  # saved again, it is loaded the same way by everyone
     "Load a tokenizer as its tokenizer.json says; where there is only a SentencePiece model, convert that."
     if cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False):
-        return PreTrainedTokenizerFast.from_pretrained(source)
-    found = AutoTokenizer.from_pretrained(source)
+        return PreTrainedTokenizerFast.from_pretrained(source, **NO_CODE)
+    found = AutoTokenizer.from_pretrained(source, **NO_CODE)
     state = json.loads(found.backend_tokenizer.to_str())
     if state["model"]["type"] == "Unigram" and any(piece == "<0x00>" for piece, _ in state["model"]["vocab"]):
         state["model"]["byte_fallback"] = True
@@ -234,7 +234,7 @@ def load_checkpoint(
     with loading(source, _LOCAL):
         tokenizer = load_tokenizer(source)
         with _without_tie_warning():
-            model = AutoModelForSeq2SeqLM.from_pretrained(source, use_safetensors=True, **how)
+            model = AutoModelForSeq2SeqLM.from_pretrained(source, **NO_PICKLE, **how)
     _settle_start(model, source)
     _keep_head_apart(model)
     return Loaded(model, tokenizer, origin_of(source))

@@ -6,6 +6,7 @@
 __all__ = ['table', 'headline', 'best_values', 'how_to_run', 'history_figure', 'importance_figure', 'slice_figure']
 
 # %% ../../nbs/workbench/05_trials.ipynb #8b605d05
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ..core import plots
 from ..core.settings import shown
 from ..core.tables import Markdown
 from ..metrics.measures import gain
+from ..report.markdown import fenced
 from .tuning import Search, trial_rows
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def how_to_run(
     search: Search,  # open
 ) -> Markdown:  # displays itself
     "The command that trains the best values again as a run with a report of its own."
-    return Markdown(f"```bash\nkorlab run {shown(search.folder / 'best.yaml')}\n```")
+    return Markdown(fenced(f"korlab run {shlex.quote(shown(search.folder / 'best.yaml'))}", "bash"))
 
 # %% ../../nbs/workbench/05_trials.ipynb #a5cfbb59
 def _dots(ax: "Axes", points: Sequence[tuple[float, float, str]]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import charts
 from ..core.files import read_jsonl, write_json
-from ..core.tables import Markdown, pipe_table
+from ..core.tables import Markdown, code, escape, pipe_table
 from ..experiment import results
 from ..experiment.params import ParameterError
 from ..experiment.results import Scored
@@ -65,7 +65,7 @@ def members(
     "The runs, their models, and how far they got."
     return [
         {
-            "run": entry.label + (" (기준 실행)" if entry is found.baseline else ""), "folder": f"`{entry.name}`",
+            "run": entry.label + (" (기준 실행)" if entry is found.baseline else ""), "folder": code(entry.name),
             "model": entry.run and entry.run.config.run.model, "size": entry.run and entry.run.config.run.size,
             "state": entry.state,
         }
@@ -243,7 +243,7 @@ def other_scores(
     chosen, base = setting_of(found), results.read(found.baseline.run)
     places = [(split, mode) for split in base.splits for mode in base.modes(split)]
     return Markdown("\n\n".join(
-        f"### {split} · {mode}\n\n{pipe_table(_short_scores(found, split, mode))}"
+        f"### {escape(split)} · {mode}\n\n{pipe_table(_short_scores(found, split, mode))}"
         for split, mode in places if (split, mode) != (chosen.split, chosen.mode)
     ) or "다른 점수는 없다.")
 
