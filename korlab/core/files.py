@@ -108,7 +108,7 @@ def read_json(
     try:
         with opening(path):
             return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{shown(path)} is damaged ({error}); delete it and run again what wrote it") from None
 
 

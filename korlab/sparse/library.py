@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,17 @@ from .fusion import DEPTH, rrf
 from .idf import tokenizer_sha256
 from korlab.sparse.index import (
     Hit,
+    Kept,
     SparseIndex,
     SparseIndexError,
     Strings,
     build_index,
     check_place,
+    ids_of,
+    index_of,
     load_arrays,
     pack,
+    read_manifest,
     save_arrays,
     save_index,
 )
@@ -153,34 +158,33 @@ def _save_library(
 
 # %% ../../nbs/sparse/28_library.ipynb #ab872b67
 def _words_of(
-    arrays: Mapping[str, np.ndarray],  # of a folder
+    kept: Kept,  # what a folder keeps
     ids: Strings,  # of the passages
     texts: Strings,  # of them
 ) -> tuple[SparseIndex, Words]:  # as they were kept, or counted now
     "The index of words."
-    if "word_starts" not in arrays:
+    if not any(name.startswith("word_") for name in kept.arrays):
         return _word_index(dict(zip(ids, texts)))
-    starts, rows, weights = (arrays[f"word_{name}"] for name in _WORDS)
-    return SparseIndex(starts, rows, weights, ids, texts), Words(Strings(arrays["terms"], arrays["term_ends"]))
+    words = index_of(kept, ids, texts, "word_")
+    terms = kept.strings("term", words.vocabulary)
+    if any(one >= other for one, other in pairwise(terms)):
+        raise kept.damaged("terms", "the terms do not rise")
+    return words, Words(terms)
 
 
 def open_library(
     folder: Path,  # where an index is kept
-) -> Library:  # its arrays are mapped, not read
+) -> Library:  # in memory
     "Open an index; what is damaged or foreign, or holds no texts, is a `SparseIndexError`."
-    manifest, arrays = load_arrays(folder, verify=False)
-    if "texts" not in arrays:
+    kept = load_arrays(folder)
+    if "texts" not in kept.arrays:
         raise SparseIndexError(f"{shown(folder)} holds no texts: index its documents again")
-    strings = {name: Strings(arrays[f"{name}s"], arrays[f"{name}_ends"]) for name in ("id", "text", "place", "document")
-               if f"{name}s" in arrays}
-    ids, texts = strings["id"], strings["text"]
-    words, terms = _words_of(arrays, ids, texts)
-    sparse = None
-    if manifest["engine"] == "exact":
-        starts, rows, weights = (arrays[name] for name in _WORDS)
-        sparse = SparseIndex(starts, rows, weights, ids, texts, manifest["tokenizer"], manifest["facts"])
-    return Library(words, terms, strings.get("place", pack([""] * len(ids))), strings.get("document", ids), sparse,
-                   manifest["facts"], folder)
+    ids, texts = ids_of(kept), kept.strings("text")
+    words, terms = _words_of(kept, ids, texts)
+    places = kept.strings("place") if "places" in kept.arrays else pack([""] * len(ids))
+    documents = kept.strings("document") if "documents" in kept.arrays else ids
+    sparse = index_of(kept, ids, texts) if kept.manifest["engine"] == "exact" else None
+    return Library(words, terms, places, documents, sparse, kept.manifest["facts"], folder)
 
 # %% ../../nbs/sparse/28_library.ipynb #c9e3f10c
 def build_library(
@@ -218,7 +222,7 @@ def place_for(
     stem = re.sub(r"[^\w.-]+", "_", normalize(Path(documents).resolve().stem)).strip("._") or "documents"
     for name in (stem, *(f"{stem}-{number}" for number in range(2, 10_000))):
         manifest = home / name / "manifest.json"
-        if not manifest.exists() or read_record(manifest, "facts")["facts"].get("source") == mark:
+        if not manifest.exists() or read_manifest(home / name)["facts"].get("source") == mark:
             return home / name
     raise ParameterError(f"there are ten thousand indexes called {stem}: name a folder for the next one")
 
@@ -235,7 +239,7 @@ def newest() -> Path | None:  # None where nothing was indexed yet
     file = settings().runs / "indexes" / "newest.json"
     if not file.exists():
         return None
-    folder = Path(read_record(file, "folder")["folder"])
+    folder = Path(str(read_record(file, "folder")["folder"]))
     if not (folder / "manifest.json").exists():
         raise SparseIndexError(f"the newest index, {shown(folder)}, is gone: name another with --index, or index its documents again")
     return folder
@@ -249,11 +253,11 @@ def is_current(
     "Tell whether an index holds these passages by this encoder."
     if not (folder / "manifest.json").exists():
         return False
-    manifest, arrays = load_arrays(folder, verify=False)
-    texts, facts = gathered.texts(), manifest["facts"]
+    kept = load_arrays(folder)
+    texts, facts = gathered.texts(), kept.manifest["facts"]
     wanted = {"weights": encoder.sha256} if encoder else {}
     same = facts.get("passages") == passages_sha256(texts) and {key: facts[key] for key in ("weights",) if key in facts} == wanted
-    return same and "places" in arrays and list(Strings(arrays["places"], arrays["place_ends"])) == list(_ordered(gathered.passages)[0])
+    return same and "places" in kept.arrays and list(kept.strings("place")) == list(_ordered(gathered.passages)[0])
 
 # %% ../../nbs/sparse/28_library.ipynb #0e9a78be
 def check_passages(
