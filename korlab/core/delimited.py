@@ -9,8 +9,10 @@ __all__ = ['Window', 'Header', 'read_header', 'Shape', 'Record', 'split_records'
 # %% ../../nbs/core/13_delimited.ipynb #dc5aff9d
 import csv
 import re
+import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 from .accounts import FileFault, counted, short
@@ -71,6 +73,7 @@ def _texts(
 
 # %% ../../nbs/core/13_delimited.ipynb #25881ef2
 _LIMIT = 1 << 24  # characters of one field
+_TRIED = 1000  # lines of a record, once a quote that is never closed has been met: trying to the end each time would never end
 
 
 class _Reader:
@@ -81,9 +84,13 @@ class _Reader:
         window: Window,  # the file
         start: int,  # index of the line to begin at
         delimiter: str,  # one character
+        most: int = sys.maxsize,  # lines of a record
     ):
-        self._rows = csv.reader(_texts(window, start), delimiter=delimiter, strict=True)
-        self._start = start
+        self._rows = csv.reader(self._within(most, _texts(window, start)), delimiter=delimiter, strict=True)
+        self._start, self._begun = start, 0
+
+    def _within(self, most: int, texts: Iterator[str]) -> Iterator[str]:
+        return takewhile(lambda text: self._rows.line_num - self._begun < most, texts)
 
     @property
     def end(self) -> int:
@@ -92,7 +99,7 @@ class _Reader:
 
     def record(self) -> list[str] | None:
         "The next record, None after the end; `csv.Error` for broken quoting."
-        before = csv.field_size_limit(_LIMIT)
+        before, self._begun = csv.field_size_limit(_LIMIT), self._rows.line_num
         try:
             return next(self._rows, None)
         finally:
@@ -151,10 +158,11 @@ def _no_header(
     schema: Schema,  # whose columns are looked for
 ) -> FileFault:  # to be raised
     "Say that the first line names no column."
-    wanted = [one.name for one in schema.fields if one.required]
+    wanted = [one.name for one in schema.fields if one.required or one.otherwise and len(names) > 1]
+    lacking = wanted[:1] or [one.name for one in schema.fields]  # any of them would do
     there = listed([short(name, 30) for name in names], 4)
-    why = f"has no column '{wanted[0]}' (it has {there}): give that name to the column that holds it"
-    line, ask = ",".join(wanted), ",".join(f"{one}=..." for one in wanted)
+    why = f"has no column {' or '.join(map(repr, lacking))} (it has {there}): give that name to the column that holds it"
+    line, ask = ",".join(wanted or lacking), ",".join(f"{one}=..." for one in wanted or lacking)
     return FileFault("no header", f"{why}, or, since none is known and it seems to have no header, put the line {line} above it; "
                                   f"-p columns {ask} takes columns of any other name")
 
@@ -213,7 +221,7 @@ def _id_at(
         text, found, _ = next(_texts(window, at)).partition(shape.delimiter)
         return text.strip('" ') if found else ""
     try:
-        fields = _Reader(window, at, shape.delimiter).record() or []
+        fields = _Reader(window, at, shape.delimiter, _TRIED).record() or []
     except csv.Error:
         return ""
     return fields[shape.key].strip() if len(fields) == shape.width else ""
@@ -228,7 +236,7 @@ def _usual_alphabet(
     "Find the commonest alphabet of ids among the whole rows of the next lines."
     names, end = [], start + most
     while start < end and window.line(start):
-        reader = _Reader(window, start, shape.delimiter)
+        reader = _Reader(window, start, shape.delimiter, _TRIED)
         try:
             fields = reader.record() or []
         except csv.Error:
@@ -264,6 +272,14 @@ def _cells(
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text) if delimiter == "," else text
     return re.split(re.escape(delimiter) + "(?! )", text.rstrip("\n"))
 
+# %% ../../nbs/core/13_delimited.ipynb #0990118d
+_ID = 200  # characters, which no id has
+
+
+def _number(name: str) -> int | None:
+    "An id that is a plain number."
+    return int(name) if name.isdecimal() and len(name) < _ID else None
+
 # %% ../../nbs/core/13_delimited.ipynb #303a5bd9
 def _is_plain(name: str) -> bool:
     "Whether an id is only a number or a word, as a text may well begin with."
@@ -285,12 +301,12 @@ def _other_id(
 def _row_like(
     text: str,  # a line
     shape: Shape,  # of its records
-    fields: Sequence[str],  # of the record it stands in
+    name: str,  # id of the record it stands in
+    own: Set[int] = frozenset(),  # cells of that record that look like its id
     last: bool = False,  # whether to count the cells from the end
 ) -> tuple[str, int]:  # what would be its id, and how many cells it has; "" and 0 if it is no row
     "Take a line for a row."
-    name, where = fields[shape.key].strip(), shape.key - shape.width * last
-    own = {i for i, one in enumerate(fields) if _look(one.strip()) == _look(name)}
+    where = shape.key - shape.width * last
     bare, every = _cells(text, shape.delimiter), text.rstrip("\n").split(shape.delimiter)
     for cells in (bare, every if len(bare) == 1 or not _is_plain(name) and len(every) == shape.width else []):
         if len(cells) >= shape.width and _other_id(cell := cells[where].strip('" '), name):
@@ -305,11 +321,13 @@ def _goes_on(
     after: str,  # id of the record behind it; empty if nobody knows
 ) -> bool:  # whether there is no row between them
     "Whether ids that are plain numbers count on without a gap."
-    return _is_plain(name) and (after == cell or name.isdecimal() and after.isdecimal() and int(after) == int(name) + 1)
+    one, two = _number(name), _number(after)
+    return _is_plain(name) and (after == cell or one is not None and two == one + 1)
 
 
 def _near(name: str, cell: str, lines: int) -> bool:
-    return name.isdecimal() and cell.isdecimal() and 0 < int(cell) - int(name) <= lines
+    one, two = _number(name), _number(cell)
+    return one is not None and two is not None and 0 < two - one <= lines
 
 # %% ../../nbs/core/13_delimited.ipynb #fa145408
 def _taken_in(
@@ -323,15 +341,17 @@ def _taken_in(
         even = [len(_cells(line, shape.delimiter)) == shape.width for line in lines]
         late = re.search(f'[^"{re.escape(shape.delimiter)}]"{re.escape(shape.delimiter)}', lines[-1])
         return even.index(True, 1) if late and even[0] and True in even[1:] else None
+    name = fields[shape.key].strip()
+    own = {i for i, one in enumerate(fields) if _look(one.strip()) == _look(name)}
+    signs = [0, *accumulate(line.count(shape.delimiter) for line in lines)]
     for last in (False, True) if shape.key else (False,):
-        found = [_row_like(line, shape, fields, last) for line in lines]
-        exact = [count == shape.width for _, count in found]
+        found = [_row_like(line, shape, name, own, last) for line in lines]
+        odd = [at for at, (_, count) in enumerate(found) if count != shape.width] or [len(lines) if last else -1]
         for at in range(len(lines) - 1) if last else range(1, len(lines)):
-            cell, rest = found[at][0], exact[: at + 1] if last else exact[at:]
-            room = sum(line.count(shape.delimiter) for line in (lines[at + 1 :] if last else lines[:at]))
+            cell, room = found[at][0], signs[-1] - signs[at + 1] if last else signs[at]
             near = _near(cell, fields[shape.key], len(lines)) if last else _near(fields[shape.key], cell, at)
-            sure = all(rest) or near or not _is_plain(cell)
-            if cell and sure and room >= shape.width - 1 and not _goes_on(fields[shape.key].strip(), cell, after):
+            sure = (at < odd[0] if last else at > odd[-1]) or near or not _is_plain(cell)
+            if cell and sure and room >= shape.width - 1 and not _goes_on(name, cell, after):
                 return at + last
     return None
 
@@ -363,15 +383,15 @@ def _record(
 ) -> Record:  # the same, with what is suspicious about it
     "Make a well-formed record."
     lines = [text for _, text in zip(range(begin, end), _texts(window, begin))] if end - begin > 1 else []
-    known = shape.key < 0 or shape.key < len(fields) and fields[shape.key].strip()
+    known = shape.key < 0 or shape.key < len(fields) and 0 < len(fields[shape.key].strip()) < _ID
     after = _id_at(window, end, shape) if lines and shape.key >= 0 and window.line(end) else ""
     at = _taken_in(lines, shape, fields, after) if lines and known and shape.width > 1 else None
     return Record(begin, end, fields, "", window.broken(begin, end), None if at is None else begin + at)
 
 # %% ../../nbs/core/13_delimited.ipynb #c7827777
-def _whole(window: Window, start: int, shape: Shape) -> Iterator[Record]:
+def _whole(window: Window, start: int, shape: Shape, most: int = sys.maxsize) -> Iterator[Record]:
     "Records up to the first broken one; `csv.Error` there."
-    reader, begin = _Reader(window, start, shape.delimiter), start
+    reader, begin = _Reader(window, start, shape.delimiter, most), start
     while (fields := reader.record()) is not None:
         yield _record(window, begin, reader.end, fields, shape)
         begin = reader.end
@@ -384,17 +404,17 @@ def split_records(
     shape: Shape,  # of its records
 ) -> Iterator[Record]:  # one at a time
     "Split lines into CSV records, going on after a record whose quoting is broken."
-    known: set[frozenset[str]] = set()
+    known, most = set[frozenset[str]](), sys.maxsize
     while window.line(start):
         try:
-            for record in _whole(window, start, shape):
+            for record in _whole(window, start, shape, most):
                 if shape.key >= 0 and len(record.fields) == shape.width:
                     known.add(_alphabet(record.fields[shape.key].strip()))
                 yield record
                 start = record.end
             return
         except csv.Error as error:
-            begin = start
+            begin, most = start, _TRIED
             if shape.key >= 0 and not known:
                 known |= _usual_alphabet(window, begin + 1, shape)
             start, broken = _restart(window, begin, _begins(window, shape, known))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .accounts import FileFault
+from .files import LARGEST
 
 # %% ../../nbs/core/11_encodings.ipynb #2de62c93
 MARK = "\udcff"  # stands for one undecodable byte
@@ -110,7 +111,7 @@ def _all_korean(
     "Every line that is not ASCII must be Korean in CP949, and one at least must have a word of two syllables."
     word = False
     with open(path, encoding="utf-8") as file:
-        for line in file:
+        for line in iter(lambda: file.readline(LARGEST), ""):
             other = "" if line.isascii() else _korean_instead(line)
             if not other and not line.isascii():
                 return False
@@ -291,7 +292,10 @@ def text_lines(
     codec, offset = encoding.codec, encoding.start
     with open(path, "rb") as raw:
         raw.seek(offset)
-        for line in io.TextIOWrapper(raw, codec, "korlab-mark", newline=""):
+        lines = io.TextIOWrapper(raw, codec, "korlab-mark", newline="")
+        for line in iter(lambda: lines.readline(LARGEST), ""):
+            if len(line) == LARGEST and line[-1] not in "\r\n":
+                raise FileFault("too large", f"has a line of more than {LARGEST:,} characters: put each row on a line of its own")
             text = line.rstrip("\r\n") + "\n" if line[-1] in "\r\n" else line
             if not encoding.damaged:
                 yield Line(text)

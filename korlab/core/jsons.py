@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from .accounts import FileFault, counted, short
-from .files import Fault, unrepeated
+from .files import LARGEST, Fault, unrepeated
 from .schemas import listed
 
 # %% ../../nbs/core/13a_jsons.ipynb #b4a2d526
@@ -24,7 +24,6 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
         return Fault("broken JSON", str(error))
 
 
-_MOST = 1 << 26  # characters of one value
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 # %% ../../nbs/core/13a_jsons.ipynb #384e0ed8
@@ -69,8 +68,8 @@ class _Text:
             except RecursionError:
                 raise self.broken("it is nested too deeply") from None
             except ValueError as error:
-                why = "a value is too large to be a row" if len(self._rest) > _MOST else str(error)
-                if len(self._rest) > _MOST or not self._more(2 * len(self._rest) + 1):
+                why = "a value is too large to be a row" if len(self._rest) > LARGEST else str(error)
+                if len(self._rest) > LARGEST or not self._more(2 * len(self._rest) + 1):
                     raise self.broken(why) from None
         self._rest, self.values = self._rest[end:], self.values + 1
         return found
@@ -181,7 +180,8 @@ def json_rows(
         while text.peek():
             yield text.value()
     elif found.shape == "columns":
-        yield from _side_by_side(text.value())
+        one = text.value()
+        yield from [one] if isinstance(one, Fault) else _side_by_side(one)
     elif found.shape == "one":
         yield text.value()
     else:

@@ -41,7 +41,7 @@ from korlab.core.delimited import (
     split_records,
 )
 from .encodings import PIECE, Encoding, find_encoding, misread, require_text, text_lines
-from .files import Fault, line_rows, sha256, utf8_lines
+from .files import UNPACKED, Fault, line_rows, sha256, utf8_lines
 from .jsons import flat, json_rows, layout
 from .packed import unpacked
 from korlab.core.schemas import (
@@ -298,7 +298,30 @@ def _unreadable(error: Exception, read: int, rows: int | None = None) -> FileFau
     why = f"is not readable as Parquet{after} ({first_words(error)})"
     return FileFault("broken Parquet", why + ": export or copy it again")
 
+# %% ../../nbs/core/15_rows.ipynb #4e4926d6
+def _cell(name: str, value: Any) -> Any:
+    "One value of Arrow's as Python's, or the fault of one that there is not."
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError, KeyError) as error:  # the last one is of an unknown time zone
+        return Fault("unreadable value", f"the {short(name)} cannot be read ({first_words(error)})")
+
+
+def _cells(name: str, column: Any) -> list[Any]:
+    "The values of a column."
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError, KeyError):
+        return [_cell(name, value) for value in column]
+
 # %% ../../nbs/core/15_rows.ipynb #3ab199f5
+def _batch_size(file: Any) -> int:
+    "Rows of which a batch fits into memory, even if each holds as much as all of its group."
+    about = file.metadata
+    largest = max([about.row_group(i).total_byte_size for i in range(about.num_row_groups)], default=0)
+    return max(1, min(1024, UNPACKED // max(largest, 1)))
+
+
 def _batches(path: Path) -> Iterator[tuple[list[str], list[tuple]]]:
     "Column names and rows of a Parquet file, a batch at a time, the names first with no rows."
     import pyarrow as pa
@@ -308,14 +331,20 @@ def _batches(path: Path) -> Iterator[tuple[list[str], list[tuple]]]:
         with open(path, "rb") as raw, pq.ParquetFile(raw) as file:
             rows, names = file.metadata.num_rows, file.schema_arrow.names
             yield names, []
-            for batch in file.iter_batches(batch_size=1024):
-                found = list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            for batch in file.iter_batches(batch_size=_batch_size(file)):
+                found = list(zip(*map(_cells, names, batch.columns), strict=True))
                 yield names, found
                 read += len(found)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(error, read, rows) from error
 
 # %% ../../nbs/core/15_rows.ipynb #63e88ca8
+def _inside(values: Any) -> Iterator[Any]:
+    "The cells of a row as a schema wants them."
+    for one in values.values() if isinstance(values, Mapping) else ():
+        yield from one if isinstance(one, list) else [one]
+
+
 def _parquet(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Rows of a Parquet file."
     file.bytes, file.sha256 = part.where.stat().st_size, sha256(part.where)
@@ -325,7 +354,8 @@ def _parquet(part: Part, file: SourceFile, schema: Schema) -> Found:
     file.notes += notes
     for _, rows in batches:
         for cells in rows:
-            yield 0, sort(cells)
+            values = sort(cells)
+            yield 0, next((one for one in _inside(values) if isinstance(one, Fault)), values)
 
 # %% ../../nbs/core/15_rows.ipynb #1d81340c
 def _hub_notes(data: Any) -> list[str]:

@@ -86,7 +86,7 @@ class Field:
 
     def _made(self, names: Sequence[str], joined: str) -> re.Pattern[str]:
         one = "|".join(map(re.escape, names)) or "(?!)"
-        return re.compile(rf"(?:{one})(?:{joined}(\d+))?" if self.numbered else rf"(?:{one})()")
+        return re.compile(rf"(?:{one})(?:{joined}(\d{{1,9}}))?" if self.numbered else rf"(?:{one})()")
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:

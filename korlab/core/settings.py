@@ -199,8 +199,8 @@ def _overridden(file: Path, found: Mapping[str, str]) -> dict[str, Any]:
         asked = os.environ.get(f"KORLAB_{name.upper()}", "").strip()
         where, base = (f"KORLAB_{name.upper()}", Path.cwd()) if asked else (f"{file}: {name}", file.parent)
         values[name] = _folder(base, asked or value, where) if name in _PLACES else asked or value
-        if name == "seed" and not values[name].isdecimal():
-            raise SettingsError(f"{where}: seed must be a whole number, not {values[name]!r}")
+        if name == "seed" and not re.fullmatch(r"\d{1,19}", values[name]):
+            raise SettingsError(f"{where}: seed must be a whole number, not {values[name][:100]!r}")
     return values | {"seed": int(values["seed"])}
 
 # %% ../../nbs/core/01_settings.ipynb #a72d9f0e

@@ -11,13 +11,26 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 from .accounts import FileFault, counted, short
+from .files import UNPACKED
 from .schemas import listed
 
 # %% ../../nbs/core/13b_sheets.ipynb #4729b249
 _OLD = b"\xd0\xcf\x11\xe0"
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    "Turn whatever a damaged workbook ends in, which may be anything, into a `FileFault`."
+    try:
+        yield
+    except FileFault:
+        raise
+    except Exception as error:
+        why = short(str(error).split("\n")[0].split(" from /")[0], 200)  # where the file lies on this machine is nobody's business
+        raise FileFault("broken workbook", f"is not readable as an Excel workbook ({why}): save or copy it again") from error
 
 
 @contextmanager
@@ -26,27 +39,39 @@ def workbook(
 ) -> Iterator[Any]:  # an openpyxl workbook, closed at the end
     "Open a workbook for reading; `FileFault` for what is none."
     from openpyxl import load_workbook
-    from openpyxl.utils.exceptions import InvalidFileException
 
     with open(path, "rb") as raw:
         if raw.read(4) == _OLD:
             raise FileFault("broken workbook", "is protected by a password, or in Excel's old format: save it as .xlsx without one")
-        try:
+        with _understood():
+            with ZipFile(raw) as parts:
+                size = sum(part.file_size for part in parts.infolist())
+            if size > UNPACKED:
+                raise FileFault("too large", f"unpacks to {size:,} bytes, more than {UNPACKED:,}: save it as CSV, which is read row by row")
             found = load_workbook(raw, read_only=True, data_only=True, keep_links=False)
+        try:
             yield found
+        finally:
             found.close()
-        except (BadZipFile, InvalidFileException, KeyError, EOFError, SyntaxError) as error:  # the last one is of its XML
-            why = short(str(error).split("\n")[0], 200)
-            raise FileFault("broken workbook", f"is not readable as an Excel workbook ({why}): save or copy it again") from error
 
 # %% ../../nbs/core/13b_sheets.ipynb #6331bb4c
+def _rows(sheet: Any) -> Iterator[tuple[Any, ...]]:
+    "Its rows, as far as they can be read."
+    rows = sheet.iter_rows(values_only=True)
+    while True:
+        with _understood():
+            if (row := next(rows, None)) is None:
+                return
+        yield row
+
+
 def _filled(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
     "Number and cells of the rows that are not blank."
     from openpyxl.utils.escape import unescape
 
     if hasattr(sheet, "reset_dimensions"):  # a sheet that is nothing but a picture has none
         sheet.reset_dimensions()
-        for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+        for number, row in enumerate(_rows(sheet), 1):
             cells = [unescape(cell) if isinstance(cell, str) and "_x" in cell else cell for cell in row]
             while cells and (cells[-1] is None or isinstance(cells[-1], str) and not cells[-1].strip()):
                 cells.pop()

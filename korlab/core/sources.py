@@ -10,6 +10,7 @@ __all__ = ['SUFFIXES', 'Part', 'split_names', 'is_hub_id', 'is_data_file', 'spli
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ _SHARD = re.compile(r"(.+?)-(\d+)-of-(\d+)(?:-[0-9a-f]{6,})?")
 
 
 def _lacking(numbers: set[int], total: int) -> list[int]:
-    "The shards that are not there; they are numbered from 1 where the last one is called like their number."
+    "A few shards that are not there; they are numbered from 1 where the last one is called like their number."
     first = int(total in numbers and 0 not in numbers)
-    return sorted(set(range(first, first + total)) - numbers)
+    return [*islice((number for number in range(first, first + total) if number not in numbers), 5)]
 
 # %% ../../nbs/core/14_sources.ipynb #073f21f1
 def _tables(
@@ -109,9 +110,10 @@ def _tables(
     for name, parts in found.items():
         shards = [match for path in parts if (match := _SHARD.fullmatch(_stem(path)))]
         for total in {int(shard[3]) for shard in shards}:
-            if lacking := _lacking({int(shard[2]) for shard in shards if int(shard[3]) == total}, total):
+            here = {int(shard[2]) for shard in shards if int(shard[3]) == total}
+            if lacking := _lacking(here, total):
                 raise DataError(f"{parts[0].parent} has {len(shards)} of {total} shards of {name}, and lacks number "
-                                f"{and_more([str(i) for i in lacking[:5]], len(lacking), ', ')}: copy it, too")
+                                f"{and_more(list(map(str, lacking)), max(total - len(here), len(lacking)), ', ')}: copy it, too")
     return found
 
 # %% ../../nbs/core/14_sources.ipynb #ac985b58

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
+from itertools import groupby
 from typing import NamedTuple
 
 from .errors import LabError
@@ -37,13 +38,23 @@ def check_text(
         raise TextError(f"{what} holds half a character (a lone surrogate) after {half.start():,} characters ({near!r}): "
                         "it was cut in two or read in the wrong encoding; correct it where it comes from")
 
+# %% ../../nbs/core/04_text.ipynb #0fdccd1a
+_MARKS = re.compile(r"[^\w\s\x00-\x7f]{32,}")  # of accents, and perhaps of signs
+
+
+def _in_order(marks: re.Match[str]) -> str:
+    "The same marks in the order of the normal form, which Python's own sorting reaches by the square of their number."
+    loose = [part for mark in marks[0] for part in unicodedata.normalize("NFD", mark)]
+    return "".join(one for _, some in groupby(loose, lambda part: unicodedata.combining(part) > 0)
+                   for one in sorted(some, key=unicodedata.combining))
+
 # %% ../../nbs/core/04_text.ipynb #1e621b1a
 def normalize(
     text: str,  # any text
 ) -> str:  # the same text in Unicode normal form C
     "Compose Hangul letters into syllables (NFC), leaving everything else as it is; `TextError` for what is no text."
     check_text(text)
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", _MARKS.sub(_in_order, text))
 
 # %% ../../nbs/core/04_text.ipynb #2bf73245
 HANGUL = re.compile(
@@ -269,7 +280,8 @@ def _latin_coda(
 
 # %% ../../nbs/core/04_text.ipynb #7afdb43b
 _SPOKEN = {"%": "퍼센트", "℃": "도"}
-_END = re.compile(r"([가-힣ㄱ-ㅣ]|[0-9][0-9,]*(?:\.[0-9]+)?|[A-Za-z]+)[\W_]*$")
+_ASIDE = re.compile(r"\W*\)[^()]*\(\s*(?=\S)")  # both are read backwards, so that each place is looked at once
+_END = re.compile(r"[\W_]*+([가-힣ㄱ-ㅣ]|(?:[0-9]++\.)?[0-9,]*[0-9]|[A-Za-z]++)")
 
 
 def coda(
@@ -279,11 +291,12 @@ def coda(
     text = normalize(word)
     for sign, spoken in _SPOKEN.items():
         text = text.replace(sign, spoken)
-    end = _END.search(re.sub(r"(?<=\S)\s*\([^()]*\)\W*$", "", text))
-    if end is None:
+    back = text[::-1]
+    found = _END.match(back, aside.end() if (aside := _ASIDE.match(back)) else 0)
+    if found is None:
         raise ValueError(f"no Korean reading is known for the end of {word!r}: end it in Hangul, digits or letters")
-    read = _number_coda if end[1][-1].isdigit() else _latin_coda if end[1].isascii() else _syllable_coda
-    return read(end[1])
+    end = found[1][::-1]
+    return (_number_coda if end[-1].isdigit() else _latin_coda if end.isascii() else _syllable_coda)(end)
 
 # %% ../../nbs/core/04_text.ipynb #4e0c89c3
 PARTICLES = (

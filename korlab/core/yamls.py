@@ -32,6 +32,9 @@ def _resolving(kind: type[yaml.SafeLoader] | type[yaml.SafeDumper]) -> None:
         kind.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), first)
 
 # %% ../../nbs/core/07_yamls.ipynb #71ff85d4
+_UNFIT = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # what a value that is no `!!int` or date ends in
+
+
 class _Refused(Exception):
     "What is wrong with a line; the reader puts the file's name before it."
 
@@ -51,7 +54,7 @@ class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key_node, value_node in node.value:
-            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+            key, line = self._valued("a key", key_node), key_node.start_mark.line + 1
             if not isinstance(key, str):
                 raise _Refused(f"line {line}: the key {key_node.value!r} is read as {key!r}; put it in quotes")
             if key in seen:
@@ -63,7 +66,7 @@ class _Strict(yaml.SafeLoader):
     def _valued(self, key: str, node: yaml.Node) -> Any:
         try:
             return self.construct_object(node, deep=True)
-        except (ValueError, KeyError, yaml.constructor.ConstructorError):
+        except (*_UNFIT, yaml.constructor.ConstructorError):
             value = f"{node.value:.40}" if isinstance(node, yaml.ScalarNode) else "a value in it"
             line, kind = node.start_mark.line + 1, node.tag.rpartition(":")[2]
             raise _Refused(f"line {line}: {key}: {value} cannot be read as {kind}; write it plainly") from None
@@ -75,6 +78,8 @@ class _Strict(yaml.SafeLoader):
 def _whole(loader: _Strict, node: yaml.ScalarNode) -> int:
     "A whole number: ten is 10, 010, 0o12 and 0xa."
     text = loader.construct_scalar(node)
+    if len(text) > 100:
+        raise ValueError(text)
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
@@ -98,7 +103,8 @@ def _unreadable(error: Exception) -> str:
         return f", line {(opened or mark).line + 1}: this is not readable YAML ({error.problem}): close what is open there, or put its text in quotes"
     if isinstance(error, yaml.reader.ReaderError):
         return f": this is not readable YAML (character {error.position + 1:,} is U+{int(error.character):04X}, which a text cannot hold): remove it"
-    return ": this is not readable YAML (it is nested too deeply): write it plainly"
+    why = "it is nested too deeply" if isinstance(error, RecursionError) else "a value in it cannot be read as what it is said to be"
+    return f": this is not readable YAML ({why}): write it plainly"
 
 # %% ../../nbs/core/07_yamls.ipynb #9b7d4670
 def read_yaml(
@@ -113,7 +119,7 @@ def read_yaml(
         found = yaml.load(text_of(path), Loader=_Flat if flat else _Strict)  # SafeLoaders
     except _Refused as error:
         raise FileError(f"{path}, {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, *_UNFIT) as error:
         raise FileError(f"{path}{_unreadable(error)}") from None
     if found is not None and not isinstance(found, dict):
         raise FileError(f"{path}: expected lines of `name: value`, found {type(found).__name__}")

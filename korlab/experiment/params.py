@@ -17,6 +17,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..core.accounts import short
 from ..core.errors import LabError, without_logins
 from ..core.quiet import quiet
 from ..core.settings import SettingsError, expanded, load_env, parted
@@ -104,17 +105,19 @@ def coerce(
     "Turn one value into its declared type, or raise a `ParameterError` that says what was expected."
     if value is None and _optional(kind):
         return None
+    if isinstance(value, int) and value.bit_length() > 400:
+        raise ParameterError(f"{name} has more than 100 digits: give a number that can be meant")
     if choices := _choices(kind):
         if value in choices and not isinstance(value, bool):
             return value
-        near = difflib.get_close_matches(str(value), map(str, choices), n=1)
+        near = difflib.get_close_matches(str(value)[:100], map(str, choices), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ParameterError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}{hint}")
+        raise ParameterError(f"{name}={short(repr(value), 100)}: choose one of {', '.join(map(repr, choices))}{hint}")
     plain = next(k for k in get_args(kind) if k is not type(None)) if _optional(kind) else kind
     try:
         return _READERS[plain](value)
     except ValueError as error:
-        raise ParameterError(f"{name}={value!r}: {error}") from None
+        raise ParameterError(f"{name}={short(repr(value), 100)}: {error}") from None
 
 # %% ../../nbs/experiment/00_params.ipynb #5bf1bf0f
 def check_bounds(
@@ -133,6 +136,8 @@ def check_bounds(
         raise ParameterError(f"{name}={value!r}: must be greater than {above}")
     if high is not None and value > high:
         raise ParameterError(f"{name}={value!r}: must be {high} or less")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ParameterError(f"{name}={value!r}: must be {2**63 - 1} or less, as no library takes a larger whole number")
 
 # %% ../../nbs/experiment/00_params.ipynb #f5b5fdc2
 def unknown_name(
@@ -141,9 +146,9 @@ def unknown_name(
     what: str = "parameter",  # what the name is a name of
 ) -> str:  # the sentence for the error
     "A message for a name that does not exist, with the closest ones that do."
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name[:100], names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {what} {name!r}: {hint}there are {', '.join(names)}"
+    return f"unknown {what} {short(repr(name), 100)}: {hint}there are {', '.join(names)}"
 
 # %% ../../nbs/experiment/00_params.ipynb #3a5173ba
 def declared(

@@ -104,9 +104,9 @@ def _quick(text: str) -> dict[str, Any] | None:
         return None
     try:
         rows = [json.loads(match[1], object_pairs_hook=unrepeated) for match in matches if match]
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    version = int(facts["version"]) if facts["version"].isdigit() else facts["version"]
+    version = int(facts["version"]) if re.fullmatch("[0-9]{1,9}", facts["version"]) else facts["version"]
     return {"version": version, "base": facts["base"], "rules": rows, "lines": tuple(places)}
 
 # %% ../../nbs/ivr/13_rules.ipynb #8aa23908

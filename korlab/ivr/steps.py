@@ -307,7 +307,10 @@ def _lines(path: str | None) -> tuple[str, ...]:
 
 
 def _budget(text: str) -> int | float | str:
-    return text if text == "auto" else float(text) if "." in text else int(text) if text.isdigit() else text
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        return text  # `auto`, a per cent sign, or what a selection refuses
 
 # %% ../../nbs/ivr/34_steps.ipynb #b8de5858
 def _wishes_of(

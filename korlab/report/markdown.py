@@ -33,7 +33,7 @@ def _embedded(
     return f"![{text}](data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()})"
 
 # %% ../../nbs/report/02_markdown.ipynb #3785515d
-_LINK = re.compile(r"(!?)(\[[^\]\n]*\]\()([^)\s]+)(\))")
+_LINK = re.compile(r"(!?)(\[[^\[\]\n]*\]\()([^()\s]+)(\))")
 
 
 def _relink(

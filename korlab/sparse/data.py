@@ -408,8 +408,8 @@ def judgements(
 
     def own(row: Row) -> Verdict[tuple[str, str, int]]:
         query, doc, grade = (str(row.values.get(key)) for key in ("query-id", "corpus-id", "score"))
-        if not re.fullmatch(r"[+-]?\d+(\.0+)?", grade):
-            return Verdict(problems=[Fault("broken grade", f"{grade!r} is not a whole number")])
+        if not re.fullmatch(r"[+-]?\d{1,9}(\.0{1,9})?", grade):
+            return Verdict(problems=[Fault("broken grade", f"{short(repr(grade))} is not a whole number of nine digits at most")])
         found = [Fault(f"unknown {name}", f"id {key}") for name, key, known in
                  (("query", query, queries), ("document", doc, corpus)) if key not in known]
         found += [Fault("duplicate judgement", f"{query} {doc}")] if (query, doc) in seen else []

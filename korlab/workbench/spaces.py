@@ -47,7 +47,7 @@ class TuneParams:
     trials: int = setting(3, "trials that gave a result, earlier calls included", low=1)
     hours: float = setting(2.0, "hours of work, earlier calls included; a trial under way is finished", above=0)
     objective: str | None = setting(None, "dev score to make best; None takes the study's own")
-    seed: int | None = setting(None, "seed of the proposals; None takes it from settings.ini", low=0)
+    seed: int | None = setting(None, "seed of the proposals; None takes it from settings.ini", low=0, high=2**32 - 1)
 
 # %% ../../nbs/workbench/03_spaces.ipynb #222b0637
 def words(
