@@ -4,7 +4,6 @@ import fcntl
 import html
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -137,29 +136,6 @@ def in_a_child(work: Callable[[], object]) -> int:
             os._exit(0)
         os._exit(7)
     return os.waitpid(child, 0)[1]
-
-
-DYING = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-from korlab.experiment import checkpoints
-seal = checkpoints.write_manifest
-def die(folder):
-    if folder.name.startswith({victim!r}):
-        os.kill(os.getpid(), signal.SIGKILL)
-    seal(folder)
-checkpoints.write_manifest = die
-import {module}
-{module}.{make}(Path({folder!r})).train()
-"""
-
-
-def killed_in_save(module: str, make: str, folder: Path, victim: str) -> None:
-    """Train what a test module's function makes, in a process that is killed when it has written a folder and not yet sealed it."""
-    code = DYING.format(module=module, make=make, folder=str(folder), victim=victim)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 class Killed(Exception):

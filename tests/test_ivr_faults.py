@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, flags, in_a_child
+from kills import watched
 from safetensors.torch import load_file
 
 from korlab.core.errors import LabError
@@ -264,20 +265,10 @@ def train_in(runs: Path, work: Path, scored: bool = True, **values: object) -> P
     return run.folder
 
 
-def watched(folder: Path, see: Callable[[str], None]) -> None:
-    """Tell of everything that is opened for writing, moved or deleted in a folder, before it is done."""
-    def hook(event: str, args: tuple) -> None:
-        if event == "open" and isinstance(args[1], str) and args[1][:1] in "wax" or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
-            if str(folder) in str(args[0]):
-                see(f"{event} {args[0]}")
-
-    sys.addaudithook(hook)
-
-
 def killed_again_and_again(folder: Path, work: Callable[[], object], first: int, more: int) -> int:
-    """Do it in processes that are killed just before they touch a file for the n-th time, each later than the one before; how many died."""
+    """Do it in processes that are killed just before their n-th operation on a file, each later than the one before; how many died."""
     def dying(left: list[int]) -> None:
-        def see(event: str) -> None:
+        def see(*operation: str) -> None:
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -313,7 +304,7 @@ def scores(folder: Path) -> dict:
     return {(one["system"], one["split"], name): value for one in read_json(folder / "metrics.json")["scores"] for name, value in one["measures"].items()}
 
 
-OFTEN = [(25, 14), pytest.param(5, 3, marks=pytest.mark.slow)]  # files touched before the first kill, and how many more before each further one
+OFTEN = [(11, 6), pytest.param(3, 2, marks=pytest.mark.slow)]  # operations before the first kill, and how many more before each further one
 
 
 @pytest.mark.parametrize(("first", "more"), OFTEN)
@@ -333,7 +324,7 @@ def test_steps_that_are_killed_again_and_again_leave_what_unkilled_ones_leave(pr
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_an_unkilled_one_ends(prepared, tmp_path):
     straight = train_in(tmp_path / "straight", prepared)
-    assert killed_again_and_again(tmp_path / "killed", lambda: train_in(tmp_path / "killed", prepared), 10, 12) > 8
+    assert killed_again_and_again(tmp_path / "killed", lambda: train_in(tmp_path / "killed", prepared), 5, 6) > 8
     killed = tmp_path / "killed" / "ivr" / "one"
     assert sha256(killed / "model" / "manifest.json") == sha256(straight / "model" / "manifest.json")
     assert logged(killed) == logged(straight) and scores(killed) == scores(straight)
@@ -345,7 +336,7 @@ def test_seconds_that_were_spent_before_a_kill_count(prepared, tmp_path, monkeyp
     monkeypatch.setattr(training, "_clock", lambda device: float(next(ticks)))
     how = dict(seconds=9.0, max_steps=10_000, eval_steps=3, warmup=0.2, rows_first=0.3, scored=False)
     straight = train_in(tmp_path / "straight", prepared, **how)
-    assert killed_again_and_again(tmp_path / "killed", lambda: train_in(tmp_path / "killed", prepared, **how), 150, 40) > 1
+    assert killed_again_and_again(tmp_path / "killed", lambda: train_in(tmp_path / "killed", prepared, **how), 66, 18) > 1
     killed = tmp_path / "killed" / "ivr" / "one"
     rows = [read_jsonl(folder / "history.jsonl") for folder in (straight, killed)]
     assert [[(row["step"], row["eval_seconds"]) for row in one if "eval_bpb" in row] for one in rows] == [[(0, 0.0), (3, 3.0), (6, 6.0), (9, 9.0)]] * 2

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Killed, killed_in_save
+from conftest import ROOT, TINY, Killed
 from hypothesis import given
 from hypothesis import strategies as st
+from kills import killed_at
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
@@ -123,7 +124,7 @@ def same(folder: Path, other: Path) -> None:
 def test_a_kill_in_a_save_changes_nothing(straight, victim, tmp_path):
     """Killed before the newest checkpoint, or the final model, is sealed, the same training ends as a straight one."""
     name, (log, weights) = straight
-    killed_in_save("test_training", name, tmp_path, victim)
+    killed_at(lambda: TRAINERS[name](tmp_path, lambda text: None).train(), tmp_path, "open", f"{victim}/.manifest.json.tmp")
     assert not (tmp_path / "model").exists()
     notes: list[str] = []
     TRAINERS[name](tmp_path, notes.append).train()

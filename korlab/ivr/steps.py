@@ -353,7 +353,7 @@ def _select(work: Work, config: Config[Params], wishes: "Wishes") -> dict[str, A
     rules, draft = work.path("remap_rules.yaml"), work.path(".remap_rules.draft")
     write_rules(draft, rules_of(base, selection))
     found = {"made": len(selection.made), "curve": selection.curve, "facts": selection.facts, "protected": sorted(protected(base, wishes))}
-    write_json(work.path("selection.json"), found | {"proposed": [*_proposed(work), sha256(draft)]})
+    write_json(work.path("selection.json"), found | {"proposed": [*dict.fromkeys([*_proposed(work), sha256(draft)])]})
     draft.replace(rules)
     return dict(selection.facts)
 

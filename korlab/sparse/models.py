@@ -169,7 +169,7 @@ def routed(
     "Put a document encoder and a query table together."
     table = SparseStaticEmbedding(tokenizer, weight=torch.from_numpy(weights.copy()), frozen=True)
     router = Router.for_query_document(query_modules=[table], document_modules=list(documents))
-    return SparseEncoder(modules=[router], device=device)
+    return SparseEncoder(modules=[router], device=device, similarity_fn_name="dot")
 
 # %% ../../nbs/sparse/21_models.ipynb #46790751
 def assemble(
@@ -182,9 +182,9 @@ def assemble(
                               config_kwargs=NO_CODE)
     check_positions(transformer.model, max_length=max_length)
     _fit_vocabulary(transformer)
-    modules = [transformer, SpladePooling()]
+    modules = [transformer, SpladePooling(embedding_dimension=transformer.model.config.vocab_size)]
     if query_weights is None:
-        return fuse(SparseEncoder(modules=modules, device="cpu"))
+        return fuse(SparseEncoder(modules=modules, device="cpu", similarity_fn_name="dot"))
     return fuse(routed(modules, transformer.tokenizer, query_weights))
 
 # %% ../../nbs/sparse/21_models.ipynb #3347e7c5

@@ -72,7 +72,7 @@ def _predict_untrained(run: Run[Params], loaded: "Loaded", splits: "Splits") -> 
     if "test" in splits.rows and not run.path("predictions", "untrained.csv").exists():
         rows = splits.rows["test"][:_UNTRAINED_ROWS]
         predict(run, make_ready(run, loaded, greedy=run.config.run.size == "mini"), rows, "untrained")
-        make_ready(run, loaded)
+    make_ready(run, loaded)
 
 # %% ../../nbs/summarization/63_study.ipynb #053b24b6
 def _encode(run: Run[Params], loaded: "Loaded", splits: "Splits") -> None:
@@ -175,14 +175,13 @@ def _without(run: Run[Params], splits: "Splits", left: Sequence[Dialogue]) -> "S
 def _summarise_fold(run: Run[Params], splits: "Splits", left: Sequence[Dialogue], number: int) -> Run[Params]:
     "Train the model of a fold, let it summarise the rows it does not know, and let it go."
     fold = Run(run.path("folds", str(number)), run.config.but(folds=None, tracking="none"), run.given)
-    if fold.has("fold"):
-        return fold
-    record_config(fold, run.entry.recipes[run.config.run.size])
-    part, endless = _without(run, splits, left), list[int]()
-    loaded = model(fold, part)
-    train(fold, loaded, part)
-    predict(fold, make_ready(fold, loaded), left, "test", endless.append)
-    fold.write("fold", {"rows": len(left), "at_limit": len(endless)})
+    if not fold.has("fold"):
+        record_config(fold, run.entry.recipes[run.config.run.size])
+        part, endless = _without(run, splits, left), list[int]()
+        loaded = model(fold, part)
+        train(fold, loaded, part)
+        predict(fold, make_ready(fold, loaded), left, "test", endless.append)
+        fold.write("fold", {"rows": len(left), "at_limit": len(endless)})
     for large in ("model", "checkpoints"):
         rmtree(fold.path(large), ignore_errors=True)
     return fold
