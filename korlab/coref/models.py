@@ -27,7 +27,16 @@ from transformers import (
 )
 
 from ..experiment.checkpoints import damage, draft_of, publish
-from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, headless, loading, origin_of
+from korlab.experiment.models import (
+    NO_CODE,
+    NO_PICKLE,
+    CheckpointError,
+    Loaded,
+    headless,
+    loading,
+    origin_of,
+    require_weights,
+)
 from ..experiment.studies import Model
 
 # %% ../../nbs/coref/22_models.ipynb #1d4a1d3a
@@ -122,11 +131,13 @@ def load(
         _check_kind(source)
         model, found = AutoModelForMaskedLM.from_pretrained(source, output_loading_info=True, **NO_PICKLE)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **NO_CODE)
+    body = {name for name in found["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")}
+    require_weights(source, body)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise CheckpointError(f"the checkpoint {source!r} scores {rows:,} tokens but its tokenizer has {len(tokenizer):,}: they "
                               "do not belong together")
-    return Loaded(model, tokenizer, origin_of(source) + _check_head(source, found["missing_keys"], head))
+    return Loaded(model, tokenizer, origin_of(source) + _check_head(source, {*found["missing_keys"]} - body, head))
 
 # %% ../../nbs/coref/22_models.ipynb #d46c9ebd
 def _start_mini(

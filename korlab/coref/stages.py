@@ -151,14 +151,17 @@ def model(
     from korlab.experiment.models import sizes_of
 
     take_threads(run.config.computing.threads)
+    trained, known = run.done("train"), run.done("model")  # what the start left may have been lost since
     with run.stage("model"):
-        trained = run.done("train")
-        loaded = models.load(str(run.path("model"))) if trained else _build(run, splits)
-        facts = make_ready(run, loaded)
-        if not trained:
+        if not (trained and known):
+            loaded = _build(run, splits)
+            facts = make_ready(run, loaded)
             record_lengths(run, loaded, splits, facts["context_length"])
-            known = {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": len(loaded.tokenizer)}
-            run.write("model", known | sizes_of(loaded.model) | facts)
+            named = {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": len(loaded.tokenizer)}
+            run.write("model", named | sizes_of(loaded.model) | facts)
+        if trained:
+            loaded = models.load(str(run.path("model")))
+            make_ready(run, loaded)
     return loaded
 
 # %% ../../nbs/coref/33_stages.ipynb #a1be46be

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.files import read_json, write_json
+from ..core.files import read_record, write_json
 from .params import ParameterError
 
 # %% ../../nbs/experiment/10_computing.ipynb #a41fb4cc
@@ -80,6 +80,9 @@ def choose_precision(
     return "bf16" if gain > 1.2 else "fp32", reason
 
 # %% ../../nbs/experiment/10_computing.ipynb #df64df10
+_CHOICE = ("device", "device_reason", "precision", "precision_reason")
+
+
 def computing(
     file: Path,  # where the run keeps the choice
     device: str,  # wanted: "auto", "cpu" or "cuda"
@@ -87,10 +90,10 @@ def computing(
 ) -> dict[str, str]:  # device, precision and the reasons
     "Choose device and number format once for a run; later calls return the first choice."
     where, why_there = choose_device(device)
-    if file.exists() and (before := read_json(file))["device"] == where:
+    if file.exists() and (before := read_record(file, *_CHOICE))["device"] == where:
         return before
     kind, why_so = choose_precision(precision, where)
-    choice = {"device": where, "device_reason": why_there, "precision": kind, "precision_reason": why_so}
+    choice = dict(zip(_CHOICE, (where, why_there, kind, why_so)))
     write_json(file, choice)
     return choice
 

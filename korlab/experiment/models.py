@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_CODE', 'NO_PICKLE', 'Loaded', 'sizes_of', 'origin_of', 'positions_of', 'check_positions', 'CheckpointError',
-           'check_weights', 'loading', 'headless']
+           'check_weights', 'loading', 'require_weights', 'require_weights_inside', 'headless']
 
 # %% ../../nbs/experiment/12_models.ipynb #9278d928
 import re
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+from safetensors import SafetensorError
 
 from ..core.files import FileError
 from ..core.quiet import hide_short_bars
@@ -101,7 +103,7 @@ def loading(
     source: str,  # local folder or hub id
     local: str = "pass checkpoint=FOLDER with a local copy",  # the third way to get it
     what: str = "checkpoint",  # what the model is wanted as
-    errors: tuple[type[Exception], ...] = (OSError, ValueError),  # how the library says that it is not there
+    errors: tuple[type[Exception], ...] = (OSError, ValueError, SafetensorError),  # how the library says that it is not there
 ) -> Iterator[None]:
     "Turn the library's failure to load a checkpoint into one sentence on how to get it; a broken seal is one before that."
     hide_short_bars()
@@ -121,6 +123,39 @@ def loading(
             f"Hub (set HF_TOKEN if it is gated), download it once with `hf download {source}` so that the cache has "
             f"it, or {local}."
         ) from error
+
+# %% ../../nbs/experiment/12_models.ipynb #2a31c2c6
+_UNREAD = ("pooler.",)
+
+
+def require_weights(
+    source: str,  # the checkpoint or its files
+    missing: Iterable[str],  # weights it lacks, as `from_pretrained` with `output_loading_info` tells
+) -> None:
+    "Refuse a checkpoint that lacks weights; the `CheckpointError` counts and names them."
+    if lost := sorted(name for name in missing if not name.startswith(_UNREAD)):
+        named = f"{', '.join(lost[:3])}{f' and {len(lost) - 3} more' * (len(lost) > 3)}"
+        raise CheckpointError(f"{portable(source)!r} lacks {len(lost)} of the model's weights ({named}): they would be random numbers; "
+                              "copy or download it again, or choose another one")
+
+# %% ../../nbs/experiment/12_models.ipynb #5691ea2d
+def _home(folder: Path) -> Path | None:
+    "Where an encoder's weights lie: in its folder, or, behind a router, in one of a module; None on the hub."
+    places = [folder, *sorted(folder.glob("*Transformer"))]
+    return next((place for place in places if [*place.glob("*.safetensors"), *place.glob("pytorch_model*.bin")]), None)
+
+
+def require_weights_inside(
+    model: Any,  # of sentence-transformers, loaded from folders
+) -> None:
+    "Refuse an encoder whose folder lacks weights of the models inside it."
+    from transformers import PreTrainedModel
+
+    inside = {name: part for name, part in model.named_modules() if isinstance(part, PreTrainedModel)}
+    outer = [part for name, part in inside.items() if not any(name.startswith(f"{other}.") for other in inside if other)]
+    for part, home in ((part, home) for part in outer if (home := _home(Path(part.name_or_path)))):
+        _, info = type(part).from_pretrained(home, config=part.config, device_map="meta", output_loading_info=True, **NO_PICKLE)
+        require_weights(str(home), {*info["missing_keys"]} & {*part.state_dict()})
 
 # %% ../../nbs/experiment/12_models.ipynb #cac5ab10
 def headless(

@@ -28,9 +28,11 @@ from ..core.files import FileError, opening, read_json, read_record, write_json
 from ..core.settings import expanded, portable, root, settings, shown
 from ..core.text import text_hash
 from . import studies, tracking
+from .checkpoints import put_aside
 from .config import Config, Own, config_from, explained
 from .environment import environment
 from .params import ParameterError, declared, placed
+from .seals import Left, claimed, digest, harm, marks
 
 # %% ../../nbs/experiment/06_runs.ipynb #07c14bcb
 class RunError(LabError):
@@ -99,6 +101,22 @@ def _standing(folder: Path, status: Mapping[str, Any], scored: bool) -> str:
 
 _RECORDS = {"train": "train", "evaluate": "metrics"}  # stage -> what it leaves
 
+# %% ../../nbs/experiment/06_runs.ipynb #f1afc617
+_KIND: dict[str, type] = {"stages": Mapping, "left": Mapping, "config": Mapping, "notes": list}
+_WITHIN: dict[str, tuple[str, ...]] = {"stages": (), "left": ("sha256", "by"), "notes": ("text",)}  # what is in each of its entries
+
+
+def _sound(file: Path) -> dict[str, Any]:
+    "Read a status.json; a FileError names it where it is damaged."
+    found = read_record(file, "stages")
+    for name, kind in ((name, kind) for name, kind in _KIND.items() if name in found):
+        part = found[name]
+        entries = part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ()
+        keys = _WITHIN.get(name)
+        if not isinstance(part, kind) or keys is not None and not all(isinstance(one, Mapping) and {*keys} <= {*one} for one in entries):
+            raise FileError(f"{shown(file)} is damaged (its {name!r} is none); delete it and run again what wrote it")
+    return found
+
 # %% ../../nbs/experiment/06_runs.ipynb #runs-folder
 @dataclass
 class RunFolder:
@@ -126,7 +144,7 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         "What status.json says: state, stages, error."
         new = {"state": "new", "stages": {}, "error": None}
-        return new | read_record(self.path("status.json"), "stages") if self.has("status") else new
+        return new | _sound(self.path("status.json")) if self.has("status") else new
 
     def done(self, stage: str) -> bool:
         "Whether a stage has finished in this or an earlier process, and what it left has not been deleted since."
@@ -145,11 +163,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _mark(run: RunFolder, stage: str, error: str | None = None, **facts: Any) -> None:
+def _mark(run: RunFolder, stage: str, error: str | None = None, left: Left | None = None, **facts: Any) -> None:
     status = run.status
     status["stages"].setdefault(stage, {}).update(facts)
     going = "running" if facts["state"] == "done" else facts["state"]
-    status |= {"state": going, "stage": stage, "error": error, "pid": os.getpid()}
+    status |= {"state": going, "stage": stage, "error": error, "pid": os.getpid()} | ({} if left is None else {"left": left})
     run.write("status", {name: value for name, value in status.items() if name != "ended"})
 
 # %% ../../nbs/experiment/06_runs.ipynb #b463ed96
@@ -157,7 +175,10 @@ def _mark(run: RunFolder, stage: str, error: str | None = None, **facts: Any) ->
 def _recorded(run: RunFolder, stage: str) -> Iterator[None]:
     clock, cpu = time.monotonic(), time.process_time()
     aloud(f"{run.folder.name}: {stage}")
-    _mark(run, stage, state="running", started=now(), ended=None)
+    every = run.status.get("left", {})
+    own = {name: one for name, one in every.items() if stage in one["by"]}  # known again once the stage has ended
+    _mark(run, stage, left={name: one for name, one in every.items() if name not in own}, state="running", started=now(), ended=None)
+    before = marks(run.folder)
     try:
         yield
     except BaseException as error:
@@ -165,7 +186,8 @@ def _recorded(run: RunFolder, stage: str) -> Iterator[None]:
         _mark(run, stage, error=without_logins(f"{type(error).__name__}: {error}"), state=state, ended=now())
         raise
     seconds, cpu_seconds = round(time.monotonic() - clock, 2), round(time.process_time() - cpu, 2)
-    _mark(run, stage, state="done", ended=now(), seconds=seconds, cpu_seconds=cpu_seconds)
+    left = claimed(run.folder, stage, before, own, run.status["left"])
+    _mark(run, stage, left=left, state="done", ended=now(), seconds=seconds, cpu_seconds=cpu_seconds)
 
 # %% ../../nbs/experiment/06_runs.ipynb #da8bb977
 @dataclass
@@ -280,10 +302,11 @@ def record_config(
     recipe: Mapping[str, Any],  # where values that nobody set come from
     replaced: Mapping[str, Any] = {},  # values that were asked for and are not in force
 ) -> None:
-    "Write config.json."
+    "Write config.json, and what it was made of into status.json."
     rows = [row | {"value": str(portable(row["value"]))} for row in explained(run.config, run.given, recipe)]
-    record = {"effective": run.config.flat(), "given": run.given, "folder": _where(), "explained": rows}
-    run.write("config", record | ({"replaced": dict(replaced)} if replaced else {}))
+    record = {"effective": run.config.flat(), "given": run.given, "folder": _where()} | ({"replaced": dict(replaced)} if replaced else {})
+    run.write("config", record | {"explained": rows})
+    run.write("status", run.status | {"config": record})
 
 
 def replace_parameters(
@@ -315,33 +338,93 @@ def _begin_anew(run: Run, changed: Sequence[str]) -> None:
     run.note(f"An earlier attempt ended in the stage {stage!r}, before any training: this one takes its folder with "
              f"other parameters ({', '.join(one.partition(':')[0] for one in changed)}). What it had left is kept as {shown(aside)}.")
 
+# %% ../../nbs/experiment/06_runs.ipynb #56887d64
+def _made_with(run: Run) -> dict[str, Any] | None:
+    "The parameters that a folder was made with; None where nothing says."
+    kept, file = run.status.get("config"), run.path("config.json")
+    if kept is None:
+        return read_record(file, "effective", "given") if file.exists() else None
+    try:
+        same = read_record(file, "effective")["effective"] == kept["effective"]
+    except FileError:
+        same = False
+    if not same:
+        run.note(f"{shown(file)} is missing, damaged or was changed; it is written again as this run was begun.",
+                 "`config.json`이 없거나 손상되었거나 바뀌어, 이 실행을 시작할 때의 값으로 다시 썼다.")
+    return kept
+
 # %% ../../nbs/experiment/06_runs.ipynb #e988de70
 def _resumed(run: Run) -> dict[str, Any]:
     "What was replaced in an earlier process; RunError where the folder was made with other parameters."
-    if not run.has("config"):
+    record = _made_with(run)
+    trained = run.status["stages"].keys() & {"train", "evaluate"} or run.path("checkpoints").exists() or run.path("model").exists()
+    remedy = "choose another name, delete that folder, or set it aside with `korlab run --fresh`"
+    if record is None:
+        if trained:
+            raise RunError(f"{shown(run.folder)} holds a training, and without its config.json nobody knows of what parameters: {remedy}")
         return {}
-    record = read_record(run.path("config.json"), "effective", "given")
     replaced = record.get("replaced", {})
     if changed := _changed(run, record, replaced):
-        if run.status["stages"].keys() & {"train", "evaluate"} or run.path("checkpoints").exists():
-            what = f"{shown(run.folder)} was made with other parameters ({'; '.join(changed)})"
-            raise RunError(f"{what}: choose another name, delete that folder, or set it aside with `korlab run --fresh`")
+        if trained:
+            raise RunError(f"{shown(run.folder)} was made with other parameters ({'; '.join(changed)}): {remedy}")
         _begin_anew(run, changed)
         return {}
     run.config = run.config.but(**{name: record["effective"][name] for name in replaced})
     return replaced
 
 # %% ../../nbs/experiment/06_runs.ipynb #63b00a66
+def _place_before(run: Run) -> dict[str, Any] | None:
+    "Where an earlier process worked; None where there was none, or nobody can read it."
+    if not run.has("environment"):
+        return None
+    try:
+        return read_record(file := run.path("environment.json"), "versions", "git", "hardware")
+    except FileError as error:
+        run.note(f"{str(error).partition(';')[0]}; it is kept as {put_aside(file).name}, and the environment of now is written down.",
+                 "`environment.json`이 손상되어 따로 두고, 지금의 환경을 적었다.")
+    return None
+
+
 def _record_place(run: Run) -> None:
-    if run.has("environment") and run.done("train"):
+    before = _place_before(run)
+    if before and run.done("train"):
         return
     place = environment()
-    if run.has("environment"):
-        before = run.read("environment")
+    if before:
         changed = differences(before["versions"], place["versions"]) + differences(before["git"], place["git"])
         if changed:
             run.note(f"Going on in a changed environment: {'; '.join(changed)}.")
     run.write("environment", place | {"seed": run.config.computing.seed})
+
+# %% ../../nbs/experiment/06_runs.ipynb #57ff9450
+def _set_spoilt_aside(run: Run) -> None:
+    "Put aside what is not as a stage left it, and say which stages are done again."
+    status = run.status
+    left = status.get("left", {})
+    spoilt = {name: one["by"] for name, one in left.items() if digest(run.path(name)) != one["sha256"]}
+    told = []
+    for name, by in spoilt.items():
+        path, stages = run.path(name), ", ".join(by)
+        what = harm(path)
+        kept = put_aside(path).name if path.exists() else ""
+        told.append((f"{shown(path)} {what}{f'; it is kept as {kept}' * bool(kept)}. Done again: {stages}.",
+                     f"`{name}`이 저장한 그대로가 아니어서 쓰지 않고, 그것을 만든 단계({stages})를 다시 한다."))
+        for stage in by:
+            status["stages"].setdefault(stage, {})["state"] = "damaged"
+    if spoilt:
+        run.write("status", status | {"left": {name: one for name, one in left.items() if name not in spoilt}})
+    for text, korean in told:
+        run.note(text, korean)
+
+
+def _set_status_aside(run: Run) -> None:
+    "Put a status.json aside that nobody can read."
+    try:
+        _ = run.status
+    except FileError as error:
+        aside = put_aside(run.path("status.json"))
+        run.note(f"{str(error).partition(';')[0]}; it is kept as {aside.name}, and every stage is looked at again.",
+                 "`status.json`이 손상되어 따로 두고, 모든 단계를 다시 살폈다.")
 
 # %% ../../nbs/experiment/06_runs.ipynb #77f3ac0f
 def _set_by_hand(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,7 +444,9 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, config, _set_by_hand(config, given), locked(folder))
     try:
+        _set_status_aside(run)
         replaced = _resumed(run)
+        _set_spoilt_aside(run)
         record_config(run, run.entry.recipes[config.run.size], replaced)
         _record_place(run)
     except BaseException:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as kinds
 from transformers import (
@@ -27,7 +28,7 @@ from transformers import (
 )
 
 from ..core.settings import shown
-from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, loading, origin_of
+from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, loading, origin_of, require_weights
 from .bpe import read_bpe
 from .remapping import require_match
 
@@ -108,7 +109,9 @@ def _read_gguf(file: Path) -> tuple[PreTrainedModel, Any]:
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         rule = _pre_tokenizer(file)
-        model, tokenizer = _plain(AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **where, **NO_CODE)), AutoTokenizer.from_pretrained(**where, **NO_CODE)
+        read, found = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, output_loading_info=True, **where, **NO_CODE)
+        require_weights(str(file), found["missing_keys"])
+        model, tokenizer = _plain(read), AutoTokenizer.from_pretrained(**where, **NO_CODE)
         tokenizer.backend_tokenizer.pre_tokenizer = rule
         return model, tokenizer
     except (OSError, ValueError, ImportError, LookupError, RuntimeError, struct.error) as error:
@@ -128,10 +131,12 @@ def _read(source: str) -> tuple[PreTrainedModel, Any]:
     "Model and tokenizer, weights in fp32."
     if _is_gguf(source):
         return _read_gguf(Path(source))
-    with loading(source, "pass checkpoint=FOLDER or a .gguf file with a local copy", errors=(OSError, ValueError, ImportError)):
+    with loading(source, "pass checkpoint=FOLDER or a .gguf file with a local copy", errors=(OSError, ValueError, ImportError, SafetensorError)):
         _check_kind(source)
-        return (AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **NO_PICKLE),
-                AutoTokenizer.from_pretrained(source, use_fast=True, **NO_CODE))
+        model, found = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **NO_PICKLE)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **NO_CODE)
+    require_weights(source, found["missing_keys"])
+    return model, tokenizer
 
 
 def load(

@@ -154,14 +154,16 @@ def model(
     from korlab.ivr.aligning import is_tied
 
     take_threads(run.config.computing.threads)
+    trained, known = run.done("train"), run.done("model")  # what the start left may have been lost since
     with run.stage("model"):
-        trained = run.done("train")
-        loaded = ready(run, models.load(str(run.path("model"))) if trained else _initialized(run, corpora))
-        if not trained:
+        if not (trained and known):
+            loaded = ready(run, _initialized(run, corpora))
             _record_readings(run, loaded, corpora)
             facts = {key: value for key, value in run.read("aligned").items() if key != "made"} if run.has("aligned") else {}
             run.write("model", {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": run.config.own.vocabulary,
                                 "tokens": len(loaded.tokenizer), "tied": is_tied(loaded.model)} | sizes_of(loaded.model) | facts)
+        if trained:
+            loaded = ready(run, models.load(str(run.path("model"))))
     return loaded
 
 # %% ../../nbs/ivr/35_stages.ipynb #ac61cb7e

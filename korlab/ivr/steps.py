@@ -20,9 +20,10 @@ from ..core.errors import LabError
 from ..core.files import Fault, atomic, read_json, read_record, sha256, utf8_lines, write_json
 from ..core.settings import shown
 from ..core.text import text_hash
-from ..experiment.checkpoints import damage, draft_of, publish
+from ..experiment.checkpoints import draft_of, publish
 from ..experiment.config import Config
 from ..experiment.models import NO_CODE
+from ..experiment.seals import digest, harm
 from .base import base_source, build, stamp
 from .bpe import Bpe, read_bpe
 from .corpora import Corpora
@@ -50,7 +51,7 @@ class Record:
     @property
     def sha256(self) -> str:
         "A hash of what it left."
-        return text_hash("\n".join(f"{path} {digest}" for path, digest in sorted(self.outputs.items())))
+        return text_hash("\n".join(f"{path} {known}" for path, known in sorted(self.outputs.items())))
 
 # %% ../../nbs/ivr/34_steps.ipynb #33f3e789
 @dataclass(frozen=True)
@@ -79,26 +80,12 @@ class Work:
 
     def spoilt(self, record: Record) -> list[str]:
         "What a step left and is not there as it was, and what became of it."
-        return [f"{path} {_harm(self.path(path))}" for path, digest in record.outputs.items() if _digest(self.path(path)) != digest]
+        return [f"{path} {harm(self.path(path))}" for path, known in record.outputs.items() if digest(self.path(path)) != known]
 
     def record(self, step: str) -> Record | None:
         "What is known of a step; None where it was not done."
         file = self.path("steps", f"{step}.json")
         return Record(**read_record(file, *Record.__dataclass_fields__)) if file.is_file() else None
-
-# %% ../../nbs/ivr/34_steps.ipynb #f65b13ee
-def _digest(path: Path) -> str | None:
-    "The sha256 of a file, or of a sealed folder's list; None where it is not whole."
-    if path.is_dir():
-        return None if damage(path) else sha256(path / "manifest.json")
-    return sha256(path) if path.is_file() else None
-
-
-def _harm(path: Path) -> str:
-    "What became of a file or folder that is not as it was left."
-    if path.is_dir() and (what := damage(path)):
-        return f"is damaged ({what})"
-    return "is damaged or was changed" if path.exists() else "is missing"
 
 # %% ../../nbs/ivr/34_steps.ipynb #2e3edbf2
 def _outdated(
@@ -169,8 +156,8 @@ def done(
         raise _not_again(work, step, record, inputs, why or "")
     work.note(_announcement(step, record, why or ""))
     start, facts = time.process_time(), do()
-    made = {path: _digest(work.path(path)) for path in outputs}
-    if lost := [path for path, digest in made.items() if digest is None]:
+    made = {path: digest(work.path(path)) for path in outputs}
+    if lost := [path for path, found in made.items() if found is None]:
         raise StepError(f"{step} did not leave {', '.join(lost)} in {shown(work.folder)}: run it again")
     found = asdict(Record(step, inputs, made, time.process_time() - start, facts))
     write_json(work.path("steps", f"{step}.json"), found)

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import without_cache
-from ..experiment.models import NO_CODE, check_positions, loading
+from ..experiment.models import NO_CODE, check_positions, loading, require_weights_inside
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def dense_model(
     with loading(source, what="dense encoder"):
         bare = {"add_pooling_layer": False} if AutoConfig.from_pretrained(source, **NO_CODE).model_type in _POOLED else {}
         model = SentenceTransformer(source, device=device, prompts=dict(prompts), model_kwargs={"use_safetensors": True, **bare}, **NO_CODE)
+        require_weights_inside(model)
     check_positions(model, max_length=max_length)
     model.max_seq_length = max_length
     if not isinstance(model[-1], Normalize):

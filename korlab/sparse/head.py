@@ -16,7 +16,16 @@ from ..core.extras import extras_named
 from ..core.files import FileError, reading
 from ..core.settings import portable, shown
 from ..experiment.checkpoints import require_whole
-from ..experiment.models import NO_CODE, NO_PICKLE, check_positions, check_weights, headless, positions_of
+from korlab.experiment.models import (
+    NO_CODE,
+    NO_PICKLE,
+    check_positions,
+    check_weights,
+    headless,
+    positions_of,
+    require_weights,
+    require_weights_inside,
+)
 
 with extras_named():
     import torch
@@ -248,7 +257,8 @@ def check_mlm_head(
     **kwargs: Any,  # of from_pretrained: revision, token, local_files_only, ...
 ) -> None:
     "Raise an `EncoderError` naming the file where weights of the masked language model are missing; nothing is allocated."
-    _, info = AutoModelForMaskedLM.from_pretrained(checkpoint, device_map="meta", output_loading_info=True, **NO_PICKLE, **kwargs)
+    model, info = AutoModelForMaskedLM.from_pretrained(checkpoint, device_map="meta", output_loading_info=True, **NO_PICKLE, **kwargs)
+    require_weights(str(checkpoint), [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")])
     folder = Path(checkpoint)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if lack := headless(", ".join(map(shown, files)) or str(checkpoint), info["missing_keys"], "train one first."):
@@ -276,6 +286,7 @@ def open_encoder(
     check_weights(folder, "encoder")
     with reading("encoder", folder, SafetensorError):
         model = SparseEncoder(str(folder), **NO_CODE, **how)
+        require_weights_inside(model)
     if max_length is not None:
         model.max_seq_length = max_length
     _check_reach(model, folder, max_length)

@@ -182,7 +182,8 @@ def assemble(
                               config_kwargs=NO_CODE)
     check_positions(transformer.model, max_length=max_length)
     _fit_vocabulary(transformer)
-    modules = [transformer, SpladePooling(embedding_dimension=transformer.model.config.vocab_size)]
+    size = transformer.model.get_output_embeddings().weight.shape[0]  # said now: a model that is never asked says nothing of it
+    modules = [transformer, SpladePooling(embedding_dimension=size)]
     if query_weights is None:
         return fuse(SparseEncoder(modules=modules, device="cpu", similarity_fn_name="dot"))
     return fuse(routed(modules, transformer.tokenizer, query_weights))

@@ -133,6 +133,13 @@ def _score_splits(
     return results.write(run, rows, items, facts, remarks)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #e870df69
+def _device(run: Run[Params]) -> str:
+    from korlab.experiment.computing import computing
+
+    c = run.config.computing
+    return computing(run.path("computing.json"), c.device, c.precision or "auto")["device"]
+
+
 def evaluate(
     run: Run[Params],  # open, its training done
     loaded: "Loaded",  # the trained encoder
@@ -142,7 +149,7 @@ def evaluate(
     if run.done("evaluate"):
         return results.read(run)
     with run.stage("evaluate"):
-        loaded.model.to(read_json(run.path("computing.json"))["device"])
+        loaded.model.to(_device(run))
         return _score_splits(run, splits, loaded)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #0ce0c193
@@ -184,15 +191,13 @@ def evaluate_on(
     checkpoint: Path,  # the encoder
 ) -> Results:  # of any collection
     "Score a checkpoint on a collection, on rows of questions with answers, or on the run's own splits."
-    from korlab.experiment.computing import computing
     from korlab.sparse import models
 
     c = run.config
     with run.stage("evaluate"):
-        place = computing(run.path("computing.json"), c.computing.device, c.computing.precision or "auto")
         splits, seen = _to_be_scored(run)
         loaded = models.load(checkpoint, c.own.max_length)
-        loaded.model.to(place["device"])
+        loaded.model.to(_device(run))
         _record(run, splits)
         record_lengths(run, loaded, splits)
         return _score_splits(run, splits, loaded, seen, run.folder.parents[1])

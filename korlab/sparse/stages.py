@@ -273,12 +273,14 @@ def model(
     from korlab.sparse import models
 
     take_threads(run.config.computing.threads)
+    trained, known = run.done("train"), run.done("model")  # what the start left may have been lost since
     with run.stage("model"):
-        if run.done("train"):
-            return models.load(run.path("model"))
-        loaded = _build(run, splits)
-        _prepare(run, loaded, splits)
-        _record_model(run, loaded, splits)
+        if not (trained and known):
+            loaded = _build(run, splits)
+            _prepare(run, loaded, splits)
+            _record_model(run, loaded, splits)
+        if trained:
+            loaded = models.load(run.path("model"))
     return loaded
 
 # %% ../../nbs/sparse/35_stages.ipynb #52a84ab7

@@ -30,7 +30,7 @@ from transformers import (
 from ..core.files import read_json, write_json
 from ..core.text import text_hash
 from ..experiment.checkpoints import damage, draft_of, publish
-from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, loading
+from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, loading, require_weights
 from .head import silence
 from .idf import count_df
 from .models import MINI, assemble, train_tokenizer
@@ -62,7 +62,9 @@ def _body(
         raise CheckpointError(f"start='solved': {source!r} is a {kind}, and heads can be solved for {', '.join(_HEADS)}; "
                               "choose another checkpoint, or one with a masked-language head and leave start out")
     with loading(source):
-        return AutoModel.from_pretrained(source, **NO_PICKLE, dtype=torch.float32, add_pooling_layer=False).eval()
+        body, found = AutoModel.from_pretrained(source, dtype=torch.float32, add_pooling_layer=False, output_loading_info=True, **NO_PICKLE)
+    require_weights(source, found["missing_keys"])
+    return body.eval()
 
 # %% ../../nbs/sparse/22b_starting.ipynb #86c6e282
 def mini_encoder(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import read_json
-from ..experiment.models import NO_CODE, loading, positions_of
+from ..experiment.models import NO_CODE, loading, positions_of, require_weights_inside
 from ..experiment.params import ParameterError
 from .data import Triple
 from .dense import fingerprint, kept, key_of
@@ -105,6 +105,7 @@ def load_teacher(
     with loading(checkpoint, _LOCAL, "teacher"):
         kind = _kind_of(checkpoint, kind, classes)
         model = classes[kind](checkpoint, device=device, model_kwargs={"use_safetensors": True}, **NO_CODE)
+        require_weights_inside(model)
     model.max_seq_length = min(max_length, model.max_seq_length or max_length, positions_of(model) or max_length)
     return (_cross_teacher if kind == "cross" else encoder_teacher)(model, batch_size)
 

@@ -26,7 +26,7 @@ from ..experiment import studies
 from ..experiment.checkpoints import damage, draft_of, publish, require_whole, write_manifest
 from ..experiment.computing import computing
 from ..experiment.config import Config
-from ..experiment.models import NO_CODE, Loaded, check_weights
+from ..experiment.models import NO_CODE, Loaded, check_weights, require_weights
 from ..experiment.params import ParameterError
 from .models import add_tokens, load_checkpoint, load_tokenizer
 from .parameters import Params
@@ -292,6 +292,16 @@ def trainable_table(
     return [*table, {"module": "total", **total, "format": ""}]
 
 # %% ../../nbs/summarization/24_adapters.ipynb #fd3edfa0
+def _require_adapter(model: "PeftModel", folder: Path) -> None:
+    "Refuse an adapter whose file lacks some of its weights."
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        there = {*file.keys()}
+    require_weights(str(folder), {*get_peft_model_state_dict(model, save_embedding_layers=False)} - there)
+
+
 def merge(
     base: Path | str,  # folder or hub id of the full-precision base
     adapter: Path,  # folder with adapter_model.safetensors
@@ -307,7 +317,9 @@ def merge(
     tied = loaded.model.config.tie_word_embeddings
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")  # they never were
-        whole = PeftModel.from_pretrained(loaded.model, str(adapter), **NO_CODE).merge_and_unload(safe_merge=True)
+        attached = PeftModel.from_pretrained(loaded.model, str(adapter), **NO_CODE)
+        _require_adapter(attached, adapter)
+        whole = attached.merge_and_unload(safe_merge=True)
     whole.config.tie_word_embeddings = tied
     return replace(loaded, model=whole, origin=f"{loaded.origin} with {shown(adapter)}")
 

@@ -32,7 +32,16 @@ from transformers import (
 from transformers.utils import cached_file
 
 from ..core.text import PLACEHOLDER
-from ..experiment.models import NO_CODE, NO_PICKLE, CheckpointError, Loaded, check_positions, loading, origin_of
+from korlab.experiment.models import (
+    NO_CODE,
+    NO_PICKLE,
+    CheckpointError,
+    Loaded,
+    check_positions,
+    loading,
+    origin_of,
+    require_weights,
+)
 from ..experiment.params import ParameterError
 from ..experiment.studies import Model
 from .data import MARKERS
@@ -234,7 +243,8 @@ def load_checkpoint(
     with loading(source, _LOCAL):
         tokenizer = load_tokenizer(source)
         with _without_tie_warning():
-            model = AutoModelForSeq2SeqLM.from_pretrained(source, **NO_PICKLE, **how)
+            model, found = AutoModelForSeq2SeqLM.from_pretrained(source, output_loading_info=True, **NO_PICKLE, **how)
+    require_weights(source, found["missing_keys"])
     _settle_start(model, source)
     _keep_head_apart(model)
     return Loaded(model, tokenizer, origin_of(source))

@@ -109,14 +109,16 @@ def model(
     from korlab.summarization import adapters
 
     take_threads(run.config.computing.threads)
+    trained, known = run.done("train"), run.done("model")  # what the start left may have been lost since
     with run.stage("model"):
-        if run.done("train"):
-            return make_ready(run, load_model(run.path("model")))
-        fresh = _fresh(run, splits)
-        _predict_untrained(run, fresh, splits)
-        loaded = adapters.make_trainable(fresh, run.config, run.folder)
-        _encode(run, loaded, splits)
-        _record_model(run, loaded)
+        if not (trained and known):
+            fresh = _fresh(run, splits)
+            _predict_untrained(run, fresh, splits)
+            loaded = adapters.make_trainable(fresh, run.config, run.folder)
+            _encode(run, loaded, splits)
+            _record_model(run, loaded)
+        if trained:
+            loaded = make_ready(run, load_model(run.path("model")))
     return loaded
 
 # %% ../../nbs/summarization/63_study.ipynb #4b2943fe
