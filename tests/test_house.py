@@ -308,3 +308,11 @@ def test_no_file_is_large():
 @pytest.mark.parametrize("index, out", site.READMES.items())
 def test_a_readme_says_what_its_notebook_says(index, out):
     assert site.readme_is_fresh(NBS / index, ROOT / out), 'run: python -c "from korlab.report.site import render_readmes; render_readmes()"'
+
+
+def test_what_security_md_names_is_there():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in tracked("tests/*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 20 and not [name for name in named if f"def {name}(" not in tests]
+    assert all((ROOT / path).is_file() for path in re.findall(r"`(nbs/[\w/.]+)`", text))
