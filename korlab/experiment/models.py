@@ -8,10 +8,11 @@ __all__ = ['NO_CODE', 'NO_PICKLE', 'Loaded', 'sizes_of', 'origin_of', 'positions
 
 # %% ../../nbs/experiment/12_models.ipynb #9278d928
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from safetensors import SafetensorError
@@ -80,8 +81,8 @@ class CheckpointError(FileError):
     "A checkpoint that cannot be loaded; the message says how to get it."
 
 
-NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # for whatever reads a configuration or a tokenizer; unset, it asks and runs
-NO_PICKLE: dict[str, Any] = NO_CODE | {"use_safetensors": True}  # for whatever reads weights
+NO_CODE: Mapping[str, Any] = MappingProxyType({"trust_remote_code": False})  # for whatever reads a configuration or a tokenizer; unset, it asks and runs
+NO_PICKLE: Mapping[str, Any] = MappingProxyType({**NO_CODE, "use_safetensors": True})  # for whatever reads weights
 _PICKLES = re.compile(r"(?:pytorch_model|model|adapter_model|consolidated)[\w.-]*\.(?:bin|pt|pth)|.*\.ckpt")
 
 

@@ -28,7 +28,7 @@ from ..core.files import FileError, opening, read_json, read_record, write_json
 from ..core.settings import expanded, portable, root, settings, shown
 from ..core.text import text_hash
 from . import studies, tracking
-from .checkpoints import put_aside
+from .checkpoints import TORN, put_aside
 from .config import Config, Own, config_from, explained
 from .environment import environment
 from .params import ParameterError, declared, placed
@@ -507,7 +507,7 @@ def check_records(
     run: RunFolder,  # any
 ) -> None:
     "Read every JSON file of a run's folder; a FileError or RunError names the damaged one."
-    for file in sorted(run.folder.glob("*.json")):
+    for file in sorted(file for file in run.folder.glob("*.json") if not file.name.startswith(TORN)):
         record = read_json(file)
         for key in _KEYS.get(file.stem, ()):
             if not isinstance(record, Mapping) or key not in record:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import sha256
-from .checkpoints import damage
+from .checkpoints import TORN, damage
 
 # %% ../../nbs/experiment/05b_seals.ipynb #497145a0
 def digest(
@@ -40,7 +40,7 @@ _ANEW = {"status.json", "config.json", "environment.json", "progress.json", "tra
 def _parts(folder: Path) -> Iterator[Path]:
     "The files below a folder; a sealed folder counts as one."
     for path in folder.iterdir():
-        if path.name.startswith((".", "torn-")) or path.name in _OTHERS | _ANEW:
+        if path.name.startswith((".", TORN)) or path.name in _OTHERS | _ANEW:
             continue
         if not path.is_dir():
             yield from [path] if path.suffix in _KINDS else []

@@ -178,8 +178,8 @@ def assemble(
     query_weights: np.ndarray | None = None,  # (V,) static weights of query tokens; None encodes queries, too
 ) -> SparseEncoder:  # fused
     "Put encoder, pooling and, for inference-free search, the query table together."
-    transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=max_length, model_kwargs=NO_PICKLE, processor_kwargs=NO_CODE,
-                              config_kwargs=NO_CODE)
+    transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=max_length, model_kwargs={**NO_PICKLE},
+                              processor_kwargs={**NO_CODE}, config_kwargs={**NO_CODE})
     check_positions(transformer.model, max_length=max_length)
     _fit_vocabulary(transformer)
     size = transformer.model.get_output_embeddings().weight.shape[0]  # said now: a model that is never asked says nothing of it

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core.files import opening
 from ..core.settings import settings, shown
-from ..experiment.checkpoints import deserted
+from ..experiment.checkpoints import TORN, deserted
 from ..experiment.runs import holder
 
 # %% ../../nbs/workbench/08c_tidying.ipynb #47b6b28d
@@ -22,7 +22,7 @@ def _kind(path: Path) -> str | None:
     "What a file or folder is left from; None where it belongs there."
     if deserted(path):
         return "draft of a process that has ended"
-    return "checkpoint that could not be used" if path.name.startswith("torn-checkpoint-") else None
+    return "damaged, and put aside" if path.name.startswith(TORN) else None
 
 
 def _found(folder: Path) -> Iterator[tuple[Path, str]]:
