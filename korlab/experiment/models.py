@@ -15,8 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from safetensors import SafetensorError
-
 from ..core.files import FileError
 from ..core.quiet import hide_short_bars
 from ..core.settings import portable, shown
@@ -104,9 +102,12 @@ def loading(
     source: str,  # local folder or hub id
     local: str = "pass checkpoint=FOLDER with a local copy",  # the third way to get it
     what: str = "checkpoint",  # what the model is wanted as
-    errors: tuple[type[Exception], ...] = (OSError, ValueError, SafetensorError),  # how the library says that it is not there
+    others: tuple[type[Exception], ...] = (),  # how the library says that it is not there, besides the usual ones
 ) -> Iterator[None]:
     "Turn the library's failure to load a checkpoint into one sentence on how to get it; a broken seal is one before that."
+    from safetensors import SafetensorError
+
+    errors: tuple[type[Exception], ...] = (OSError, ValueError, SafetensorError, *others)
     hide_short_bars()
     require_whole(Path(source), sealed=False)
     check_weights(source, what)

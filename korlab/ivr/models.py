@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as kinds
 from transformers import (
@@ -131,7 +130,7 @@ def _read(source: str) -> tuple[PreTrainedModel, Any]:
     "Model and tokenizer, weights in fp32."
     if _is_gguf(source):
         return _read_gguf(Path(source))
-    with loading(source, "pass checkpoint=FOLDER or a .gguf file with a local copy", errors=(OSError, ValueError, ImportError, SafetensorError)):
+    with loading(source, "pass checkpoint=FOLDER or a .gguf file with a local copy", others=(ImportError,)):
         _check_kind(source)
         model, found = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **NO_PICKLE)
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **NO_CODE)
