@@ -173,6 +173,7 @@ def in_its_own_process(*words, runs):
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, env=os.environ | {"KORLAB_RUNS": str(runs)})
 
 
+@pytest.mark.slow
 def test_a_quick_look_trains_the_real_model(folder, tmp_path):
     """Loss, vectors, ratio and memory of 500 rows and two epochs."""
     small = {"data": str(folder), "vocab_size": 600, "max_length": 48, "batch_size": 8, "negatives": 1, "on_collapse": "warn"}
