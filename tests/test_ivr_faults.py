@@ -330,6 +330,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_an_unkilled_one_ends(prepa
     assert logged(killed) == logged(straight) and scores(killed) == scores(straight)
 
 
+@pytest.mark.slow
 def test_seconds_that_were_spent_before_a_kill_count(prepared, tmp_path, monkeypatch):
     """A clock that gives each update a second: it ends after nine, at the rates of a training that nobody killed."""
     ticks = itertools.count()

@@ -279,6 +279,7 @@ def test_six_checks_before_a_long_training(folder):
     assert {row["state"] for row in rows} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_mini_starts_alike_in_every_process(capsys):
     """The trainers of `tokenizers` do not: their hash maps are seeded anew in every process."""
     code = ("import hashlib; from korlab.sparse.models import train_tokenizer\n"

@@ -211,6 +211,7 @@ tuning.optimize(tuning.open_search({given!r}))
 """
 
 
+@pytest.mark.slow
 def test_a_trial_killed_in_training_goes_on_from_its_checkpoint(lab):
     from transformers import PreTrainedModel
 
