@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
 import shutil
 import traceback
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import Killed, collection_of
+from kills import timeless
 
 DAMAGES = ("truncated", "flipped", "zeroed", "deleted")
 STATES = ("finished", "interrupted", "stopped")  # done; killed after the first checkpoint; stopped between training and evaluation
@@ -102,19 +102,13 @@ _TIMES = re.compile(r"seconds|runtime|per_second|latency|speed|memory|time|flos|
 _ASIDE = re.compile(r"(^|/)(\.|torn-|checkpoints/|made_of)|manifest\.json$|^(status|environment|computing|config|progress|batch)\.json$|README\.md$")
 
 
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _timeless(one) for key, one in value.items() if not _TIMES.search(str(key))}
-    return [_timeless(one) for one in value] if isinstance(value, list) else value
-
-
 def _content(file: Path) -> str:
     body = file.read_bytes()
     with contextlib.suppress(ValueError):
         if file.suffix == ".json":
-            body = json.dumps(_timeless(json.loads(body)), sort_keys=True).encode()
+            body = json.dumps(timeless(json.loads(body), _TIMES), sort_keys=True).encode()
         elif file.suffix == ".jsonl":
-            body = json.dumps([_timeless(json.loads(line)) for line in body.decode().splitlines()], sort_keys=True).encode()
+            body = json.dumps([timeless(json.loads(line), _TIMES) for line in body.decode().splitlines()], sort_keys=True).encode()
     return hashlib.sha256(body).hexdigest()
 
 
@@ -210,15 +204,15 @@ def apart(work: Callable[[], Any]) -> Any:
     if not child:
         os.close(reading)
         try:
-            with os.fdopen(writing, "wb") as out:
-                pickle.dump(work(), out)
+            with os.fdopen(writing, "w", encoding="utf-8") as out:
+                json.dump(work(), out)
         finally:
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, "rb") as given:
+    with os.fdopen(reading, encoding="utf-8") as given:
         body = given.read()
     os.waitpid(child, 0)
-    return pickle.loads(body) if body else ("TRACEBACK", "the process died")
+    return json.loads(body) if body else ("TRACEBACK", "the process died")
 
 
 def _few_rows(study: str, base: Path) -> dict[str, str]:

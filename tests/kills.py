@@ -208,11 +208,11 @@ _WAY = re.compile(r"^(status|environment)\.json$|^\.lock$|(^|/)progress\.json$|(
 _CLOCK = re.compile(r"seconds|per_second|runtime|memory|^time$|created|latency|speed")
 
 
-def _timeless(value: Any) -> Any:
+def timeless(value: Any, clock: re.Pattern[str] = _CLOCK) -> Any:
     """A record without what a clock says."""
     if isinstance(value, Mapping):
-        return {key: _timeless(one) for key, one in value.items() if not _CLOCK.search(key)}
-    return [*map(_timeless, value)] if isinstance(value, list) else value
+        return {key: timeless(one, clock) for key, one in value.items() if not clock.search(key)}
+    return [timeless(one, clock) for one in value] if isinstance(value, list) else value
 
 
 def left(folder: Path) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def left(folder: Path) -> dict[str, Any]:
         name, body = file.relative_to(folder).as_posix(), file.read_bytes()
         if not _WAY.search(name):  # of a manifest, that it is there: what it lists is compared itself, and may hold times
             lines = body.decode().splitlines() if file.suffix == ".jsonl" else [body] if file.suffix == ".json" else []
-            found[name] = None if file.name == "manifest.json" else [_timeless(json.loads(line)) for line in lines] if lines else body
+            found[name] = None if file.name == "manifest.json" else [timeless(json.loads(line)) for line in lines] if lines else body
     return found
 
 
