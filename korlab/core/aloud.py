@@ -30,12 +30,13 @@ def aloud(
 def executed_notebook() -> Path | None:  # absolute; None where another program than papermill runs this kernel
     "The file that papermill writes this notebook to."
     import psutil
-    from papermill.cli import papermill
 
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent else []
     first = next((place for place, word in enumerate(words) if Path(word).name == "papermill"), None)
     if first is None:
         return None
+    from papermill.cli import papermill
+
     given = papermill.make_context("papermill", words[first + 1 :], resilient_parsing=True).params["output_path"]
     return Path(parent.cwd(), given) if given and "://" not in given and given != "-" else None
