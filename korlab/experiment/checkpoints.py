@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.accounts import and_more
 from ..core.errors import LabError
 from ..core.files import FileError, read_json, sha256, usual_mode, write_json
 from ..core.settings import shown
@@ -112,8 +113,8 @@ def check_replaceable(
     own = {"manifest.json", *((_listed(folder) or ()) if files is None else files)}
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     if foreign := [name for name in there if name not in own]:
-        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
-        raise FileError(f"{shown(folder)} would be replaced, and it holds what was not written with the rest of it: {foreign[0]}{more}; "
+        raise FileError(f"{shown(folder)} would be replaced, and it holds what was not written with the rest of it: "
+                        f"{and_more(foreign[:1], len(foreign), ' and ')}; "
                         "move that elsewhere, or choose another folder")
 
 # %% ../../nbs/experiment/05a_checkpoints.ipynb #ab6447a8

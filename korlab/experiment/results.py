@@ -14,7 +14,7 @@ from typing import Any
 from ..core.aloud import aloud, executed_notebook
 from ..core.files import read_json, read_jsonl, read_record, write_json, write_jsonl
 from ..core.settings import portable, settings
-from .remarks import Remark, of_choice, of_split, of_training
+from .remarks import Remark, foremost, of_choice, of_split, of_training
 from .runs import Run, RunError, open_run, record_data
 from ..metrics.measures import Interval, Measure, written
 
@@ -210,9 +210,6 @@ def overview(
     return {"score": words, "n": one.n, "split": one.split, "mode": one.mode} | numbers
 
 
-_FIRST = 3  # warnings that are said aloud
-
-
 def announce(
     run: Run,  # finished
 ) -> None:
@@ -220,10 +217,10 @@ def announce(
     if notebook := executed_notebook():
         run.write("notebook", {"path": str(notebook)})
     found = read(run) if run.has("metrics") else Results({}, ())
-    short, warnings = overview(found, run.study.measures), [one["english"] for one in found.about.get("remarks", ())[:_FIRST]]
+    short, remarks = overview(found, run.study.measures), foremost(found.about.get("remarks", ()), next(iter(found.splits), ""))
     score = f"{short['split']} n={short['n']}, {short['score']}" if short else "nothing was scored"
     place = run.folder.relative_to(settings().runs) if run.folder.is_relative_to(settings().runs) else run.folder
-    aloud("\n".join([f"{run.title}: {score}", *warnings, f"`korlab report {place}` writes {run.path('report.html')}"]))
+    aloud("\n".join([f"{run.title}: {score}", *(one["english"] for one in remarks), f"`korlab report {place}` writes {run.path('report.html')}"]))
 
 
 def signatures(
