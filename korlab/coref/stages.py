@@ -148,21 +148,23 @@ def model(
     "Build or load the model and record it."
     from korlab.coref import models
     from korlab.experiment.computing import take_threads
-    from korlab.experiment.models import sizes_of
+    from korlab.experiment.models import begun_or_trained, sizes_of
+
+    def begun() -> "Loaded":
+        loaded = _build(run, splits)
+        facts = make_ready(run, loaded)
+        record_lengths(run, loaded, splits, facts["context_length"])
+        named = {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": len(loaded.tokenizer)}
+        run.write("model", named | sizes_of(loaded.model) | facts)
+        return loaded
+
+    def trained() -> "Loaded":
+        loaded = models.load(str(run.path("model")))
+        make_ready(run, loaded)
+        return loaded
 
     take_threads(run.config.computing.threads)
-    trained, known = run.done("train"), run.done("model")  # what the start left may have been lost since
-    with run.stage("model"):
-        if not (trained and known):
-            loaded = _build(run, splits)
-            facts = make_ready(run, loaded)
-            record_lengths(run, loaded, splits, facts["context_length"])
-            named = {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": len(loaded.tokenizer)}
-            run.write("model", named | sizes_of(loaded.model) | facts)
-        if trained:
-            loaded = models.load(str(run.path("model")))
-            make_ready(run, loaded)
-    return loaded
+    return begun_or_trained(run, begun, trained)
 
 # %% ../../nbs/coref/33_stages.ipynb #a1be46be
 def _windows_of(

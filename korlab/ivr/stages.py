@@ -149,22 +149,20 @@ def model(
 ) -> "Loaded":  # model and tokenizer, ready to train or trained
     "Build or load the model, give it its vocabulary, and record it."
     from korlab.experiment.computing import take_threads
-    from korlab.experiment.models import sizes_of
+    from korlab.experiment.models import begun_or_trained, sizes_of
     from korlab.ivr import models
     from korlab.ivr.aligning import is_tied
 
+    def begun() -> "Loaded":
+        loaded = ready(run, _initialized(run, corpora))
+        _record_readings(run, loaded, corpora)
+        facts = {key: value for key, value in run.read("aligned").items() if key != "made"} if run.has("aligned") else {}
+        run.write("model", {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": run.config.own.vocabulary,
+                            "tokens": len(loaded.tokenizer), "tied": is_tied(loaded.model)} | sizes_of(loaded.model) | facts)
+        return loaded
+
     take_threads(run.config.computing.threads)
-    trained, known = run.done("train"), run.done("model")  # what the start left may have been lost since
-    with run.stage("model"):
-        if not (trained and known):
-            loaded = ready(run, _initialized(run, corpora))
-            _record_readings(run, loaded, corpora)
-            facts = {key: value for key, value in run.read("aligned").items() if key != "made"} if run.has("aligned") else {}
-            run.write("model", {"origin": loaded.origin, "architecture": run.entry.family, "vocabulary": run.config.own.vocabulary,
-                                "tokens": len(loaded.tokenizer), "tied": is_tied(loaded.model)} | sizes_of(loaded.model) | facts)
-        if trained:
-            loaded = ready(run, models.load(str(run.path("model"))))
-    return loaded
+    return begun_or_trained(run, begun, lambda: ready(run, models.load(str(run.path("model")))))
 
 # %% ../../nbs/ivr/35_stages.ipynb #ac61cb7e
 def _new_rows(run: Run[Params]) -> "NewRows":

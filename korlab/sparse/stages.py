@@ -270,18 +270,17 @@ def model(
 ) -> "Loaded":  # encoder and tokenizer, ready to train or trained
     "Build or load the encoder, prepare the IDF table and the stop tokens, and record both."
     from korlab.experiment.computing import take_threads
+    from korlab.experiment.models import begun_or_trained
     from korlab.sparse import models
 
+    def begun() -> "Loaded":
+        loaded = _build(run, splits)
+        _prepare(run, loaded, splits)
+        _record_model(run, loaded, splits)
+        return loaded
+
     take_threads(run.config.computing.threads)
-    trained, known = run.done("train"), run.done("model")  # what the start left may have been lost since
-    with run.stage("model"):
-        if not (trained and known):
-            loaded = _build(run, splits)
-            _prepare(run, loaded, splits)
-            _record_model(run, loaded, splits)
-        if trained:
-            loaded = models.load(run.path("model"))
-    return loaded
+    return begun_or_trained(run, begun, lambda: models.load(run.path("model")))
 
 # %% ../../nbs/sparse/35_stages.ipynb #52a84ab7
 def prices_of(

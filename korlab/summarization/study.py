@@ -106,20 +106,19 @@ def model(
 ) -> "Loaded":  # model and tokenizer, ready to train or trained
     "Build or load the model, and record its size and the lengths of the encoded data."
     from korlab.experiment.computing import take_threads
+    from korlab.experiment.models import begun_or_trained
     from korlab.summarization import adapters
 
+    def begun() -> "Loaded":
+        fresh = _fresh(run, splits)
+        _predict_untrained(run, fresh, splits)
+        loaded = adapters.make_trainable(fresh, run.config, run.folder)
+        _encode(run, loaded, splits)
+        _record_model(run, loaded)
+        return loaded
+
     take_threads(run.config.computing.threads)
-    trained, known = run.done("train"), run.done("model")  # what the start left may have been lost since
-    with run.stage("model"):
-        if not (trained and known):
-            fresh = _fresh(run, splits)
-            _predict_untrained(run, fresh, splits)
-            loaded = adapters.make_trainable(fresh, run.config, run.folder)
-            _encode(run, loaded, splits)
-            _record_model(run, loaded)
-        if trained:
-            loaded = make_ready(run, load_model(run.path("model")))
-    return loaded
+    return begun_or_trained(run, begun, lambda: make_ready(run, load_model(run.path("model"))))
 
 # %% ../../nbs/summarization/63_study.ipynb #4b2943fe
 def _sample(rows: list, n: int | None) -> list:  # n of them, always the same, in their order
