@@ -267,6 +267,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'korlab.core.rows._delimited': ('core/rows.html#_delimited', 'korlab/core/rows.py'),
                                   'korlab.core.rows._element': ('core/rows.html#_element', 'korlab/core/rows.py'),
                                   'korlab.core.rows._fingerprinted': ('core/rows.html#_fingerprinted', 'korlab/core/rows.py'),
+                                  'korlab.core.rows._fits': ('core/rows.html#_fits', 'korlab/core/rows.py'),
                                   'korlab.core.rows._form': ('core/rows.html#_form', 'korlab/core/rows.py'),
                                   'korlab.core.rows._found': ('core/rows.html#_found', 'korlab/core/rows.py'),
                                   'korlab.core.rows._hub': ('core/rows.html#_hub', 'korlab/core/rows.py'),

@@ -142,6 +142,12 @@ def test_what_was_taken_is_said(tmp_path):
     assert "rows are those of 'data'" in load_dialogues(put(tmp_path, "x.json", GOOD["hub.json"])).report.files[0].notes
 
 
+def test_a_sheet_that_explains_the_others_is_passed_over_and_said(tmp_path):
+    told = book(안내=[["이 파일을 읽는 법"], ["첫 줄은 제목이다."]], 상담=[["대화", "요약"], *TALKS])
+    rows, report = load_dialogues(put(tmp_path, "x.xlsx", told))
+    assert len(rows) == 6 and report.files[0].notes[:2] == ["sheet '상담'", "sheets without the columns, not read: 안내"]
+
+
 SHEETS = book(**{"1월": [["대화", "요약"], *TALKS[:2]], "2월": [["대화", "요약"], *TALKS[2:]]})
 TABLES = text({"a": OBJECTS[:2], "b": OBJECTS[2:]})
 FILES = archive(**{"a.csv": table("대화", "요약", rows=TALKS[:2]), "b.csv": table("대화", "요약", rows=TALKS[2:])})

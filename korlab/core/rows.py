@@ -278,13 +278,23 @@ def _in_own_form(part: Part, file: SourceFile, schema: Schema) -> Found:
     yield from cast(Any, schema.parse)(enumerate(lines, 1))
 
 # %% ../../nbs/core/15_rows.ipynb #5e32a42d
+def _fits(sheet: Any, known: Callable[[Sequence[object]], int], schema: Schema) -> bool:
+    "Whether a sheet has the columns of a schema."
+    try:
+        _sorter(sheet_rows(sheet, known)[0], schema)
+    except FileFault:
+        return False
+    return True
+
+
 def _xlsx(part: Part, file: SourceFile, schema: Schema) -> Found:
     "Rows of a sheet."
     file.bytes, file.sha256 = part.where.stat().st_size, sha256(part.where)
+    known = lambda names: known_columns(names, schema)
     with workbook(part.where) as book:
-        name, notes = choose_sheet(book, part.inside)
+        name, notes = choose_sheet(book, part.inside, lambda sheet: _fits(sheet, known, schema))
         file.notes += notes
-        head, rows, above = sheet_rows(book[name], lambda names: known_columns(names, schema))
+        head, rows, above = sheet_rows(book[name], known)
         sort, told = _sorter(head, schema)
         file.notes += [*above, *told]
         for number, cells in rows:

@@ -91,6 +91,7 @@ def sheets_of(
 def choose_sheet(
     book: Any,  # an open workbook
     asked: str = "",  # name of a sheet
+    fits: Callable[[Any], bool] = lambda sheet: True,  # whether a sheet has the columns that are looked for
 ) -> tuple[str, list[str]]:  # the sheet to read, and notes for the report
     "Find the sheet with rows; `FileFault` where several could be meant."
     full, hidden = sheets_of(book, asked)
@@ -98,9 +99,12 @@ def choose_sheet(
         raise FileFault("no such sheet", f"has no sheet {asked!r} with rows in it (it has {listed(full) or 'none'})")
     if not full:
         raise FileFault("no rows", "is a workbook without a row in it: add rows or name another file")
-    if len(full) > 1 and not asked:
-        raise FileFault("several sheets", f"has several sheets with rows ({listed(full)}): name one, as in FILE.xlsx#{full[0]}")
-    return asked or full[0], [f"sheet {short(asked or full[0])!r}", *([f"hidden sheets not read: {listed(hidden)}"] if hidden else [])]
+    meant = [asked] if asked else full if len(full) == 1 else [title for title in full if fits(book[title])]
+    if len(meant) != 1:
+        raise FileFault("several sheets", f"has several sheets with rows ({listed(full)}): name one, as in FILE.xlsx#{(meant or full)[0]}")
+    others = [] if asked else [title for title in full if title not in meant]
+    told = {"sheets without the columns, not read": others, "hidden sheets not read": hidden}
+    return meant[0], [f"sheet {short(meant[0])!r}", *(f"{what}: {listed(titles)}" for what, titles in told.items() if titles)]
 
 # %% ../../nbs/core/13b_sheets.ipynb #a597d953
 _ABOVE = 20  # rows that may stand above a header
