@@ -300,19 +300,20 @@ def test_a_file_that_does_not_read_back_never_appears(tmp_path, monkeypatch):
     rows = [Dialogue("a", "…"), Dialogue("b", "…")]
     summarizer.write_predictions(tmp_path / "out.csv", rows, ["하나", "둘"])
     read = summarizer._read_pairs
-    monkeypatch.setattr(summarizer, "_read_pairs", lambda path: read(path)[:1])
+    monkeypatch.setattr(summarizer, "_read_pairs", lambda path, sheet: read(path, sheet)[:1])
     with pytest.raises(FileError, match="1 of 2 rows were read back"):
         summarizer.write_predictions(tmp_path / "out.csv", rows, ["셋", "넷"])
     assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
     assert [row["summary"] for row in summaries(tmp_path / "out.csv")] == ["하나", "둘"]
 
 
+@pytest.mark.parametrize("ending", [".csv", ".xlsx"])
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=6))
-def test_any_text_comes_back(tmp_path_factory, found):
-    path = tmp_path_factory.getbasetemp() / "any.csv"
+def test_any_text_comes_back(tmp_path_factory, ending, found):
+    path = tmp_path_factory.getbasetemp() / f"any{ending}"
     summarizer.write_predictions(path, [Dialogue(str(i), "…") for i in range(len(found))], found)
-    assert summarizer.read_predictions(path) == found
+    assert [text for _, text in summarizer._read_pairs(path, ending == ".xlsx")] == found
 
 
 # ---- the notebook ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ _RUNS = Annotated[list[str], typer.Argument(
     metavar="RUN", help="a run's name or folder, a checkpoint or an adapter; several are an ensemble"
 )]
 _INPUT = Annotated[str, typer.Argument(metavar="INPUT", help="dialogues: a file, a folder or a hub dataset id")]
-_TO = Annotated[Path, typer.Option(help="the CSV to write, e.g. out.csv")]
+_TO = Annotated[Path, typer.Option(help="the file to write: a CSV, or a workbook for Excel, e.g. out.xlsx")]
 _PARAM = Annotated[
     list[str], typer.Option("-p", "--param", metavar="NAME VALUE", help="a parameter, laid over the run's parameters; repeatable")
 ]

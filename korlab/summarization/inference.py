@@ -19,6 +19,7 @@ from ..experiment import evaluations
 from ..experiment.params import ParameterError
 from ..experiment.readings import remarkable
 from ..experiment.remarks import of_outputs
+from ..experiment.runs import find_run
 from .dialogues import load_dialogues
 from .evaluation import summary_outputs
 from .summarizer import Summarizer, load_summarizer, ready, write_predictions
@@ -112,7 +113,7 @@ def each_summary(
 class Written:
     "What became of every row of a file."
 
-    path: Path  # the CSV
+    path: Path  # the CSV or workbook
     report: DataReport  # rows read, left out and why
     rows: int  # lines written; equal to the rows that could be used
     empty: list[str]  # fnames whose summary is empty
@@ -134,12 +135,13 @@ def _check_request(names: Sequence[str], source: str, to: Path, given: Mapping[s
 def summarize_file(
     names: Sequence[str],  # runs, checkpoints or adapters; several are an ensemble
     source: str,  # a file, a folder or a hub dataset id, as for `load_dialogues`
-    to: Path,  # the CSV to write
+    to: Path,  # the CSV to write, or a workbook where it ends in .xlsx
     note: Callable[[str], None] = print,  # told which search is used
     **given: Any,  # parameters laid over those of every run, named as in evaluate.ipynb
 ) -> Written:  # counts, for the person who waits
     "Summarise every usable row of a source and write `fname,summary`."
     _check_request(names, source, Path(to), given)
+    names = [str(find_run(name, "summarization").folder) if name == "latest" else name for name in names]  # which is told once
     config = [evaluations.find_model({"run": name, "data": source} | given, "summarization")[1] for name in names][0]
     asked = config.rows
     rows, report = load_dialogues(source, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False,

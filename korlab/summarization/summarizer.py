@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.files import FileError, atomic
 from ..core.settings import shown
+from ..core.sheets import workbook, write_sheet
 from ..core.text import Removal, tidy
 from ..experiment import evaluations
 from ..experiment.config import Config
@@ -123,9 +124,18 @@ def load_summarizer(
     return Summarizer(loaded.model, loaded.tokenizer, config, precision)
 
 # %% ../../nbs/summarization/25_summarizer.ipynb #539f60a9
-def _read_pairs(path: Path) -> list[tuple[str, str]]:
+_PAIR = ("fname", "summary")
+
+
+def _read_pairs(path: Path, sheet: bool = False) -> list[tuple[str, str]]:
+    if sheet:
+        from openpyxl.utils.escape import unescape
+
+        with workbook(path) as book:
+            rows = book.worksheets[0].iter_rows(min_row=2, max_col=2, values_only=True)
+            return [(unescape(name or ""), unescape(text or "")) for name, text in rows]
     with open(path, encoding="utf-8", newline="") as file:
-        return [(row["fname"], row["summary"]) for row in csv.DictReader(file)]
+        return [(row[_PAIR[0]], row[_PAIR[1]]) for row in csv.DictReader(file)]
 
 
 def read_predictions(
@@ -136,14 +146,18 @@ def read_predictions(
 
 # %% ../../nbs/summarization/25_summarizer.ipynb #da699a24
 def write_predictions(
-    path: Path,  # the CSV
+    path: Path,  # a CSV, or a workbook where it ends in .xlsx
     rows: Sequence[Dialogue],  # what was summarised
     predictions: Sequence[str],  # one summary a row; another number is an error
 ) -> None:
     "Write predictions as `fname,summary`, atomically, and check the file before it takes its place."
     wanted = [(row.fname, found) for row, found in zip(rows, predictions, strict=True)]
+    sheet = path.suffix.lower() == ".xlsx"
     with atomic(path) as draft:
-        with open(draft, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("fname", "summary"), *wanted])
-        if (written := _read_pairs(draft)) != wanted:
+        if sheet:
+            write_sheet(draft, [_PAIR, *wanted])
+        else:
+            with open(draft, "w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([_PAIR, *wanted])
+        if (written := _read_pairs(draft, sheet)) != wanted:
             raise FileError(f"{shown(path)}: {len(written)} of {len(wanted)} rows were read back; check the disk")

@@ -16,9 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.accounts import accounted, places
-from ..core.settings import expanded
+from ..core.settings import expanded, settings
 from ..experiment.runs import RunError
-from .terminal import complain, grid, literal, live, print_table, remark_all, say, values_of, where
+from korlab.workbench.terminal import (
+    complain,
+    grid,
+    literal,
+    live,
+    print_table,
+    remark_all,
+    say,
+    say_json,
+    values_of,
+    where,
+)
 
 if TYPE_CHECKING:
     from korlab.experiment.runs import Run
@@ -135,6 +146,18 @@ def _print_scores(run: "Run") -> None:
     if run.has("train") and "cpu_seconds" in (spent := run.read("train")["train_metrics"]):
         say(f"training: {spent['cpu_seconds']:.0f} CPU seconds")
 
+
+def _conclude(run: "Run | None", page: Path, as_json: bool) -> None:
+    "Tell where a report lies, and of a run what it scored."
+    metrics = run.read("metrics") if run and run.has("metrics") else None
+    if as_json:
+        notes = [note["text"] for note in run.status.get("notes", [])] if run else []
+        say_json({"run": run and where(run.folder), "report": where(page), "notes": notes, "metrics": metrics}, 1)
+        return
+    if run and metrics:
+        _print_scores(run)
+    say(f"report: {where(page)}", bold=True)
+
 # %% ../../nbs/workbench/09_commands.ipynb #d79701f2
 _SUITE = Annotated[str | None, typer.Argument(metavar="SUITE", help="a suite's name; the newest one if not given")]
 
@@ -213,6 +236,7 @@ def stop(suite: _SUITE = None) -> None:
     say(f"{found.folder.name} {'has stopped' if ended else 'was not running'}.")
 
 # %% ../../nbs/workbench/09_commands.ipynb #152b36c3
+_JSON = Annotated[bool, typer.Option("--json", help="print JSON for a program instead of a table")]
 _REPORTED = Annotated[str, typer.Argument(help="a run's folder or name, 'latest', or an executed notebook")]
 _REPORT_TO = Annotated[Path | None, typer.Option(help="folder to write to instead of the run's, e.g. reports/STUDY")]
 _CODE = Annotated[
@@ -228,6 +252,7 @@ _NOTE = Annotated[str, typer.Option(help="what else a reader must know, e.g. of 
 
 def report(
     run: _REPORTED = "latest", to: _REPORT_TO = None, code: _CODE = False, quotes: _QUOTES = True, note: _NOTE = "",
+    as_json: _JSON = False,
 ) -> None:
     "Render the report of a run, or of any executed notebook, as one HTML file and as Markdown; print a run's scores."
     from korlab.experiment.runs import find_run
@@ -237,11 +262,10 @@ def report(
         owner = run_of(Path(expanded(run)))
         about = {"title": owner.title, "lead": lead_of(owner)} if owner else {}
         rendered = render(run, to or Path(expanded(run)).parent, code=code, quotes=quotes, note=note, **about)
+        _conclude(owner if as_json else None, rendered.html, as_json)
     else:
         rendered = render_run(found := find_run(run), to, quotes, note)
-        if found.has("metrics"):
-            _print_scores(found)
-    say(f"report: {where(rendered.html)}", bold=True)
+        _conclude(found, rendered.html, as_json)
 
 # %% ../../nbs/workbench/09_commands.ipynb #b491b0f1
 _TRAINED = Annotated[str, typer.Argument(help="a run's name or folder, a checkpoint folder, or 'latest'")]
@@ -257,29 +281,36 @@ _EVALUATION_TO = Annotated[
 # %% ../../nbs/workbench/09_commands.ipynb #c4c52df6
 def evaluate(
     run: _TRAINED = "latest", data: _DATA = None, name: _EVALUATION = None, param: _RESCORED = [],
-    to: _EVALUATION_TO = None, quotes: _QUOTES = True,
+    to: _EVALUATION_TO = None, quotes: _QUOTES = True, overlay: _OVERLAY = [], as_json: _JSON = False,
 ) -> None:
     "Score a trained model, or any checkpoint, on any data."
     from korlab.experiment.evaluations import open_evaluation
     from korlab.report.render import lead_of, render
     from korlab.workbench.driving import execute_notebook
 
-    given = _given(**{"run": run, "data": data, "name": name} | values_of(param))
+    given = _given(**_laid(overlay) | _given(run=None if run == "latest" else run, data=data, name=name) | values_of(param))
+    given.setdefault("run", run)
     opened, _ = open_evaluation(given)
     opened.close()
-    given |= {"run": str(opened.folder.parents[1])} if run == "latest" else {}  # which has been told
-    say(f"{opened.title} → {where(opened.folder)}", bold=True)
+    given |= {"run": str(opened.folder.parents[1])} if given["run"] == "latest" else {}  # which has been told
+    if not as_json:
+        say(f"{opened.title} → {where(opened.folder)}", bold=True)
     execute_notebook("evaluate", out := opened.path("evaluate.ipynb"), given, stderr_file=sys.stderr)
-    if opened.has("metrics"):
-        _print_scores(opened)
     label = opened.folder.name if to else "report"
     rendered = render(out, to or opened.folder, label, title=opened.title, lead=lead_of(opened), quotes=quotes)
-    say(f"report: {where(rendered.html)}", bold=True)
+    _conclude(opened, rendered.html, as_json)
 
 # %% ../../nbs/workbench/09_commands.ipynb #ba5ca8ab
 def _given(**values: Any) -> dict[str, Any]:
     "What a person gave; what they left out keeps the notebook's own value."
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _laid(files: Sequence[Path]) -> dict[str, Any]:
+    "What YAML files say, the later ones over the earlier."
+    from korlab.core.yamls import read_yaml
+
+    return {name: value for file in files for name, value in read_yaml(file).items()}
 
 # %% ../../nbs/workbench/09_commands.ipynb #ad5c022a
 _START = Annotated[Path, typer.Argument(help="the experiment every trial starts from")]
@@ -357,7 +388,6 @@ def compare(
 _OF_STUDY = Annotated[str | None, typer.Option("--study", help="only runs of this study")]
 _OF_MODEL = Annotated[str | None, typer.Option("--model", help="only runs of this model")]
 _SORT = Annotated[str, typer.Option("--sort", help="when, run, model or score")]
-_JSON = Annotated[bool, typer.Option("--json", help="print JSON for a program instead of a table")]
 
 
 def list_(study: _OF_STUDY = None, model: _OF_MODEL = None, sort: _SORT = "when", as_json: _JSON = False) -> None:
@@ -365,7 +395,10 @@ def list_(study: _OF_STUDY = None, model: _OF_MODEL = None, sort: _SORT = "when"
     from korlab.workbench.listing import columns, listing
 
     lines, unread = listing(study, model, sort)
-    print_table(columns(lines), as_json=as_json)
+    if lines or as_json:
+        print_table(columns(lines), as_json=as_json)
+    elif not unread:
+        say(f"no such run in {where(settings().runs)}: `korlab run params/STUDY/EXPERIMENT.yaml` makes one")
     remark_all(unread, "runs cannot be read")
 
 # %% ../../nbs/workbench/09_commands.ipynb #7dad18a1

@@ -64,7 +64,7 @@ def _row(entry: Mapping[str, Any], alive: bool) -> dict[str, Any]:
     if entry["state"] != "running":
         return row | {"memory": _mib(entry.get("peak_memory_mib"))}
     try:
-        return row | (_standing(settings().runs / entry["run"]) if alive else {"stage": "interrupted"})
+        return row | (_standing(settings().runs / entry["run"]) if alive else {"stage": "killed"})
     except LabError as error:
         return row | {"result": str(error)}
 
