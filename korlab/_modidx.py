@@ -3047,6 +3047,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'korlab.sparse.export.fold_mask': ('sparse/export.html#fold_mask', 'korlab/sparse/export.py'),
                                       'korlab.sparse.export.parts': ('sparse/export.html#parts', 'korlab/sparse/export.py'),
                                       'korlab.sparse.export.score_rows': ('sparse/export.html#score_rows', 'korlab/sparse/export.py'),
+                                      'korlab.sparse.export.strongest': ('sparse/export.html#strongest', 'korlab/sparse/export.py'),
                                       'korlab.sparse.export.upload': ('sparse/export.html#upload', 'korlab/sparse/export.py')},
             'korlab.sparse.fusion': { 'korlab.sparse.fusion.best_first': ('sparse/fusion.html#best_first', 'korlab/sparse/fusion.py'),
                                       'korlab.sparse.fusion.folded': ('sparse/fusion.html#folded', 'korlab/sparse/fusion.py'),

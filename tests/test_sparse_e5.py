@@ -31,7 +31,7 @@ from korlab.sparse.trimming import Trim, always_kept, trim
 from korlab.sparse.windows import window_size, windows_of
 
 FAST = {"model": "sparse-e5", "size": "mini", "max_steps": 8, "eval_steps": 4, "eval_rows": 4, "batch_size": 8, "vocab_size": 900, "max_length": 32,
-        "long_texts": "windows", "frozen_layers": 1, "frozen_pieces": True, "negatives": 1, "tracking": "none", "on_collapse": "warn", "warmup": 0}
+        "long_texts": "windows", "frozen_layers": 1, "frozen_pieces": True, "max_active_dims": 24, "negatives": 1, "tracking": "none", "on_collapse": "warn", "warmup": 0}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,15 @@ def test_it_runs_through_the_main_notebook_beside_its_own_dense_vectors_and_the_
     assert said["parameters_before"] > 0 and said["head"].startswith("solved from")
     logged = [row for row in read_jsonl(run.path("history.jsonl")) if "loss" in row]
     assert logged and all(row["kd"] > 0 for row in logged)
+
+
+def test_no_vector_has_more_than_the_strongest_tokens_wherever_it_is_made(run):
+    assert read_json(run.path("model", "config_sentence_transformers.json"))["max_active_dims"] == FAST["max_active_dims"]
+    texts = [*stages.load_splits(run.config).collections["test"].corpus.values()]
+    few = np.diff(load_encoder(str(run.folder)).documents(texts).indptr)
+    whole = SparseEncoder(str(run.path("model")), device="cpu", max_active_dims=9999)
+    every = np.diff(encode(whole, texts, "document").indptr)
+    assert few.max() == FAST["max_active_dims"] < every.max() and (few == np.minimum(every, FAST["max_active_dims"])).all()
 
 
 def test_the_dense_row_is_what_sentence_transformers_finds(run):

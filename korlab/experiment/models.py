@@ -173,7 +173,8 @@ def require_weights_inside(
     inside = {name: part for name, part in model.named_modules() if isinstance(part, PreTrainedModel)}
     outer = [part for name, part in inside.items() if not any(name.startswith(f"{other}.") for other in inside if other)]
     for part, home in ((part, home) for part in outer if (home := _home(Path(part.name_or_path)))):
-        _, info = type(part).from_pretrained(home, config=part.config, device_map="meta", output_loading_info=True, **NO_PICKLE)
+        bare = {"add_pooling_layer": False} if getattr(part, "pooler", part) is None else {}  # or its absence is reported
+        _, info = type(part).from_pretrained(home, config=part.config, device_map="meta", output_loading_info=True, **bare, **NO_PICKLE)
         require_weights(str(home), {*info["missing_keys"]} & {*part.state_dict()})
 
 # %% ../../nbs/experiment/12_models.ipynb #cac5ab10

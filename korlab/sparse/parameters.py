@@ -63,6 +63,7 @@ class Params:
     regularizer_warmup: float | None = setting(None, "share of the updates over which both grow", low=0, high=1)
     regularizer_delay: float | None = setting(None, "share of the updates before they begin", low=0, high=1)
     active_dims: float | None = setting(None, "steer λ until passages have so many active dimensions", low=1)
+    max_active_dims: int | None = setting(None, "keep only so many of a text's strongest tokens wherever it is encoded; None keeps all", low=1)
     idf_table: str | None = setting(
         None, "folder of `korlab sparse idf`; None counts the training texts", path="one"
     )

@@ -256,7 +256,7 @@ def _build(run: Run[Params], splits: Splits) -> "Loaded":
     loaded = _solved(run, splits, static) if c.own.start == "solved" else models.build(
         run.entry, c.run.size, splits.texts, run.path("base"), c.run.vocab_size, c.run.checkpoint, c.own.max_length, static
     )
-    loaded.model.prompts = _prompts_of(c)
+    loaded.model.prompts, loaded.model.max_active_dims = _prompts_of(c), c.own.max_active_dims
     if c.own.frozen_layers:
         models.freeze_layers(loaded.model, c.own.frozen_layers)
     if c.own.frozen_pieces:
