@@ -1,8 +1,13 @@
-"""What README tells people to type: short commands are run as they stand, of long ones every option and parameter is looked up."""
+"""What README tells people to type: short commands are run as they stand, of long ones every option and parameter is looked up, and on request
+they are run, too. What needs the Hub says so."""
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click import Command, UsageError
@@ -25,6 +30,8 @@ SHORT = (  # what is done in a moment and without a network, in this order
     "korlab summarization summarize quickstart dialogues.csv --to out.csv", "korlab sparse index my/", 'korlab sparse search "환불은 언제까지 되나요"',
     "korlab sparse measure questions.csv", "korlab coref build my/ --out set", "korlab coref freeze my/ --out items.jsonl",
 )
+ELSEWHERE = ("make run", "make test", "pip install .", "korlab new lab my-lab", "source .venv/bin/activate")  # what sets everything up, and test_install.py
+MARKED = {name: [line for line in re.findall(r"^(?:korlab|papermill) .*", (ROOT / name).read_text("utf-8"), re.MULTILINE) if "Hub" in line] for name in LINES}
 NAMES = "김민수 이서연 박지훈 최유진 정하늘 강도윤".split()
 
 
@@ -59,6 +66,39 @@ def test_short_commands_do_what_they_say(lab, monkeypatch):
         done = CliRunner().invoke(command_line(), papermill_style(words), env={"COLUMNS": "160"})
         assert done.exit_code == 0, f"{line}\n{done.output}"
         assert "Traceback" not in done.output and done.stdout.strip(), line
+
+
+def offline(part: str) -> list[str]:
+    """The commands of a part of README that need no network."""
+    told = [line.split("  #")[0].strip() for line in MARKED["README.md"]]
+    return [line for line in LINES["README.md"] if f"\n{line}" in part and line not in (*ELSEWHERE, *told)]
+
+
+PARTS = {part.split("\n")[0]: offline(part) for part in (ROOT / "README.md").read_text("utf-8").split("\n## ")}
+
+
+def test_what_needs_the_hub_says_so_in_both():
+    assert len(MARKED["README.md"]) == len(MARKED["README.ko.md"]) == 4
+    assert all(re.search("--?size full|-p size full|--background|e5.yaml", line) for line in MARKED["README.md"])
+    assert sum(map(len, PARTS.values())) + len(ELSEWHERE) + 4 == len(LINES["README.md"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [name for name, lines in PARTS.items() if not {*lines} <= {*SHORT}])
+def test_all_commands_of_a_part_do_what_they_say(part, lab, tmp_path):
+    place = Path(shutil.copytree(lab, tmp_path / "lab", symlinks=True))
+    if part == "Run an experiment":  # where `my/` holds dialogues
+        shutil.rmtree(place / "my")
+        (place / "my").mkdir()
+        for file in ("my/train.csv", "my/dev.csv", "my/test.csv", "test.csv"):
+            rows = (f"#Person1#: {a}는 책을 {n}일에 반납한다. #Person2#: 알겠습니다.,{a}는 책을 {n}일에 돌려준다." for n, a in enumerate(NAMES * 4, len(file)))
+            (place / file).write_text("대화,요약\n" + "".join(f"{row}\n" for row in rows), "utf-8")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("KORLAB_RUNS", None)
+    for line in PARTS[part]:
+        words = line.replace("runs/coref/NAME", "runs/coref/one")
+        done = subprocess.run(words, shell=True, cwd=place, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
 def leaf(words: list[str]) -> tuple[Command, list[str]]:
