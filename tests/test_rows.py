@@ -276,7 +276,7 @@ def test_a_passage_is_a_whole_line(tmp_path):
     from korlab.sparse.search import read_passages
 
     path = put(tmp_path, "x.txt", "".join(f"가{odd}나\r\n" for odd in NO_LINE_ENDS).encode()).where
-    assert read_passages(str(path)) == {str(i): f"가{odd}나" for i, odd in enumerate(NO_LINE_ENDS, 1)}
+    assert read_passages(str(path)).texts() == {str(i): f"가{odd}나" for i, odd in enumerate(NO_LINE_ENDS, 1)}
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, LOOSE], ids=["columns", "each row"])

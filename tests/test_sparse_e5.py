@@ -70,6 +70,12 @@ def test_it_runs_through_the_main_notebook_beside_its_own_dense_vectors_and_the_
     assert logged and all(row["kd"] > 0 for row in logged)
 
 
+def test_what_pruning_costs_is_told_of_the_same_search_as_the_score(run):
+    found = results.read(run)
+    whole = {round(row["nDCG@10"] - row["difference"], 9) for row in found.facts["test"]["pruning"]}
+    assert whole == {round(found.scored[0].measures["ndcg@10"].mean, 9)}
+
+
 def test_no_vector_has_more_than_the_strongest_tokens_wherever_it_is_made(run):
     assert read_json(run.path("model", "config_sentence_transformers.json"))["max_active_dims"] == FAST["max_active_dims"]
     texts = [*stages.load_splits(run.config).collections["test"].corpus.values()]

@@ -304,7 +304,7 @@ def encoder_folder(tmp_path_factory):
 def test_an_index_is_used_again_only_with_its_own_model(encoder_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KORLAB_RUNS", str(encoder_folder.parents[2]))
     encoder = encoders.load_encoder("latest", device="cpu")
-    passages = search.read_passages(str(encoder_folder.parents[2] / "passages.txt"))
+    passages = search.read_passages(str(encoder_folder.parents[2] / "passages.txt")).texts()
     built = encoders.open_index(encoder, passages, tmp_path / "index")
     vectors = encoder.documents(TEXTS)
     assert vectors.dtype == np.float32 and vectors.shape == (3, built.vocabulary) and encoder.max_length == 8
@@ -358,7 +358,7 @@ def test_a_file_of_documents_is_read_as_documents(tmp_path):
     (tmp_path / "mine.JSONL").write_text("\n".join(rows), encoding="utf-8")
     for place in (tmp_path, tmp_path / "corpus.jsonl", tmp_path / "mine.JSONL"):  # no queries, no qrels
         told = []
-        assert search.read_passages(str(place), told.append) == {"a": "서울 지하철", "c": "우산"}
+        assert search.read_passages(str(place), told.append).texts() == {"a": "서울 지하철", "c": "우산"}
         assert len(told) == 1 and "2 of 4 documents are used" in told[0] and "duplicate id 1" in told[0]
         assert str(tmp_path) not in told[0]
 
@@ -432,7 +432,7 @@ def test_the_notebook_searches_a_file(encoder_folder, tmp_path):
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     shown = [o.data for c in cells if c.cell_type == "code" for o in c.outputs if "data" in o]
     text = "\n".join(data.get("text/markdown", "") for data in shown)
-    assert "문서 3개" in text and "질의 **막차 시간**" in text
+    assert "글 3개" in text and "질의 **막차 시간**" in text
     expected = search.Searcher(encoders.load_encoder(str(encoder_folder), "cpu"), ix.load_index(tmp_path / "index"))
     assert any(data.get("text/html", "") == expected("막차 시간", 2)._repr_html_() for data in shown)
     assert json.loads((tmp_path / "index" / "manifest.json").read_text(encoding="utf-8"))["documents"] == 3
@@ -452,10 +452,10 @@ def test_json_documents_are_read_as_json_lines_are(tmp_path):
     (tmp_path / "none.json").write_text("[]")
     (tmp_path / "x.csv").write_text("text,제목\n지하철,서울\n우산,\n", "utf-8")
     told: list[str] = []
-    assert search.read_passages(str(tmp_path / "x.json"), told.append) == {"b": "다"} and "broken JSON 1" in told[0]
+    assert search.read_passages(str(tmp_path / "x.json"), told.append).texts() == {"b": "다"} and "broken JSON 1" in told[0]
     with pytest.raises(DataError, match="none.json holds no rows: add rows"):
         search.read_passages(str(tmp_path / "none.json"))
-    assert search.read_passages(str(tmp_path / "x.csv"), told.append) == {"1": "서울 지하철", "2": "우산"}
+    assert search.read_passages(str(tmp_path / "x.csv"), told.append).texts() == {"1": "서울 지하철", "2": "우산"}
     assert "2 of 2 documents are used; there were: no id 2" in told[1] and "so it is called 1" in told[1]
 
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from korlab.experiment.runs import Run
     from korlab.sparse.encoders import Encoder
     from korlab.sparse.export import Card
-    from korlab.sparse.library import Library
     from korlab.sparse.passages import Gathered
     from korlab.sparse.search import Explained, Hits
 
@@ -429,64 +428,21 @@ def search(
     else:
         say("\n".join(_lines(hits, shutil.get_terminal_size((90, 24)).columns, engine)))
 
-# %% ../../nbs/sparse/64_cli.ipynb #a364fb15
-def _library(run: str | None, documents: str, folder: str | None, engine: str) -> "tuple[Library, Encoder | None]":
-    "The passages of these documents, indexed as far as an engine needs; kept in a folder that is named."
-    from korlab.sparse import library as lib
-    from korlab.sparse.encoders import load_encoder
-
-    gathered, kept = _gathered(documents, 400, 80), Path(folder) if folder else None
-    if kept and (kept / "manifest.json").exists():
-        lib.check_passages(found := lib.open_library(kept), gathered)
-        return found, lib.encoder_of(found, run) if engine != "bm25" else None
-    encoder = None if engine == "bm25" else load_encoder(run or "latest")
-    return lib.build_library(gathered, encoder, kept, source=lib.source_mark(documents)), encoder
-
-# %% ../../nbs/sparse/64_cli.ipynb #a1b948ac
-def _usual(run: str | None) -> str:
-    "The engine for documents that were not indexed."
-    from korlab.sparse.encoders import find_encoder
-
-    if run is None:
-        try:
-            find_encoder()
-        except RunError:
-            return "bm25"
-    return "sparse"
-
 # %% ../../nbs/sparse/64_cli.ipynb #9f861f5c
 def _from_folder(
     query: str, run: str | None, documents: str | None, index: str | None, engine: str | None, k: int
 ) -> "tuple[Hits, str]":
     "Hits, and the engine that found them."
-    from korlab.sparse import library as lib
-    from korlab.sparse.search import DEMONSTRATION, find, require_index
+    from korlab.sparse.library import ENGINES
+    from korlab.sparse.search import find, open_shelf
 
     if engine:
-        one_of("--engine", engine, lib.ENGINES)
-    if documents is None and index:
-        require_index(index)
-    folder, asked = Path(expanded(index)) if index else lib.newest() if documents is None else None, engine
-    if documents is None and folder is not None:
-        shelf = lib.open_library(folder)
-        engine = engine or ("sparse" if run else shelf.usual)
-        encoder, source = lib.encoder_of(shelf, run) if engine != "bm25" else None, where(folder)
-        if engine == "bm25" != asked and shelf.sparse is not None:
-            remark("the encoder of this index is a mini, so the search is BM25's; --engine hybrid asks both")
-    else:
-        source = documents or "embedded"
-        engine = asked or _usual(run)
-        shelf, encoder = _library(run, source, index, engine)
-        if documents is None:
-            remark("nothing is indexed yet (`korlab sparse index FOLDER`), so these are the lab's own passages")
-        if engine == "bm25" and not asked:
-            remark("there is no trained encoder, so the search is BM25's")
-    if encoder and encoder.mini and encoder.generated and source != "embedded":
-        remark(DEMONSTRATION)
-    several = len(set(shelf.documents))
-    pieces = f" ({len(shelf):,} passages)" if len(shelf) > several else ""
-    say(f"searching {counted(several, 'document')}{pieces}: {source}, by {engine}", err=True)
-    return find(shelf, query, engine, k, encoder), engine
+        one_of("--engine", engine, ENGINES)
+    shelf = open_shelf(run, documents, index, engine, lambda name: _gathered(name, 400, 80), remark)
+    found, several = shelf.library, len(set(shelf.library.documents))
+    pieces = f" ({len(found):,} passages)" if len(found) > several else ""
+    say(f"searching {counted(several, 'document')}{pieces}: {shelf.source}, by {shelf.engine}", err=True)
+    return find(shelf, query, k), shelf.engine
 
 # %% ../../nbs/sparse/64_cli.ipynb #cf0b72b4
 def _from_opensearch(query: str, run: str, alias: str, engine: str, k: int) -> "Hits":

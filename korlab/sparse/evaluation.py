@@ -167,7 +167,7 @@ def _sparsity(searched: Searched, loaded: "Loaded", stop: np.ndarray) -> dict[st
 # %% ../../nbs/sparse/40_evaluation.ipynb #d9b6efe3
 def _prints(vectors: csr_matrix) -> list[bytes]:
     "Something equal for equal vectors and for no others; empty where nothing weighs anything."
-    rounded = csr_matrix((np.round(vectors.data, 3), vectors.indices, vectors.indptr), shape=vectors.shape)
+    rounded = csr_matrix((np.round(vectors.data, 3), vectors.indices, vectors.indptr), shape=vectors.shape, copy=True)
     rounded.eliminate_zeros()
     ends = list(zip(rounded.indptr, rounded.indptr[1:]))
     return [rounded.indices[a:b].tobytes() + rounded.data[a:b].tobytes() for a, b in ends]
