@@ -13,21 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import Killed, collection_of
-from kills import timeless
+from conftest import Killed
+from kills import RUNS, timeless, values_of
 
 DAMAGES = ("truncated", "flipped", "zeroed", "deleted")
 STATES = ("finished", "interrupted", "stopped")  # done; killed after the first checkpoint; stopped between training and evaluation
 SEEN = ("noticed", "irrelevant")  # the verdicts that are allowed
-_SMALL = {"device": "cpu", "tracking": "none", "precision": "fp32", "threads": 1, "max_steps": 4, "eval_steps": 2, "eval_rows": 3}
-VALUES: dict[str, dict[str, Any]] = {  # study -> a run of seconds
-    "summarization": _SMALL | {"model": "kobart", "vocab_size": 400, "batch_size": 4, "rouge_mode": "char", "max_target_length": 12},
-    "sparse": _SMALL | {"model": "sparse-ko-doc", "vocab_size": 600, "batch_size": 8, "max_length": 16, "negatives": 1,
-                        "on_collapse": "warn", "warmup": 0},
-    "coref": _SMALL | {"model": "kf-deberta", "context_length": 64, "questions": 12, "lambada": "none", "modes": "oracle_len",
-                       "target_samples": 60, "batch_size": 8},
-    "ivr": _SMALL | {"model": "gpt2-ivr", "pretraining": 4, "vocab_size": 600, "block_size": 64, "batch_size": 8},
-}
+_SMALL = {"device": "cpu", "precision": "fp32", "threads": 1, "max_steps": 4, "patience": 0}
+STUDIES = tuple(dict.fromkeys(name.split()[0] for name in RUNS))
 
 
 @dataclass(frozen=True)
@@ -215,30 +208,10 @@ def apart(work: Callable[[], Any]) -> Any:
     return json.loads(body) if body else ("TRACEBACK", "the process died")
 
 
-def _few_rows(study: str, base: Path) -> dict[str, str]:
-    """Data of a run of seconds, in files."""
-    if study == "summarization":
-        from korlab.summarization.data import embedded
-        from korlab.summarization.dialogues import save_dialogues
-
-        save_dialogues(embedded().rows["train"][:40], base / "rows.csv")
-    if study == "sparse":
-        from korlab.sparse.data import save_beir
-
-        save_beir(collection_of(24), base / "rows")
-    if study == "ivr":
-        from korlab.core.files import write
-        from korlab.ivr.corpora import english, korean
-
-        write(base / "rows.txt", "\n".join(korean(60)))
-        write(base / "english.txt", "\n".join(english()[:120]))
-        return {"data": str(base / "rows.txt"), "english": str(base / "english.txt")}
-    return {} if study == "coref" else {"data": str(base / {"summarization": "rows.csv"}.get(study, "rows"))}
-
-
 def made(study: str, base: Path, states: Sequence[str] = STATES) -> tuple[dict[str, Path], dict[str, Any]]:
     """A finished, an interrupted and a stopped run of a study: state -> folder; and what each was given."""
-    folders, values = {}, VALUES[study] | {"name": "run"} | _few_rows(study, base)
+    name = next(name for name in RUNS if name.split()[0] == study)
+    folders, values = {}, values_of(name, base / "rows") | _SMALL | {"name": "run"}
     os.environ["KORLAB_RUNS"] = str(base / "runs")
     for state in ("finished", *(one for one in states if one != "finished")):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

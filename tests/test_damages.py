@@ -39,7 +39,7 @@ def test_what_is_damaged_in_a_finished_run_is_noticed_and_made_again(at_home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", damages.VALUES)
+@pytest.mark.parametrize("study", damages.STUDIES)
 def test_no_damage_to_any_file_passes_in_silence(study, at_home):
     bad = [one for one in damages.rows(study, at_home) if one.verdict not in damages.SEEN]
     assert not bad, bad

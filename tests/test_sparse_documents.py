@@ -289,7 +289,7 @@ PIECES = st.lists(st.sampled_from(["가나다 ", "환불은 됩니다. ", "\n", 
 @given(PIECES, st.integers(20, 120), st.floats(0, 0.49), st.booleans())
 def test_cutting_loses_nothing_and_points_back(text, size, share, headed):
     overlap = min(int(size * share), size // 2 - 1)
-    found = documents._headings(text) if headed else ()
+    text, found = documents._read_markdown(text) if headed else (text, ())
     document = Document("d", text, "d.md", found, lined=True)
     cut = passages.cut_all([document], size, overlap)
     covered = set()
@@ -318,9 +318,10 @@ def test_neighbours_share_whole_words_up_to_the_overlap(words, size, overlap):
 
 def test_a_heading_opens_a_passage_and_is_searched_with_those_below_it():
     text = "# 환불\n\n## 기간\n\n" + "이레 안에 됩니다. " * 60 + "\n\n## 예외\n\n음식은 안 됩니다.\n"
-    document = Document("a.md", text, "a.md", documents._headings(text), lined=True)
+    text, found = documents._read_markdown(text)
+    document = Document("a.md", text, "a.md", found, lined=True)
     cut = passages.cut_document(document, 200, 40)
-    assert cut[0].text.startswith("# 환불\n\n## 기간") and cut[-1].text.startswith("## 예외") and cut[-1].context == "환불"
+    assert cut[0].text.startswith("환불\n\n기간") and cut[-1].text.startswith("예외") and cut[-1].context == "환불"
     assert all(one.searched.startswith("환불 > 기간\n") for one in cut[1:-1]) and len(cut) > 3
 
 
@@ -334,8 +335,37 @@ def test_a_large_text_is_cut_in_time_that_grows_with_it():
 
 
 def test_levels_that_skip_and_headings_in_fences():
-    text = "```\n# 아님\n```\n### 셋\n글\n# 하나\n글\n"
-    assert documents._headings(text) == (Heading(text.index("###"), 3, "셋"), Heading(text.index("# 하나"), 1, "하나"))
+    text, found = documents._read_markdown("```\n# 아님\n```\n### 셋\n글\n# 하나\n글\n")
+    assert found == (Heading(text.index("셋"), 3, "셋"), Heading(text.index("하나"), 1, "하나"))
+
+
+MARKS = st.lists(st.sampled_from(["가나 ", "**환불**", "[글](x)", "`a`", "# ", "- ", "> ", "1. ", "| ", "|--|--|", "\n", "\n\n", "```", "---", "<!--", "-->", "<b>", "![", "](", "    "]),
+                 max_size=40).map("".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(MARKS)
+def test_marks_of_any_page_go_and_its_lines_stay(text):
+    said, headings = documents._read_markdown(text)
+    assert said.count("\n") == text.count("\n") and [*headings] == sorted(headings)
+    assert all(said[one.at:].startswith(one.title) and one.title for one in headings)
+    assert [said[: one.at].count("\n") for one in headings] == sorted({said[: one.at].count("\n") for one in headings})
+    if not re.search(r"<!--|\]\(|```|---", text):  # comments say nothing, nor do places that links lead to
+        assert said.count("가나") == text.count("가나")
+
+
+def test_a_page_is_shown_as_what_it_says():
+    page = "> **환불**은 [여기](https://x.y/z?a=b)에서.\n> 둘째 줄\n\n- [ ] 하나\n  - `둘`\n\n|이름|값|\n|:--|--:|\n|**가**|<br>3|\n\n<div>\n상자 &amp; 글\n</div>\n\n![그림](a.png)\n***\n1. 셋\n"
+    assert documents._read_markdown(page)[0].split("\n") == [
+        "환불은 여기에서.", "둘째 줄", "", "- [ ] 하나", "- 둘", "", "이름 | 값", "", "가 | 3", "", "", "상자 & 글", "", "", "그림", "", "1. 셋", ""]
+
+
+def test_hostile_marks_cost_no_more_than_their_length():
+    import time
+    begin = time.process_time()
+    for piece in ("<!--", "[", "**a", "![](", "`", "| ", "> ", "<a ", "- "):
+        documents._read_markdown(piece * (60_000 // len(piece)))
+    assert time.process_time() - begin < 60
 
 
 # ---- BM25 as an index ------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,7 @@ from .data import entries
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
+    from markdown_it.token import Token
 
 # %% ../../nbs/sparse/13_documents.ipynb #1674f201
 class Heading(NamedTuple):
@@ -72,46 +74,60 @@ def _plain(path: Path, name: str) -> Document:
     text, notes = _text(path)
     return Document(name, text, name, lined=True, notes=notes)
 
-# %% ../../nbs/sparse/13_documents.ipynb #74f74716
-_SETTINGS = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-_FENCE = re.compile(r"\s{0,3}(```|~~~)")
-
-
-def _outside(
-    text: str,  # Markdown
-) -> Iterator[tuple[int, str]]:  # where each line begins, and the line; blank in place of settings and fenced code
-    "The lines in which headings can stand."
-    begun, at, fence = found.end() if (found := _SETTINGS.match(text)) else 0, 0, ""
-    for line in text.split("\n"):
-        mark = found[1] if (found := _FENCE.match(line)) and at >= begun else ""
-        yield at, "" if fence or mark or at < begun else line
-        fence = (fence if mark != fence else "") if fence else mark
-        at += len(line) + 1
-
 # %% ../../nbs/sparse/13_documents.ipynb #a407e894
-_NUMBERED = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*(?:[ \t]#+[ \t]*)?")
-_LINED = re.compile(r" {0,3}(=+|-{2,})[ \t]*")
-_NO_TITLE = re.compile(r"\s*(?:$|[#>|]|[-*+] )")  # blank, or the beginning of something else than a paragraph
+_SETTINGS = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+_VERBATIM = {"fence": 1, "code_block": 0}  # kind of block -> lines of it before its content
 
 
-def _headings(
+def _words(
+    token: "Token",  # an inline one
+) -> str:  # with the line breaks of the file
+    "What a piece of Markdown says."
+    instead = {"softbreak": "\n", "hardbreak": "\n", "html_inline": ""}
+    return "".join(instead.get(one.type, one.content) for one in token.children or ())
+
+
+def _lines_of(
+    token: "Token",  # of a block
+) -> tuple[int, list[str]]:  # the line it begins in, and what it adds to this one and the next
+    "What a block says, line by line."
+    from bs4 import BeautifulSoup
+
+    first = token.map[0] if token.map else 0
+    if token.type == "list_item_open":
+        return first, [f"{token.info}{token.markup} "]
+    if token.type == "inline":
+        return first, _words(token).split("\n")
+    if token.type == "html_block":
+        return first, BeautifulSoup(token.content, "html.parser").get_text().split("\n")
+    return first + _VERBATIM.get(token.type, 0), token.content.split("\n") if token.type in _VERBATIM else []
+
+# %% ../../nbs/sparse/13_documents.ipynb #f1366100
+def _read_markdown(
     text: str,  # Markdown
-) -> tuple[Heading, ...]:  # in order
-    "Find the headings of a Markdown text."
-    found, before = [], (0, "")
-    for at, line in _outside(text):
-        if numbered := _NUMBERED.fullmatch(line):
-            found.append(Heading(at, len(numbered[1]), numbered[2]))
-        elif (under := _LINED.fullmatch(line)) and not _NO_TITLE.match(before[1]):
-            found.append(Heading(before[0], 1 if under[1][0] == "=" else 2, before[1].strip()))
-        before = at, line
-    return tuple(one for one in found if one.title)
+) -> tuple[str, tuple[Heading, ...]]:  # what it says, as many lines, and its headings in order
+    "Take the marks out of a Markdown text."
+    from markdown_it import MarkdownIt
+
+    begun = found.end() if (found := _SETTINGS.match(text)) else 0
+    ahead, written = text[:begun].count("\n"), text.split("\n")
+    shown, titles = written[:ahead] + [""] * (len(written) - ahead), list[tuple[int, int]]()
+    tokens = MarkdownIt("commonmark").enable("table").parse("\n" * ahead + text[begun:])
+    for above, token in zip(["", *(one.type for one in tokens)], tokens):
+        first, said = _lines_of(token)
+        for number, line in enumerate(said[: len(shown) - first], first):
+            shown[number] += f" | {line}" if shown[number] and above in ("td_open", "th_open") else line
+        if token.type == "heading_open":
+            titles.append((first, int(token.tag[1])))
+    starts = [0, *accumulate(len(line) + 1 for line in shown)]
+    return "\n".join(shown), tuple(Heading(starts[at], level, shown[at]) for at, level in titles if shown[at])
 
 
 def _markdown(path: Path, name: str) -> Document:
     "A Markdown file as a document."
     text, notes = _text(path)
-    return Document(name, text, name, _headings(text), lined=True, notes=notes)
+    said, headings = _read_markdown(text)
+    return Document(name, said, name, headings, lined=True, notes=notes)
 
 # %% ../../nbs/sparse/13_documents.ipynb #6956844c
 _KOREAN = re.compile(r"euc[-_]?kr|ks_?c[-_]?5601.*|ksc5601|cp949|ms949|x-windows-949", re.IGNORECASE)
