@@ -19,7 +19,7 @@ from kills import RUNS, timeless, values_of
 DAMAGES = ("truncated", "flipped", "zeroed", "deleted")
 STATES = ("finished", "interrupted", "stopped")  # done; killed after the first checkpoint; stopped between training and evaluation
 SEEN = ("noticed", "irrelevant")  # the verdicts that are allowed
-_SMALL = {"device": "cpu", "precision": "fp32", "threads": 1, "max_steps": 4, "patience": 0}
+_SMALL = {"device": "cpu", "precision": "fp32", "threads": 1, "max_steps": 4}
 STUDIES = tuple(dict.fromkeys(name.split()[0] for name in RUNS))
 
 
@@ -91,8 +91,8 @@ def leave(state: str, values: Mapping[str, Any]) -> None:
 
 # ---- what it left ------------------------------------------------------------------------------------------------
 
-_TIMES = re.compile(r"seconds|runtime|per_second|latency|speed|memory|time|flos|^p50$|^p95$")
-_ASIDE = re.compile(r"(^|/)(\.|torn-|checkpoints/|made_of)|manifest\.json$|^(status|environment|computing|config|progress|batch)\.json$|README\.md$")
+_TIMES = re.compile(r"seconds|runtime|per_second|latency|speed|memory|time|flos|created_at|^p50$|^p95$")
+_ASIDE = re.compile(r"(^|/)(\.|torn-|checkpoints/|made_of)|manifest\.json$|^(status|environment|computing|config|batch)\.json$|(^|/)progress\.json$|README\.md$")
 
 
 def _content(file: Path) -> str:
@@ -211,7 +211,8 @@ def apart(work: Callable[[], Any]) -> Any:
 def made(study: str, base: Path, states: Sequence[str] = STATES) -> tuple[dict[str, Path], dict[str, Any]]:
     """A finished, an interrupted and a stopped run of a study: state -> folder; and what each was given."""
     name = next(name for name in RUNS if name.split()[0] == study)
-    folders, values = {}, values_of(name, base / "rows") | _SMALL | {"name": "run"}
+    short = {key: value for key, value in values_of(name, base / "rows").items() if key not in ("patience", "threshold")}
+    folders, values = {}, short | _SMALL | {"name": "run"}
     os.environ["KORLAB_RUNS"] = str(base / "runs")
     for state in ("finished", *(one for one in states if one != "finished")):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -17,6 +17,7 @@ from .quality import quality
 from .recall import MEASURES
 from .splits import is_set
 from ..experiment import results
+from ..experiment.checkpoints import TORN
 from ..experiment.runs import Run
 from ..experiment.studies import ModelCard, Page
 from ..metrics.measures import Interval, written
@@ -33,7 +34,8 @@ _QUOTING = {"Names", "Questions"}
 def _sets(run: Run) -> Iterator[Path]:
     "The sets that were made of texts of one's own for a run or an evaluation, or the one it was given; none for embedded articles."
     made, data = run.path("samples"), Path(run.config.rows.data)
-    yield from (one for one in (data, made, *sorted(made.glob("*"), reverse=True)) if is_set(str(one)))
+    parts = [one for one in sorted(made.glob("*"), reverse=True) if not one.name.startswith((".", TORN))]  # drafts, and what was set aside
+    yield from (one for one in (data, made, *parts) if is_set(str(one)))
 
 
 def _quality(run: Run) -> Iterator[Any]:

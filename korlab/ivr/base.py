@@ -61,7 +61,7 @@ def build(
     from korlab.ivr import models
     from korlab.ivr.training import CausalTraining
 
-    if damage(folder / "model") is None:
+    if damage(folder / "model") is None and (folder / "history.jsonl").is_file():
         return
     set_seed(config.computing.seed)
     size = config.own.block_size or 128

@@ -211,9 +211,10 @@ def init(
     force: bool = False,
 ) -> Record:
     "Read or build the base."
-    outputs = ["tokenizers/original", "base/model" if config.run.size == "mini" else "base.json"]
-    inputs = _base_inputs(config, corpora)
-    return done(work, "init", inputs, outputs, partial(_init, work, config, corpora, inputs), force)
+    mini = config.run.size == "mini"
+    outputs, inputs = ["tokenizers/original", "base/model" if mini else "base.json"], _base_inputs(config, corpora)
+    lost = mini and not work.path("base", "history.jsonl").is_file()  # no output, since it holds times
+    return done(work, "init", inputs, outputs, partial(_init, work, config, corpora, inputs), force or lost)
 
 # %% ../../nbs/ivr/34_steps.ipynb #5bd141a4
 def original(
