@@ -46,6 +46,9 @@ korlab models                            # what can be trained
 korlab run params/STUDY/EXPERIMENT.yaml  # train, score, render a report
 papermill nbs/train.ipynb out.ipynb -p model MODEL -p data my/   # the same as a notebook, with your own files
 korlab list                              # the runs there are, and what they scored
+korlab sparse index my/                  # a folder of documents; BM25 needs no training
+korlab sparse search "환불은 언제까지 되나요"   # passages, where they stand, and which words decided
+korlab summarize RUN talks.xlsx --to out.xlsx   # dialogues in a file, by a trained run
 ```
 """
 
