@@ -9,6 +9,8 @@ __all__ = ['key_of', 'kept', 'fingerprint', 'dense_model', 'Dense', 'nearest', '
 import hashlib
 import json
 import sqlite3
+import warnings
+import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import without_cache
+from ..core.settings import shown
+from ..experiment.checkpoints import put_aside
 from ..experiment.models import NO_CODE, check_positions, loading, require_weights_inside
 from .windows import Windows
 
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/sparse/27a_dense.ipynb #2417c470
 def _opened(file: Path | str, table: str) -> sqlite3.Connection:
     base = sqlite3.connect(file, timeout=60)
-    base.execute(f"CREATE TABLE IF NOT EXISTS {table} (key BLOB PRIMARY KEY, value NOT NULL) WITHOUT ROWID")
+    base.execute(f"CREATE TABLE IF NOT EXISTS checked_{table} (key BLOB PRIMARY KEY, value NOT NULL, crc NOT NULL) WITHOUT ROWID")
     return base
 
 
@@ -38,26 +42,32 @@ def _open(file: Path, table: str) -> sqlite3.Connection:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         return _opened(file, table)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.OperationalError) as error:
         without_cache(file, error)
         return _opened(":memory:", table)
 
 # %% ../../nbs/sparse/27a_dense.ipynb #c3bb86ab
+def _crc(key: bytes, value: Any) -> int:
+    "The checksum of an entry."
+    return zlib.crc32(key + (value if isinstance(value, bytes) else repr(value).encode()))
+
+
 def _keep(base: sqlite3.Connection, table: str, new: Mapping[bytes, Any], file: Path) -> None:
     "Write into an open cache, if that can be."
     try:
         with base:
-            base.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", new.items())
+            base.executemany(f"INSERT OR REPLACE INTO checked_{table} VALUES (?, ?, ?)", [(key, value, _crc(key, value)) for key, value in new.items()])
     except sqlite3.OperationalError as error:
         without_cache(file, error)
 
 
 def _known(base: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> dict[bytes, Any]:
-    "Look up what an open cache has."
+    "Look up what an open cache has, and what is as it was written."
     found: dict[bytes, Any] = {}
     for start in range(0, len(keys), 500):
         part = keys[start : start + 500]
-        found |= dict(base.execute(f"SELECT * FROM {table} WHERE key IN ({','.join('?' * len(part))})", part))
+        rows = base.execute(f"SELECT * FROM checked_{table} WHERE key IN ({','.join('?' * len(part))})", part)
+        found |= {key: value for key, value, crc in rows if crc == _crc(key, value)}
     return found
 
 # %% ../../nbs/sparse/27a_dense.ipynb #d4af04b0
@@ -68,14 +78,11 @@ def key_of(
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
-def kept(
-    file: Path,  # the cache
-    table: str,  # of the cache
-    items: Mapping[bytes, Hashable],  # key -> what its value is made from
-    make: Callable[[list[Any]], Sequence[Any]],  # some of these -> a value each: a number or bytes
-    chunk: int = 256,  # values between two transactions
-) -> dict[bytes, Any]:  # key -> value
-    "Look values up, making only those that the cache lacks."
+_Make = Callable[[list[Any]], Sequence[Any]]
+
+
+def _through(file: Path, table: str, items: Mapping[bytes, Hashable], make: _Make, chunk: int) -> dict[bytes, Any]:
+    "As `kept`, through a file that is sound."
     with closing(_open(file, table)) as base:
         found = _known(base, table, list(items))
         left = [key for key in items if key not in found]
@@ -85,6 +92,31 @@ def kept(
             _keep(base, table, new, file)
             found |= new
     return found
+
+# %% ../../nbs/sparse/27a_dense.ipynb #79749775
+def _aside(file: Path, reason: object) -> Path:
+    "Set a damaged cache aside; where to keep values instead, in memory if it cannot be moved."
+    try:
+        torn = put_aside(file)
+    except OSError as error:
+        without_cache(file, error)
+        return Path(":memory:")
+    warnings.warn(f"the cache {shown(file)} is damaged ({reason}); it is kept as {torn.name}, and what it saved is done again", stacklevel=4)
+    return file
+
+
+def kept(
+    file: Path,  # the cache
+    table: str,  # of the cache
+    items: Mapping[bytes, Hashable],  # key -> what its value is made from
+    make: _Make,  # some of these -> a value each: a number or bytes
+    chunk: int = 256,  # values between two transactions
+) -> dict[bytes, Any]:  # key -> value
+    "Look values up, making only those that the cache lacks."
+    try:
+        return _through(file, table, items, make, chunk)
+    except sqlite3.DatabaseError as error:  # no longer a table: what cannot be opened or written is told by `_open` and `_keep`
+        return _through(_aside(file, error), table, items, make, chunk)
 
 # %% ../../nbs/sparse/27a_dense.ipynb #46de4831
 def fingerprint(
