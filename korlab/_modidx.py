@@ -1911,6 +1911,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'korlab.ivr.base._pretraining': ('ivr/base.html#_pretraining', 'korlab/ivr/base.py'),
                                  'korlab.ivr.base.base_source': ('ivr/base.html#base_source', 'korlab/ivr/base.py'),
                                  'korlab.ivr.base.build': ('ivr/base.html#build', 'korlab/ivr/base.py'),
+                                 'korlab.ivr.base.is_taught': ('ivr/base.html#is_taught', 'korlab/ivr/base.py'),
                                  'korlab.ivr.base.stamp': ('ivr/base.html#stamp', 'korlab/ivr/base.py')},
             'korlab.ivr.bpe': { 'korlab.ivr.bpe.Added': ('ivr/bpe.html#added', 'korlab/ivr/bpe.py'),
                                 'korlab.ivr.bpe.Bpe': ('ivr/bpe.html#bpe', 'korlab/ivr/bpe.py'),

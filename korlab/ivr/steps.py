@@ -24,7 +24,7 @@ from ..experiment.checkpoints import draft_of, publish
 from ..experiment.config import Config
 from ..experiment.models import NO_CODE
 from ..experiment.seals import digest, harm
-from .base import base_source, build, stamp
+from .base import base_source, build, is_taught, stamp
 from .bpe import Bpe, read_bpe
 from .corpora import Corpora
 from .counting import Corpus, Counts, count_corpora, parts_of, read_counts
@@ -213,7 +213,7 @@ def init(
     "Read or build the base."
     mini = config.run.size == "mini"
     outputs, inputs = ["tokenizers/original", "base/model" if mini else "base.json"], _base_inputs(config, corpora)
-    lost = mini and not work.path("base", "history.jsonl").is_file()  # no output, since it holds times
+    lost = mini and not is_taught(work.path("base"))  # its records are no outputs, since they hold times
     return done(work, "init", inputs, outputs, partial(_init, work, config, corpora, inputs), force or lost)
 
 # %% ../../nbs/ivr/34_steps.ipynb #5bd141a4
