@@ -67,7 +67,8 @@ def test_a_refusal_from_anywhere_is_one_red_line(tmp_path):
 
 
 def test_a_mistyped_command_stays_a_usage_error(tmp_path):
-    for words in (["statu"], ["run"], ["run", "a.yaml", "-j", "0"], ["sparse", "serch"]):
+    for words in (["statu"], ["run"], ["run", "a.yaml", "-j", "0"], ["run", "a.yaml", "-j", "1000000"], ["sparse", "serch"],
+                  ["coref", "mentions", "a.txt", "--workers", "1000000"], ["ivr", "analyze", "--workers", "1000000"]):
         done = korlab(*words, runs=tmp_path)
         assert done.returncode == 2 and "Traceback" not in done.stderr, words
 

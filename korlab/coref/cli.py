@@ -47,7 +47,7 @@ _DATA = Annotated[list[str], typer.Argument(
 )]
 _OUT = Annotated[Path, typer.Option(help="what shall be made")]
 _RULE = Annotated[str, typer.Option(help="compound: names whole; source: proper nouns one by one, as published")]
-_WORKERS = Annotated[int, typer.Option(min=1, help="processes that analyse")]
+_WORKERS = Annotated[int, typer.Option(min=1, max=256, help="processes that analyse")]
 _POLICY = Annotated[str, typer.Option(help="report: go on without rows that cannot be read; strict: stop")]
 
 # %% ../../nbs/coref/64_cli.ipynb #a68f48bb

@@ -118,7 +118,7 @@ def init(
         _told(begin(folder, config, _read(folder, config, normalize_force), force))
 
 # %% ../../nbs/ivr/64_cli.ipynb #4bbc8cd1
-_WORKERS = Annotated[int | None, typer.Option(min=0, help="processes that cut texts; 0 takes all processors but one")]
+_WORKERS = Annotated[int | None, typer.Option(min=0, max=256, help="processes that cut texts; 0 takes all processors but one")]
 _CHUNK = Annotated[int | None, typer.Option("--chunk-size", min=1, help="texts a process gets at a time")]
 _MOST = Annotated[int | None, typer.Option("--max-texts", min=0, help="texts of each corpus that are looked at; 0, as if not given, looks at all")]
 _IDS = Annotated[bool | None, typer.Option("--sequences/--no-sequences", help="also write the ids of every text, a line each")]

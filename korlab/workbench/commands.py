@@ -50,7 +50,7 @@ _DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="print the effective p
 _BACKGROUND = Annotated[bool, typer.Option(
     "--background", help="give the terminal back; `korlab status` shows how far it is"
 )]
-_JOBS = Annotated[int, typer.Option("-j", "--jobs", min=1, help="experiments at a time")]
+_JOBS = Annotated[int, typer.Option("-j", "--jobs", min=1, max=256, help="experiments at a time")]
 _NAME = Annotated[str | None, typer.Option(help="name of the suite's folder; one is made from the experiments")]
 
 # %% ../../nbs/workbench/09_commands.ipynb #728c03a8
