@@ -1,5 +1,7 @@
 """A sentence encoder without a head made sparse: through the entry notebook, saved, resumed, exported, searched."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,14 @@ def test_scored_again_it_gets_the_same_with_the_weight_that_dev_chose(run):
     again, checkpoint = open_evaluation({"run": "mine"})
     assert evaluate_on(again, checkpoint).scored == results.read(run).scored
     again.close()
+
+
+def test_another_collection_is_searched_by_fused_ranks(run, tmp_path):
+    """A weight that dev chose among its own questions says nothing of others."""
+    given = collection_of(24)
+    save_beir(replace(given, queries={key: f"혹시 {text}" for key, text in given.queries.items()}), tmp_path)
+    again, checkpoint = open_evaluation({"run": "mine", "data": str(tmp_path)})
+    assert evaluate_on(again, checkpoint).facts["test"]["hybrid"] == {"kind": "rrf", "weight": None}
 
 
 def trained(name, run, step=None):

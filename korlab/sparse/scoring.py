@@ -108,8 +108,10 @@ def _weight_of(home: Path, splits: Splits, search: _Searching) -> float | None:
 def _beside(run: Run[Params], home: Path, splits: Splits, search: _Searching) -> Beside:
     "Who is asked besides the encoder and BM25."
     own = run.config.own
-    weight = _weight_of(home, splits, search) if own.hybrid == "sum" else None
-    return Beside(dense_of(run, home) if own.dense else None, own.hybrid, weight)
+    elsewhere = home != run.folder and "dev" not in splits.collections  # of which a weight that dev chose says nothing
+    hybrid = "rrf" if own.hybrid and elsewhere else own.hybrid
+    weight = _weight_of(home, splits, search) if hybrid == "sum" else None
+    return Beside(dense_of(run, home) if own.dense else None, hybrid, weight)
 
 # %% ../../nbs/sparse/41_scoring.ipynb #aefdb72e
 def _score_splits(
