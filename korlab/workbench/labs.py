@@ -13,6 +13,7 @@ from pathlib import Path
 from ..core.errors import LabError
 from ..core.files import opening, write
 from ..core.settings import shipped
+from ..experiment import studies
 
 # %% ../../nbs/workbench/08b_labs.ipynb #f1fccdc3
 def _files(
@@ -46,9 +47,7 @@ korlab models                            # what can be trained
 korlab run params/STUDY/EXPERIMENT.yaml  # train, score, render a report
 papermill nbs/train.ipynb out.ipynb -p model MODEL -p data my/   # the same as a notebook, with your own files
 korlab list                              # the runs there are, and what they scored
-korlab sparse index my/                  # a folder of documents; BM25 needs no training
-korlab sparse search "환불은 언제까지 되나요"   # passages, where they stand, and which words decided
-korlab summarize RUN talks.xlsx --to out.xlsx   # dialogues in a file, by a trained run
+korlab STUDY --help                      # what a study does with your files: {studies}
 ```
 """
 
@@ -57,7 +56,7 @@ def make_lab(
     folder: Path,  # made if it is not there
 ) -> list[Path]:  # the files written, relative to it
     "Write a lab into a folder; a `LabError` names a file that stands in the way."
-    base, own = shipped(), {Path(".gitignore"): _IGNORED, Path("README.md"): _README.format(name=folder.resolve().name)}
+    base, own = shipped(), {Path(".gitignore"): _IGNORED, Path("README.md"): _README.format(name=folder.resolve().name, studies=", ".join(studies.names()))}
     taken, files = _files(base), []
     with opening(folder):
         if there := [folder / one for one in (*own, *taken) if (folder / one).exists()]:
