@@ -237,12 +237,11 @@ def strongest(
     most: int | None,  # entries to keep of each; None keeps all
 ) -> np.ndarray:  # (n, V)
     "Keep the largest entries of each vector, as `max_active_dims` of sentence-transformers does."
-    if most is None or most >= vectors.shape[1]:
-        return vectors
-    places = np.argsort(-vectors, axis=1, kind="stable")[:, :most]
-    kept = np.zeros_like(vectors)
-    np.put_along_axis(kept, places, np.take_along_axis(vectors, places, 1), 1)
-    return kept
+    from scipy.sparse import csr_matrix
+
+    from korlab.sparse.index import prune
+
+    return vectors if most is None else prune(csr_matrix(vectors), top=most).toarray()
 
 # %% ../../nbs/sparse/52_export.ipynb #50cb05ab
 _SAMPLES = (

@@ -318,7 +318,7 @@ def require_index(
 
 # %% ../../nbs/sparse/50_search.ipynb #809e3d32
 DEMONSTRATION = ("this encoder is a miniature that learnt from generated text, so on texts of your own it is a demonstration: BM25 is the "
-                  "search to trust")
+                 "search to trust")
 
 
 def _indexed(

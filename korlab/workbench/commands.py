@@ -287,8 +287,9 @@ def evaluate(
     from korlab.experiment.evaluations import open_evaluation
     from korlab.report.render import lead_of, render
     from korlab.workbench.driving import execute_notebook
+    from korlab.workbench.plans import laid
 
-    given = _given(**_laid(overlay) | _given(run=None if run == "latest" else run, data=data, name=name) | values_of(param))
+    given = _given(**laid(overlay) | _given(run=None if run == "latest" else run, data=data, name=name) | values_of(param))
     given.setdefault("run", run)
     opened, _ = open_evaluation(given)
     opened.close()
@@ -305,12 +306,6 @@ def _given(**values: Any) -> dict[str, Any]:
     "What a person gave; what they left out keeps the notebook's own value."
     return {name: value for name, value in values.items() if value is not None}
 
-
-def _laid(files: Sequence[Path]) -> dict[str, Any]:
-    "What YAML files say, the later ones over the earlier."
-    from korlab.core.yamls import read_yaml
-
-    return {name: value for file in files for name, value in read_yaml(file).items()}
 
 # %% ../../nbs/workbench/09_commands.ipynb #ad5c022a
 _START = Annotated[Path, typer.Argument(help="the experiment every trial starts from")]
