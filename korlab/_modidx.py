@@ -2964,6 +2964,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'korlab.sparse.earlier.items': ('sparse/earlier.html#items', 'korlab/sparse/earlier.py'),
                                        'korlab.sparse.earlier.results': ('sparse/earlier.html#results', 'korlab/sparse/earlier.py')},
             'korlab.sparse.encoders': { 'korlab.sparse.encoders.Encoder': ('sparse/encoders.html#encoder', 'korlab/sparse/encoders.py'),
+                                        'korlab.sparse.encoders.Encoder.demonstrates': ( 'sparse/encoders.html#encoder.demonstrates',
+                                                                                         'korlab/sparse/encoders.py'),
                                         'korlab.sparse.encoders._build': ('sparse/encoders.html#_build', 'korlab/sparse/encoders.py'),
                                         'korlab.sparse.encoders._counts': ('sparse/encoders.html#_counts', 'korlab/sparse/encoders.py'),
                                         'korlab.sparse.encoders._digest': ('sparse/encoders.html#_digest', 'korlab/sparse/encoders.py'),

@@ -277,7 +277,7 @@ def _tell_limits(encoder: "Encoder", texts: Sequence[str]) -> None:
         if long := sum(length > encoder.max_length for length in lengths):
             remark(f"the encoder reads {encoder.max_length} tokens of a passage, and {long / len(lengths):.0%} of them are longer: a smaller "
                    "--size would let it read them whole")
-    if encoder.mini and encoder.generated:
+    if encoder.demonstrates:
         remark(DEMONSTRATION)
 
 # %% ../../nbs/sparse/64_cli.ipynb #64d65331

@@ -54,6 +54,11 @@ class Encoder:
     mini: bool = False  # whether it is a miniature that learnt from nothing
     generated: bool = False  # whether it learnt from the lab's generated text
 
+    @property
+    def demonstrates(self) -> bool:
+        "Whether it only shows how an encoder works: on a person's own texts BM25 is the search to trust."
+        return self.mini and self.generated
+
 # %% ../../nbs/sparse/27_encoders.ipynb #eb83a4d3
 def _counts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> csr_matrix:  # (texts, V) float32
     "How often each token occurs in each text."

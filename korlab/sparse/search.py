@@ -348,7 +348,7 @@ def _trained(
             note("there is no trained encoder, so the search is BM25's")
             return None
     found = load_encoder(run or "latest")
-    if run is None and own and found.mini and found.generated:
+    if run is None and own and found.demonstrates:
         note(f"{found.name} is a miniature that learnt from generated text, so the search is BM25's; name it to see what it does")
         return None
     return found
@@ -395,7 +395,7 @@ def open_shelf(
         found = _unindexed(documents or "embedded", folder, run, engine, read, note)
         if documents is None:
             note("nothing is indexed yet (`korlab sparse index FOLDER`), so these are the lab's own passages")
-    if found.encoder and found.encoder.mini and found.encoder.generated and found.source != "embedded":
+    if found.encoder and found.encoder.demonstrates and found.source != "embedded":
         note(DEMONSTRATION)
     return found
 
