@@ -160,7 +160,7 @@ BAD = {
     "tables.json": (TABLES, ["several arrays of objects (a, b): name one, as in FILE.json#a"]),
     "files.zip": (FILES, ["2 data files in it (a.csv, b.csv): name one, as in files.zip#a.csv"]),
     "empty.xlsx": (book(Sheet1=[]), ["is a workbook without a row in it"]),
-    "old.xlsx": (b"\xd0\xcf\x11\xe0" + b"\0" * 600, ["protected by a password, or in Excel's old format"]),
+    "old.xlsx": (b"\xd0\xcf\x11\xe0" + b"\0" * 600, ["protected by a password, or in the format before 2007"]),
     "cut.json": (text(OBJECTS)[:-40], ["is not readable as JSON after"]),
     "web.json": ("<html></html>", ["neither an array nor an object begins here"]),
     "empty.json": ("[]", ["holds no row with named values"]),

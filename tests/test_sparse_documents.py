@@ -1,10 +1,12 @@
 """A person's folder of mixed documents, from files to hits: what is read, how it is cut, where it is found again, and how well."""
 
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from korlab.cli.main import command_line
+from korlab.core.accounts import DataError
 from korlab.sparse import documents, library, passages, search
 from korlab.sparse.documents import Document, Heading, read_folder
 from korlab.sparse.encoders import word_encoder
@@ -67,6 +70,7 @@ def folder(tmp_path, monkeypatch):
     (home / "guides" / "refund.md").write_text(REFUND, "utf-8")
     (home / "guides" / "old" / "shipping.html").write_bytes(SHIPPING.encode("cp949"))
     (home / "manual.pdf").write_bytes(korean_pdf("설치 안내서", "배터리는 뒷면의 덮개를 열고 갈아 끼웁니다"))
+    (home / "notice.docx").write_bytes(word(said("휴관 안내", style="제목1") + said("설날에는 문을 닫습니다.")))
     (home / "scan.pdf").write_bytes(korean_pdf("", ""))
     (home / "log.txt").write_text("".join(f"{n}번째 줄에는 오늘 한 일을 적어 두었다. 날씨는 맑았다.\n\n" for n in range(300)) + "보일러 압력은 1.5바로 맞춘다.\n", "utf-8")
     (home / "empty.txt").write_text("")
@@ -89,7 +93,7 @@ def korlab(*words: object, code: int = 0):
 def test_from_a_folder_to_hits_and_a_table_in_three_commands(folder):
     said, told = korlab("index", "my/")
     assert "passages by BM25: " in said and said.rstrip().endswith("indexes/my")
-    assert "5 files read (csv 1, txt 1, pdf 1, md 1, html 1): 6 documents (2 rows of tables)" in told, told
+    assert "6 files read (csv 1, txt 1, pdf 1, docx 1, md 1, html 1): 7 documents (2 rows of tables)" in told, told
     assert "2 hidden or temporary ones passed over" in told and "3 files left out" in told
     assert "scan.pdf has no text in its 2 pages, as a scan has none: let an OCR read it" in told
     assert "empty.txt is empty (0 bytes)" in told and "photo.png is no document" in told
@@ -97,10 +101,10 @@ def test_from_a_folder_to_hits_and_a_table_in_three_commands(folder):
     for query, place in {
         "환불은 언제까지 되나요": "guides/refund.md:1-5 (환불 안내)", "음식도 환불되나요?": "guides/refund.md:7-9 (환불 안내 > 예외)",
         "비밀번호가 기억나지 않아요": "faq.csv, row 1", "제주도는 며칠 걸리나요": "guides/old/shipping.html (배송 안내)",
-        "배터리를 어떻게 갈지": "manual.pdf, pp. 1-2", "보일러 압력": "log.txt:",
+        "배터리를 어떻게 갈지": "manual.pdf, pp. 1-2", "설날에 문을 여나요": "notice.docx (휴관 안내)", "보일러 압력": "log.txt:",
     }.items():
         said, told = korlab("search", query, "-k", 1)
-        assert told.startswith("searching 6 documents (") and ", by bm25" in told and "by bm25" in said.splitlines()[0]
+        assert told.startswith("searching 7 documents (") and ", by bm25" in told and "by bm25" in said.splitlines()[0]
         assert place in said.splitlines()[1], said
     rows = json.loads(korlab("search", "보일러 압력", "-k", 2, "--json")[0])
     assert rows[0]["text"].endswith("보일러 압력은 1.5바로 맞춘다.") and rows[0]["where"].endswith("-601") and rows[0]["engine"] == "bm25"
@@ -108,7 +112,7 @@ def test_from_a_folder_to_hits_and_a_table_in_three_commands(folder):
     Path("questions.csv").write_text("question,document\n환불은 언제까지 되나요,refund.md\n비밀번호가 기억나지 않아요,1\n제주도는 며칠 걸리나요,shipping\n"
                                      "배터리를 어떻게 갈지,manual.pdf\n없는 것,none.md\n영수증,faq.csv\n", "utf-8")
     said, told = korlab("measure", "questions.csv")
-    assert "4 questions, 6 documents" in said and "bm25" in said and "│ 4 │ 100.0 [100.0, 100.0]" in said
+    assert "4 questions, 7 documents" in said and "bm25" in said and "│ 4 │ 100.0 [100.0, 100.0]" in said
     assert "2 of 6 rows are left out" in told and "'none.md' is not in the index" in told and "'faq.csv' is a table of 2 rows" in told
     assert "4 questions tell little" in told
 
@@ -253,6 +257,65 @@ def test_korean_in_a_pdf_is_found_on_its_page(tmp_path):
     assert document.text == "첫째 쪽에는 차례가 있습니다\n\n\n\n환불은 이레 안에 됩니다" and reading.notes == ("a.pdf: 1 of its 3 pages have no text, as pictures have none",)
     assert [one.where for one in passages.cut_document(document, 20, 0)] == ["a.pdf, p. 1", "a.pdf, p. 3"]
     assert reading.left_out["broken.pdf"].startswith("is not readable as PDF")
+
+
+def word(body: str, before: str = "") -> bytes:
+    """A Word document by hand: what lies between the tags of its body."""
+    made, office = io.BytesIO(), "http://schemas.openxmlformats.org"
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as parts:
+        parts.writestr("word/document.xml", f'{before}<w:document xmlns:w="{office}/wordprocessingml/2006/main"><w:body>{body}</w:body></w:document>')
+        parts.writestr("_rels/.rels", f'<Relationships xmlns="{office}/package/2006/relationships"><Relationship Id="r" '
+                       f'Type="{office}/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>')
+        parts.writestr("word/styles.xml", f'<w:styles xmlns:w="{office}/wordprocessingml/2006/main"><w:style w:type="paragraph" w:styleId="제목1">'
+                       '<w:name w:val="heading 1"/></w:style></w:styles>')
+        parts.writestr("word/_rels/document.xml.rels", f'<Relationships xmlns="{office}/package/2006/relationships"><Relationship Id="s" '
+                       f'Type="{office}/officeDocument/2006/relationships/styles" Target="styles.xml"/></Relationships>')
+    return made.getvalue()
+
+
+def said(*texts: str, style: str = "") -> str:
+    """Paragraphs of a Word document."""
+    look = f'<w:pPr><w:pStyle w:val="{style}"/></w:pPr>' if style else ""
+    return "".join(f"<w:p>{look}<w:r><w:t>{text}</w:t></w:r></w:p>" for text in texts)
+
+
+def test_a_word_document_is_read_as_it_stands_when_its_changes_are_accepted(tmp_path):
+    rows = "".join(f"<w:tr>{''.join(f'<w:tc>{said(cell)}</w:tc>' for cell in row)}</w:tr>" for row in (("구분", "기간"), ("책", "7일")))
+    changed = "<w:p><w:del><w:r><w:delText>보름</w:delText></w:r></w:del><w:ins><w:r><w:t>이레</w:t></w:r></w:ins><w:r><w:t> 안에 된다.</w:t></w:r></w:p>"
+    (tmp_path / "a.docx").write_bytes(word(said("환불 안내", style="제목1") + changed + f"<w:tbl>{rows}</w:tbl>" + said("끝")))
+    document, = read_folder(tmp_path).documents
+    assert document.text == "환불 안내\n\n이레 안에 된다.\n\n구분 | 기간\n책 | 7일\n\n끝"
+    assert [(one.title, one.level) for one in document.headings] == [("환불 안내", 1)]
+
+
+ENTITIES = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 10))
+
+
+@pytest.mark.parametrize(("content", "why"), {
+    "entities that multiply": (word(said("&a9;"), f'<!DOCTYPE x [<!ENTITY a0 "가">{ENTITIES}]>'), "is not readable as a Word document (limit on input"),
+    "ten thousand tags deep": (word("<w:ins>" * 10_000 + said("가") + "</w:ins>" * 10_000), "is not readable as a Word document (maximum recursion"),
+    "a password": (b"\xd0\xcf\x11\xe0" + b"\0" * 600, "is protected by a password, or in the format before 2007: save it as .docx"),
+    "half of it": (word(said("가"))[:300], "is not readable as a Word document (File is not a zip file)"),
+    "nothing": (b"", "is not readable as a Word document"),
+}.values())
+def test_a_word_document_made_to_harm_is_left_out_with_its_reason(tmp_path, content, why):
+    (tmp_path / "a.docx").write_bytes(content)
+    (tmp_path / "b.txt").write_text("나", "utf-8")
+    reading = read_folder(tmp_path)
+    assert reading.left_out["a.docx"].startswith(why) and len(reading.left_out["a.docx"]) < 300, reading.left_out["a.docx"]
+
+
+def test_a_word_document_that_unpacks_to_more_than_fits_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("korlab.core.sheets.UNPACKED", 100_000)
+    (tmp_path / "a.docx").write_bytes(word(" " * 100_000))
+    with pytest.raises(DataError, match=r"a.docx unpacks to 10\d,\d{3} bytes, more than 100,000: divide it"):
+        documents.read_file(tmp_path / "a.docx")
+
+
+def test_a_word_document_brings_no_file_of_the_machine(tmp_path):
+    (tmp_path / "secret").write_text("비밀", "utf-8")
+    (tmp_path / "a.docx").write_bytes(word(said("가&b;나"), f'<!DOCTYPE x [<!ENTITY b SYSTEM "{(tmp_path / "secret").as_uri()}">]>'))
+    assert "비밀" not in read_folder(tmp_path).documents[0].text
 
 
 def test_names_and_texts_are_in_one_normal_form(tmp_path):

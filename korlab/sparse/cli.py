@@ -212,7 +212,7 @@ def upload(folder: _EXPORTED, repo: _REPO, public: _PUBLIC = False, dry_run: _DR
 
 # %% ../../nbs/sparse/64_cli.ipynb #68babc91
 _DOCUMENTS = Annotated[str, typer.Argument(
-    help="a folder of documents (text, Markdown, HTML, PDF, tables), one such file, a folder with a corpus.jsonl, or 'embedded'"
+    help="a folder of documents (text, Markdown, HTML, Word, PDF, tables), one such file, a folder with a corpus.jsonl, or 'embedded'"
 )]
 _INDEXED_BY = Annotated[
     str, typer.Option("--run", help="a run's name or folder, the folder of a SparseEncoder, 'latest', or 'none' for BM25 alone")
