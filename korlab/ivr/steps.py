@@ -144,11 +144,11 @@ def done(
     inputs: Mapping[str, Any],  # what it is made of
     outputs: Sequence[str],  # paths in the folder that it leaves
     do: Callable[[], Mapping[str, Any]],  # gives facts for people
-    force: bool = False,  # even if nothing changed
+    force: bool | str = False,  # even if nothing changed; as a string, the reason
 ) -> Record:
     "Do a step unless it is done already."
     inputs, record = json.loads(json.dumps(inputs)), work.record(step)
-    why = _outdated(work, record, inputs) or ("it was asked for" if force else None)
+    why = _outdated(work, record, inputs) or ("it was asked for" if force is True else force or None)
     if record and why is None:
         work.note(f"{step}: nothing changed")
         return record
@@ -213,7 +213,7 @@ def init(
     "Read or build the base."
     mini = config.run.size == "mini"
     outputs, inputs = ["tokenizers/original", "base/model" if mini else "base.json"], _base_inputs(config, corpora)
-    lost = mini and not is_taught(work.path("base"))  # its records are no outputs, since they hold times
+    lost = "the records of its training are lost" if mini and not is_taught(work.path("base")) else ""  # no outputs, since they hold times
     return done(work, "init", inputs, outputs, partial(_init, work, config, corpora, inputs), force or lost)
 
 # %% ../../nbs/ivr/34_steps.ipynb #5bd141a4
