@@ -10,6 +10,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,10 @@ def rows(
             for damage in DAMAGES:
                 if chosen(state, file, damage):
                     yield Row(study, state, file, damage, *tried_on(file, damage, usual=usual))
+
+
+def sampled(study: str, base: Path, most: int = 0) -> list[Row]:
+    """Every damage to a study's runs; or `most` of a finished run, evenly chosen, so that each way of damage comes."""
+    seen: Iterator[int] = count()
+    some = rows(study, base, lambda *_: next(seen) % 37 == 0, STATES[:1])
+    return [*islice(some, most)] if most else [*rows(study, base)]

@@ -1,6 +1,7 @@
 """Small runs of every study, killed at each of their file operations and started again: what came out is held against a run nobody killed."""
 
 import gc
+import io
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,3 +282,9 @@ class Victim:
                 yield self.again(*point)
                 shutil.rmtree(self.runs)
                 held.rename(self.runs)
+
+
+def all_killed(study: str, place: Path, most: int) -> list[Outcome]:
+    """A small run killed at each of its operations, or at so many of them."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        return [*Victim(study, place).everywhere(most)]
