@@ -52,7 +52,7 @@ def headline(
     gap, dims = facts["against"][LEXICAL], facts["sparsity"]["documents"]["active"]["mean"]
     return (
         f"{own.split} n={own.n}, 문서 {facts['documents']:,}개에서 {first.label} {written(first, own.measures[first.name])}. "
-        f"형태소 BM25와의 차이 {signed(gap['difference'])}, p = {gap['p_value']:.4f}. "
+        f"형태소 BM25와의 차이 {signed(gap['difference'])}. "
         f"문서 하나에 활성 차원 {dims:.0f}개."
     )
 
