@@ -97,6 +97,8 @@ def test_the_report_says_what_metrics_say(quickstart):
     assert text.startswith("# kobart · mini · embedded\n")
     one = scores(quickstart).own("test", "morph").measures["rouge1"]
     assert f"{100 * one.mean:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" in text
+    heads = [text.index(f"\n{head}") for head in ("| split | n | ROUGE-1 | 훈련 없이 가장 나은 것 |", "## 점수", "## 직접 보기", "## 데이터", "## 모델", "## 훈련", "## 되풀이하기")]
+    assert heads == sorted(heads) and "| natural | 98 |" in text[: heads[1]]  # the result first, the hardest split with it
     page = (quickstart / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page), "the page would load something from outside"
     assert str(ROOT) not in page + text and str(Path.home()) + "/" not in page + text

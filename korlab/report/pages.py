@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['sections', 'prose', 'Quoted', 'displayed', 'show_all', 'show', 'splits', 'readings', 'lengths', 'sources', 'scores',
-           'outputs', 'distribution', 'curves', 'repeat', 'notes']
+           'outputs', 'card', 'distribution', 'curves', 'repeat', 'notes']
 
 # %% ../../nbs/report/07_pages.ipynb #fb5c6ece
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ..experiment import results
 from ..experiment.readings import reading_rows
 from ..experiment.readings import readings as counted
 from ..experiment.studies import Page, StudyError
+from ..metrics.measures import Interval, Measure, gain, single, written
 from .clean import QUOTES
 from .facts import how_to_repeat, problem_rows, removed_rows, source_notes, source_rows
 
@@ -166,6 +167,41 @@ def outputs(
         for split, facts in results.read(run).facts.items() for one in facts.get("outputs", ())
     ]
     return pipe_table(rows, empty="이 실행은 출력을 세기 전의 것이다.")
+
+# %% ../../nbs/report/07_pages.ipynb #cd150887
+def _beside_floor(
+    found: results.Results,  # of a run
+    split: str,  # scored
+    measure: Measure,  # the study's first
+) -> dict[str, Any]:  # a row of the card
+    "A score and the best that needs no training."
+    own, facts = found.own(split), found.facts.get(split, {})
+    pairs = {system: pair for system, pair in facts.get("against", {}).items() if system not in facts.get("expected", ())}
+    row = {"split": split, "n": own.n, measure.label: written(measure, own.measures[measure.name])}
+    if not pairs:
+        return row | {"훈련 없이 가장 나은 것": None, "차이": None}
+    system, pair = max(pairs.items(), key=lambda each: gain(measure, each[1]["b"]))
+    gap = written(measure, Interval(**pair["difference"]), sign=True)
+    return row | {"훈련 없이 가장 나은 것": f"{single(measure, pair['b'])} ({system})", "차이": gap}
+
+
+def _worth(about: Mapping[str, Any]) -> str:
+    "What a training cost, and what its scores are good for."
+    cost = about["training"].get("train_metrics", {})
+    told = {"파라미터 {:,}개": about.get("parameters"), "훈련 {:,.0f} CPU초": cost.get("cpu_seconds")}
+    spent = ", ".join(words.format(value) for words, value in told.items() if value)
+    if about["data"] != "embedded":
+        return f"{spent}. 이 자료와 닮은 글에서 잰 점수이다: 다른 글에서는 먼저 `korlab evaluate`로 잰다."
+    return f"{spent}. 생성된 글로 잰 점수라서 방법이 되는지를 말할 뿐이다: 자기 글에서 얼마나 될지는 `korlab evaluate`로 잰다."
+
+# %% ../../nbs/report/07_pages.ipynb #b15afcaa
+def card(
+    run: "Run",  # evaluated
+) -> Markdown:  # a row a split, and a sentence
+    "The result in short."
+    found, measure = results.read(run), run.study.measures[0]
+    rows = pipe_table([_beside_floor(found, split, measure) for split in found.splits], empty="")
+    return Markdown(f"{rows}\n\n{_worth(found.about) if found.about.get('training') else ''}".strip())
 
 # %% ../../nbs/report/07_pages.ipynb #dadf658e
 def distribution(

@@ -84,6 +84,16 @@ def _retitled(notebook: "NotebookNode", title: str, lead: str, note: str = "") -
         first.source = "\n".join([f"# {escape(title)}" if title else heading, "", *summary, *others])
     return notebook
 
+# %% ../../nbs/report/04_render.ipynb #4f033424
+def _result_first(notebook: "NotebookNode") -> "NotebookNode":
+    "Put cells tagged `result` behind the cell of the first heading."
+    results, others = list["NotebookNode"](), list["NotebookNode"]()
+    for cell in notebook.cells:
+        (results if "result" in cell.metadata.get("tags", []) else others).append(cell)
+    at = next((number for number, cell in enumerate(others, 1) if cell.source.startswith("# ")), 0)
+    notebook.cells = others[:at] + results + others[at:]
+    return notebook
+
 # %% ../../nbs/report/04_render.ipynb #a457e359
 _TEXTS = {
     "ko": dict(failed="실행이 실패했습니다", stopped="실행이 끝나지 않았습니다", trace="오류의 자세한 내용",
@@ -187,7 +197,7 @@ def render(
         stop = Failure(stop.cell, conceal(stop.error), conceal(stop.traceback))
     else:
         check_figures(source, file.name)
-    clean, base = _retitled(cleaned(source, conceal), title, lead, note), _origin(source, file, root)
+    clean, base = _retitled(_result_first(cleaned(source, conceal)), title, lead, note), _origin(source, file, root)
     title = title or _first_heading(clean) or name
     page = _html_form(relinked(clean, base, folder, embed=True), stop, title, lang, file.name)
     text = _markdown_form(relinked(clean, base, folder, embed=False), stop, f"{name}_files", code, lang)
