@@ -4936,6 +4936,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'korlab/workbench/verdicts.py'),
                                            'korlab.workbench.verdicts._beside': ( 'workbench/verdicts.html#_beside',
                                                                                   'korlab/workbench/verdicts.py'),
+                                           'korlab.workbench.verdicts._best_first': ( 'workbench/verdicts.html#_best_first',
+                                                                                      'korlab/workbench/verdicts.py'),
                                            'korlab.workbench.verdicts._columns': ( 'workbench/verdicts.html#_columns',
                                                                                    'korlab/workbench/verdicts.py'),
                                            'korlab.workbench.verdicts._dot': ( 'workbench/verdicts.html#_dot',

@@ -96,18 +96,27 @@ def _floors(found: Comparison, split: str, mode: str) -> list[tuple[str, Scored]
             for row in ([(name, each[0][1])] if alike[name] else [(f"{name} · {label}", one) for label, one in each])]
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #90c2e21c
+def _best_first(found: Comparison, split: str, mode: str) -> list[tuple[Entry, Scored]]:
+    "The finished runs that were counted so, in the order of their scores."
+    scored = [(entry, one) for entry in found.done if (one := results.read(entry.run).own(split, mode))]
+    measure = setting_of(found).measure
+    return [scored[place] for place in ranked(measure, [one.measures[measure.name].mean for _, one in scored])]
+
+
 def scores(
     found: Comparison,  # any
     split: str | None = None,  # another split than the one in question
     mode: str | None = None,  # another way of counting
-) -> list[dict[str, Any]]:  # one row a run, then one a floor
+) -> list[dict[str, Any]]:  # one row a run, the best first and marked, then one a floor
     "The first measures of every finished run with 95 % intervals, in one split and mode."
-    chosen, study, rows = setting_of(found), found.study, []
+    chosen, study = setting_of(found), found.study
     place = split or chosen.split, mode or chosen.mode
     beside, blank = study.comparison.describe, _beside(found, place[0])
-    for entry in found.done:
-        if one := results.read(entry.run).own(*place):
-            rows.append({"run": entry.label, **blank, **beside(entry.run, place[0]), **_columns(study.measures, one)})
+    rows = [{"run": entry.label, **blank, **beside(entry.run, place[0]), **_columns(study.measures, one)}
+            for entry, one in _best_first(found, *place)]
+    label = chosen.measure.label
+    if len({row.get(label) for row in rows}) > 1:
+        rows[0] |= {label: f"**{rows[0][label]}**"}
     return rows + [{"run": name, **blank, **_columns(study.measures, one)} for name, one in _floors(found, *place)]
 
 # %% ../../nbs/workbench/02_verdicts.ipynb #c219f7b8
@@ -122,7 +131,7 @@ def score_figure(
     "The score in question, with the baseline's interval as a band."
     chosen = setting_of(found)
     place, m = (chosen.split, chosen.mode), chosen.measure
-    rows = [(entry.label, results.read(entry.run).own(*place)) for entry in found.done]
+    rows = [(entry.label, one) for entry, one in _best_first(found, *place)]
     floors = _floors(found, *place)
     table = [_dot(name, interval, m.scale) for name, one in (*rows, *floors) if (interval := chosen.interval(one))]
     return charts.score_dots(
