@@ -1,6 +1,7 @@
 """Comparisons: the numbers against independent ones, refusals, runs that failed, and the whole report."""
 
 import itertools
+import json
 import math
 import os
 from pathlib import Path
@@ -254,8 +255,10 @@ def test_the_parameters_cell_says_what_the_dataclass_says():
 
 
 def test_the_command_writes_a_report_and_its_numbers(runs, tmp_path):
-    done = korlab("compare", "night", "--to", tmp_path / "out", "--name", "minis", runs=runs)
+    done = korlab("compare", "night", "--to", tmp_path / "out", "--name", "minis", "--json", runs=runs)
     assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout)
+    assert said["report"].endswith("minis.html") and {"report": said["report"]} | read_json(tmp_path / "out" / "minis.json") == said
     text, kept = (tmp_path / "out" / "minis.md").read_text("utf-8"), read_json(tmp_path / "out" / "minis.json")
     assert text.startswith("# minis: 실행 5개 비교 · mini · embedded · test\n")
     pair = kept["runs"][1]["against_baseline"]

@@ -113,6 +113,7 @@ def test_from_a_folder_to_hits_and_a_table_in_three_commands(folder):
                                      "배터리를 어떻게 갈지,manual.pdf\n없는 것,none.md\n영수증,faq.csv\n", "utf-8")
     said, told = korlab("measure", "questions.csv")
     assert "4 questions, 7 documents" in said and "bm25" in said and "│ 4 │ 100.0 [100.0, 100.0]" in said
+    assert json.loads(korlab("measure", "questions.csv", "--json")[0])[0]["n"] == 4
     assert "2 of 6 rows are left out" in told and "'none.md' is not in the index" in told and "'faq.csv' is a table of 2 rows" in told
     assert "4 questions tell little" in told
 

@@ -335,3 +335,13 @@ def test_a_report_is_not_rendered_from_a_damaged_record(lab, tmp_path, name, con
     with pytest.raises((FileError, runs.RunError), match=words):
         render_run(reopen(tmp_path / "plain"))
     assert read_json(tmp_path / "plain" / "config.json")
+
+
+def test_a_training_that_patience_ended_early_is_not_what_was_asked_for(tmp_path, monkeypatch):
+    """Twenty updates were asked for, four were made: the warm-up had not ended, and nobody asked for that."""
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path))
+    for asked, said in ((20, True), (4, False)):
+        run = results.stand_in(f"asked-{asked}", {"test": [0.5] * 30}, data="rows.csv", max_steps=asked, warmup=500)
+        run.write("train", {"train_metrics": {"updates": 4, "seconds": 1.0, "cpu_seconds": 1.0}, "eval_metrics": {}})
+        found = results._remarks(run, results.read(run).scored, {})
+        assert any("only 4 updates, fewer than its warm-up of 500" in one.english for one in found) is said

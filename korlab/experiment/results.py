@@ -96,7 +96,8 @@ def _remarks(run: Run, scored: Sequence[Scored], facts: Mapping[str, Mapping[str
     history = read_jsonl(run.path("history.jsonl"))
     chosen = of_choice(history, trained.get("best_model_checkpoint"), run.study.selector)
     c, made = run.config, trained.get("train_metrics", {}).get("updates")
-    counted = made is None or c.training.max_steps or c.rows.data == "embedded"  # asked for, or what the recipes are made for
+    asked = c.training.max_steps and made and made >= c.training.max_steps  # patience may have ended it long before
+    counted = made is None or asked or c.rows.data == "embedded"  # asked for, or what the recipes are made for
     hardly = [] if counted else of_training(made, c.training.warmup or 0)
     return [*hardly, *(one for split, some in facts.items() for one in of_split(split, run.study.measures[0], some, number.get(split))), *chosen]
 

@@ -460,10 +460,11 @@ def _from_opensearch(query: str, run: str, alias: str, engine: str, k: int) -> "
 # %% ../../nbs/sparse/64_cli.ipynb #d48f9f80
 _QUESTIONS = Annotated[Path, typer.Argument(help="a table with a question and the document that answers it in each row")]
 _MEASURED = Annotated[Path | None, typer.Option(help="folder of an index; the newest if not given")]
+_SCORES = Annotated[bool, typer.Option("--json", help="print the scores as JSON")]
 
 
 @app.command()
-def measure(questions: _QUESTIONS, run: _SEARCHED_BY = None, index: _MEASURED = None) -> None:
+def measure(questions: _QUESTIONS, run: _SEARCHED_BY = None, index: _MEASURED = None, as_json: _SCORES = False) -> None:
     "Measure how well each engine finds the documents that answer questions."
     from korlab.sparse import library as lib
     from korlab.sparse.questions import judged, measure_engines, read_questions
@@ -480,6 +481,6 @@ def measure(questions: _QUESTIONS, run: _SEARCHED_BY = None, index: _MEASURED = 
     if encoder is None and run:
         lib.encoder_of(shelf, run)
     found = measure_engines(shelf, asked, encoder)
-    print_table(found.rows, title=f"{counted(len(asked), 'question')}, {counted(found.documents, 'document')}: {where(folder)}")
+    print_table(found.rows, f"{counted(len(asked), 'question')}, {counted(found.documents, 'document')}: {where(folder)}", as_json)
     for note in found.notes:
         remark(note)

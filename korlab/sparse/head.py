@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.extras import extras_named
 from ..core.files import FileError, reading
+from ..core.quiet import hide_short_bars
 from ..core.settings import portable, shown
 from ..experiment.checkpoints import require_whole
 from korlab.experiment.models import (
@@ -285,6 +286,7 @@ def open_encoder(
     require_whole(Path(folder), sealed=False)
     check_weights(folder, "encoder")
     with reading("encoder", folder, SafetensorError):
+        hide_short_bars()
         model = SparseEncoder(str(folder), **NO_CODE, **how)
         require_weights_inside(model)
     if max_length is not None:

@@ -361,7 +361,7 @@ _COMPARISON = Annotated[str | None, typer.Option(help="name of the comparison an
 def compare(
     runs: _COMPARED = ["latest"], baseline: _BASELINE = None, split: _SPLIT = "test", mode: _MODE = None,
     measure: _MEASURE = None, to: _COMPARISON_TO = None, name: _COMPARISON = None,
-    quotes: _QUOTES = True, note: _NOTE = "",
+    quotes: _QUOTES = True, note: _NOTE = "", as_json: _JSON = False,
 ) -> None:
     "Compare runs: scores, paired tests against a baseline, cost, curves and examples in one report."
     from korlab.core.files import read_json, write_json
@@ -371,12 +371,16 @@ def compare(
 
     asked = {"baseline": baseline, "split": split, "mode": mode, "measure": measure, "name": name}
     found = comparing.open_comparison(given := {"runs": ",".join(runs)} | asked)
-    say(verdicts.headline(found), bold=True)
+    if not as_json:
+        say(verdicts.headline(found), bold=True)
     execute_notebook("compare", out := found.folder / "compare.ipynb", _given(**given))
     label = found.folder.name if to else "report"
     rendered = render(out, to or found.folder, label, title=found.title, quotes=quotes, note=note)
+    kept = read_json(found.folder / "comparison.json")
     if to:
-        write_json(to / f"{label}.json", read_json(found.folder / "comparison.json"))
+        write_json(to / f"{label}.json", kept)
+    if as_json:
+        return say_json({"report": where(rendered.html)} | kept, 1)
     say(f"report: {where(rendered.html)}", bold=True)
 
 # %% ../../nbs/workbench/09_commands.ipynb #eade368c
