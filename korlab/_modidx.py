@@ -4301,6 +4301,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'korlab/summarization/inference.py'),
                                                 'korlab.summarization.inference._expected_rouge': ( 'summarization/inference.html#_expected_rouge',
                                                                                                     'korlab/summarization/inference.py'),
+                                                'korlab.summarization.inference._known_doubts': ( 'summarization/inference.html#_known_doubts',
+                                                                                                  'korlab/summarization/inference.py'),
                                                 'korlab.summarization.inference._let_go': ( 'summarization/inference.html#_let_go',
                                                                                             'korlab/summarization/inference.py'),
                                                 'korlab.summarization.inference._pair_scores': ( 'summarization/inference.html#_pair_scores',

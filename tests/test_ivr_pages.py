@@ -75,7 +75,7 @@ def test_a_report_shows_steps_sentence_map_budget_seconds_states_and_writing(run
     assert not re.search(r"\| english test \|[^\n]*\|\s*\|$", text, re.MULTILINE), "the English test has no hash"
     assert steps[3][3] == f"{record['seconds']:,.1f}" and steps[6][2].startswith("4번 고쳤고 ")
     for split in ("test", "written", "english"):
-        assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith(f"| {split} | ") and " [" in line and "바이트" not in line][:3] == [
+        assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith(f"| {split} | ") and " [" in line and "바이트" not in line][1:4] == [
             "훈련한 뒤", "바꾼 직후", "손대기 전"]
     assert "바꾼 직후에 나빠지고" in text and "| 떠난 토큰 | " in text and "| 들어온 토큰 | 한글 한 글자 | " in text
     assert sum(int(line.split(" | ")[2]) for line in text.splitlines() if line.startswith("| 들어온 토큰 | ")) == 150

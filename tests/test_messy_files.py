@@ -517,7 +517,8 @@ def left(runs: Path, notebook: Path) -> list[object]:
     """What a training left behind, without what it cost."""
     run = runs / "summarization" / "mine"
     status = read_json(run / "status.json")
-    said = [line for line in shown(notebook).splitlines() if not re.match(r"\| (cpu_seconds|seconds|peak_memory_mib) ", line)]
+    told = re.sub(r"훈련 [\d,]+ CPU초", "훈련", shown(notebook))
+    said = [line for line in told.splitlines() if not re.match(r"\| (cpu_seconds|seconds|peak_memory_mib) ", line)]
     kept = [read_json(run / f"{name}.json") for name in ("data", "metrics") if (run / f"{name}.json").exists()]
     return [status["error"], {name: stage["state"] for name, stage in status["stages"].items()}, said, [one.get("scores", one) for one in kept]]
 

@@ -71,7 +71,8 @@ def test_short_commands_do_what_they_say(lab, monkeypatch):
 def offline(part: str) -> list[str]:
     """The commands of a part of README that need no network."""
     told = [line.split("  #")[0].strip() for line in MARKED["README.md"]]
-    return [line for line in LINES["README.md"] if f"\n{line}" in part and line not in (*ELSEWHERE, *told)]
+    whole = re.sub(r"\\\n\s*", "", part)
+    return [line for line in LINES["README.md"] if f"\n{line}" in whole and line not in (*ELSEWHERE, *told)]
 
 
 PARTS = {part.split("\n")[0]: offline(part) for part in (ROOT / "README.md").read_text("utf-8").split("\n## ")}

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ..core.accounts import DataReport
 from ..core.settings import expanded, portable, shown
 from ..core.text import Removal
-from ..experiment import evaluations
+from ..experiment import evaluations, results
 from ..experiment.params import ParameterError
 from ..experiment.readings import remarkable
-from ..experiment.remarks import of_outputs
-from ..experiment.runs import find_run
+from ..experiment.remarks import foremost, of_outputs
+from ..experiment.runs import RunError, find_run
 from .dialogues import load_dialogues
 from .evaluation import summary_outputs
 from .summarizer import Summarizer, load_summarizer, ready, write_predictions
@@ -88,6 +88,15 @@ def _doubts(system: Summarizer, dialogues: Sequence[str], summaries: Sequence[st
     said = of_outputs("all", summary_outputs(summaries, at_limit))
     return [text for text in (read, *(one.english for one in said)) if text]
 
+
+def _known_doubts(name: str) -> list[str]:
+    "What its run's report says at its top against a model, in English; nothing is known of a checkpoint alone."
+    try:
+        run = find_run(name, "summarization")
+    except RunError:
+        return []
+    return [one["english"] for one in foremost(results.read(run).about.get("remarks", ()), "test")] if run.has("metrics") else []
+
 # %% ../../nbs/summarization/50_inference.ipynb #c9ac5153
 def each_summary(
     names: Sequence[str],  # runs, checkpoints or adapters, as for `load_summarizer`
@@ -102,7 +111,7 @@ def each_summary(
         system, endless = load_summarizer(name, **given), list[int]()
         found.append(system(dialogues, desc=f"summarize {Path(name).name}", note=tell, endless=endless.append))
         if tell:
-            for text in _doubts(system, dialogues, found[-1], len(endless)):
+            for text in (*_known_doubts(name), *_doubts(system, dialogues, found[-1], len(endless))):
                 tell(text)
         del system
         _let_go()

@@ -31,6 +31,7 @@ class Listed:
     state: str  # new, running, killed, interrupted, failed, pruned or done
     score: str | None  # the headline in words; None until it is scored
     n: int | None  # items of that score
+    doubts: int | None  # remarks of its report on why not to believe it; None until it is scored
     when: str  # when it last wrote something, UTC
     merit: float = float("-inf")  # the headline, turned so that more is better
 
@@ -45,10 +46,11 @@ def listed(
 ) -> Listed:
     "What a line says of a run."
     first, c = run.study.measures[0], run.config
-    scored = results.overview(results.read(run), run.study.measures) if run.has("metrics") else {}
+    found = results.read(run) if run.has("metrics") else None
+    scored, doubts = (results.overview(found, run.study.measures), len(found.about.get("remarks", ()))) if found else ({}, None)
     merit = (-1 if first.lower else 1) * scored[first.name] if scored else float("-inf")
     return Listed(run.folder.name, run.folder.parent.name, c.run.model, c.run.size, str(portable(c.rows.data)), run.state,
-                  scored.get("score"), scored.get("n"), _when(run.folder), merit)
+                  scored.get("score"), scored.get("n"), doubts, _when(run.folder), merit)
 
 # %% ../../nbs/workbench/08a_listing.ipynb #04db13fd
 _ORDERS = ("when", "run", "model", "score")
