@@ -39,7 +39,7 @@ from ..experiment import params, studies
 from ..experiment.computing import choose_device
 from ..experiment.params import ParameterError, setting
 from ..experiment.remarks import Remark
-from ..experiment.runs import RunError, find_run, is_run, tell_latest
+from ..experiment.runs import RunError, find_run, is_checkpoint, tell_latest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -452,7 +452,7 @@ def find_model(
         entry = studies.model(model)
         studies.check_owner(entry.study, "coref", model)
         return Found(entry.hub_id, model, None) if run == "latest" else Found(str(given), portable(run), None)
-    if (given / "config.json").is_file() and not is_run(given):
+    if is_checkpoint(given):
         return Found(str(given), portable(run), None)
     found = find_run(_latest() if run == "latest" else run, "coref")
     studies.check_owner(found.study.name, "coref", portable(run))

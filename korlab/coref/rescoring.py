@@ -21,7 +21,7 @@ from ..core.accounts import and_more, counted, short
 from ..core.errors import LabError
 from ..core.files import FileError, read_json, read_record, sha256, write, write_json
 from ..core.settings import shown
-from ..experiment.runs import is_run
+from ..experiment.runs import is_checkpoint
 from ..metrics.recall import composite
 
 # %% ../../nbs/coref/44_rescoring.ipynb #3b5d18f9
@@ -38,7 +38,7 @@ def _under(
     folder: Path,  # one checkpoint, or what holds some
 ) -> list[Path]:  # by the number in their names
     "Find the checkpoints to score."
-    if (folder / "config.json").is_file() and not is_run(folder):  # whose own parameters lie in a file of that name
+    if is_checkpoint(folder):
         return [folder]
     found = [path for path in folder.rglob("checkpoint-*") if (path / "config.json").is_file()]
     if not found:

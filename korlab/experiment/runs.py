@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunError', 'RunBusyError', 'run_name', 'run_folder', 'differences', 'holder', 'RunFolder', 'now', 'Run', 'locked',
            'record_config', 'replace_parameters', 'open_run', 'keep_hashes', 'record_data', 'set_aside', 'is_run',
-           'check_records', 'reopen', 'run_folders', 'tell_latest', 'find_run']
+           'is_checkpoint', 'check_records', 'reopen', 'run_folders', 'tell_latest', 'find_run']
 
 # %% ../../nbs/experiment/06_runs.ipynb #112a5cb6
 import fcntl
@@ -498,6 +498,13 @@ def is_run(
     except FileError:
         return (folder / "environment.json").exists()  # only the lab writes one beside it: whoever opens it is told
     return True
+
+
+def is_checkpoint(
+    folder: Path,  # any
+) -> bool:  # whether it is a model's
+    "Whether a folder's config.json is a checkpoint's."
+    return (folder / "config.json").is_file() and not is_run(folder)
 
 # %% ../../nbs/experiment/06_runs.ipynb #1da89ac6
 _KEYS = {"status": ("state", "stages"), "data": ("rows", "sha256"), "metrics": ("splits",)}  # what a record cannot lack

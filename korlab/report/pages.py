@@ -19,6 +19,7 @@ from ..core.tables import Markdown, bullets, pipe_table
 from ..experiment import results
 from ..experiment.readings import reading_rows
 from ..experiment.readings import readings as counted
+from ..experiment.remarks import floors_of
 from ..experiment.studies import Page, StudyError
 from ..metrics.measures import Interval, Measure, gain, single, written
 from .clean import QUOTES
@@ -175,8 +176,7 @@ def _beside_floor(
     measure: Measure,  # the study's first
 ) -> dict[str, Any]:  # a row of the card
     "A score and the best that needs no training."
-    own, facts = found.own(split), found.facts.get(split, {})
-    pairs = {system: pair for system, pair in facts.get("against", {}).items() if system not in facts.get("expected", ())}
+    own, pairs = found.own(split), floors_of(found.facts.get(split, {}))
     row = {"split": split, "n": own.n, measure.label: written(measure, own.measures[measure.name])}
     if not pairs:
         return row | {"훈련 없이 가장 나은 것": None, "차이": None}

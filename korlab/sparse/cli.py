@@ -397,7 +397,7 @@ _ENGINE = Annotated[str | None, typer.Option(
     "--engine", "--mode", help="bm25, sparse, hybrid of both or, with --opensearch, two_phase; what suits the index if not given"
 )]
 _K = Annotated[int, typer.Option("-k", min=1, help="how many hits")]
-_JSON = Annotated[bool, typer.Option("--json", help="print the hits as JSON")]
+_JSON = Annotated[bool, typer.Option("--json", help="print JSON for a program instead of a table")]
 
 # %% ../../nbs/sparse/64_cli.ipynb #bcb5d847
 def _rows(hits: "Hits", engine: str) -> list[dict[str, Any]]:
@@ -460,11 +460,10 @@ def _from_opensearch(query: str, run: str, alias: str, engine: str, k: int) -> "
 # %% ../../nbs/sparse/64_cli.ipynb #d48f9f80
 _QUESTIONS = Annotated[Path, typer.Argument(help="a table with a question and the document that answers it in each row")]
 _MEASURED = Annotated[Path | None, typer.Option(help="folder of an index; the newest if not given")]
-_SCORES = Annotated[bool, typer.Option("--json", help="print the scores as JSON")]
 
 
 @app.command()
-def measure(questions: _QUESTIONS, run: _SEARCHED_BY = None, index: _MEASURED = None, as_json: _SCORES = False) -> None:
+def measure(questions: _QUESTIONS, run: _SEARCHED_BY = None, index: _MEASURED = None, as_json: _JSON = False) -> None:
     "Measure how well each engine finds the documents that answer questions."
     from korlab.sparse import library as lib
     from korlab.sparse.questions import judged, measure_engines, read_questions

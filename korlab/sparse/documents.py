@@ -11,7 +11,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -223,13 +224,20 @@ def _html(path: Path, name: str) -> Document:
     return _from_html(source, name, notes)
 
 # %% ../../nbs/sparse/13_documents.ipynb #ad3c2b83
+@contextmanager
+def _needing(library: str) -> Iterator[None]:
+    "Leave a file out where the library that reads it is not installed."
+    try:
+        yield
+    except ImportError:
+        raise FileFault("no reader", f"needs {library}, which is not installed: run `pip install {library}`") from None
+
+
 def _word(path: Path, name: str) -> Document:
     "A Word document as a document."
-    try:
+    with _needing("mammoth"):
         from mammoth import convert_to_html
         from mammoth.images import img_element
-    except ImportError:
-        raise FileFault("no reader", "needs mammoth, which is not installed: run `pip install mammoth`") from None
     with open(path, "rb") as raw, understood("a Word document"):
         check_office_file(raw, ".docx", "divide it")
         page = convert_to_html(raw, convert_image=img_element(lambda image: {}), style_map="p[style-name='Title'] => h1:fresh")
@@ -241,10 +249,8 @@ def _pages(
 ) -> list[str]:  # the text of each page
     "Read the pages of a PDF; `FileFault` for one that cannot be opened."
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what is wrong is told below, once
-    try:
+    with _needing("pypdf"):
         from pypdf import PdfReader
-    except ImportError:
-        raise FileFault("no reader", "needs pypdf, which is not installed: run `pip install pypdf`") from None
     try:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
