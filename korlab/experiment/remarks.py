@@ -120,9 +120,9 @@ def of_split(
     facts: Mapping[str, Any],  # `outputs`, and `expected` losses, from the study; `against` from its item scores
     n: int | None = None,  # items scored; None for a split without scores
 ) -> list[Remark]:  # the gravest first
-    "What is to be said of one split: outputs that say nothing are graver than too few of them, and those than a score below a floor."
+    "What is to be said of one split: that it is too small to say anything comes before outputs that say nothing, and those before a score below a floor."
     outputs = (one for each in facts.get("outputs", ()) for one in of_outputs(split, Outputs(**each)))
-    return [*outputs, *(_of_number(split, n) if n else ()), *_of_floors(split, measure, floors_of(facts))]
+    return [*(_of_number(split, n) if n else ()), *outputs, *_of_floors(split, measure, floors_of(facts))]
 
 # %% ../../nbs/experiment/06a_remarks.ipynb #a8acea47
 _APART = 1.5  # dev loss of the chosen step over the lowest one
