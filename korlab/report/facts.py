@@ -90,5 +90,7 @@ def how_to_repeat(
     notebook: str = "nbs/train.ipynb",  # the notebook that made it
 ) -> Markdown:  # displays itself
     "The command that repeats a run, and what else its numbers depend on."
-    return Markdown(fenced(f"{_command(run, notebook)}\nkorlab report out.ipynb", "bash") + "\n\n"
+    command = _command(run, notebook)
+    elsewhere = "\n\n`…/`는 실험한 사람의 폴더이다: 자신의 경로로 바꾸고 실행한다." if "…/" in command else ""
+    return Markdown(fenced(f"{command}\nkorlab report out.ipynb", "bash") + elsewhere + "\n\n"
                     f"이 결과의 환경: {_surroundings(run.read('environment'))}")
