@@ -239,5 +239,5 @@ def test_runs_with_and_without_last_nouns_stand_side_by_side(own, home, tmp_path
     (other / "metrics.json").write_text(json.dumps(found), "utf-8")
     done = execute("compare", tmp_path / "out.ipynb", runs="own,asked-nouns")
     assert done.error is None, done.error
-    head, row = (next(line for line in done.page.splitlines() if line.startswith(one)) for one in ("| run | composite |", "| asked-nouns | 25.0 |"))
+    head, row = (next(line for line in done.page.splitlines() if line.startswith(one)) for one in ("| 실행 | composite |", "| asked-nouns | 25.0 |"))
     assert head.count("|") == row.count("|")

@@ -751,13 +751,14 @@ def test_a_page_lists_a_few_problems_of_each_kind_with_their_lines(tmp_path):
     from types import SimpleNamespace
 
     from korlab.report.pages import sources
+    from korlab.summarization.study import STUDY
     path = put(tmp_path, "x.csv", as_csv(ROWS) + "\n" + "".join(f"e_{i},,요약.\n" for i in range(4000)) + "e_0,가요,나요,다요\n")
     made = load_dialogues(path).report.to_dict()
-    run = SimpleNamespace(read=lambda name: {"notes": [], "sources": [{"split": "train"} | json.loads(json.dumps(made))]})
-    notes, _, problems = (str(item) for item in sources(run))
+    run = SimpleNamespace(study=STUDY, read=lambda name: {"notes": [], "sources": [{"split": "train"} | json.loads(json.dumps(made))]})
+    _, notes, _, problems = (str(item) for item in sources(run))
     assert notes == "- train: …/x.csv: 1 blank line skipped"
     lines = problems.split("\n")
-    assert lines[0] == "| split | file | row | line | problem | detail |" and len(lines) == 2 + 10 + 1
+    assert lines[0] == "| split | 파일 | 행 | 줄 | 문제 | 자세히 |" and len(lines) == 2 + 10 + 1
     assert lines[2] == r"| train | …/x.csv | 4 | 8 | empty dialogue | fname e\_0 |"
     assert any("| 4,004 | 4,008 | ragged row | 4 fields where the header has 3 |" in line for line in lines)
     assert lines[-1] == "| train |  |  |  | empty dialogue | … and 3,991 more problems |"

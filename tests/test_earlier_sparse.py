@@ -79,7 +79,7 @@ def test_every_page_shows_an_earlier_run(runs):
     assert STUDY.headline(run).startswith("test n=9, 문서 90개에서 nDCG@10 32.1 [8.6, 61.1]. 형태소 BM25와의 차이 -59.7 ")
     shown = [str(item) for pages in STUDY.pages.values() for item in displayed(pages, "sparse", run)]
     text = "\n".join(shown)
-    for part in ("| test | 9 | 90 | 29d7ce90 |", "judges test only: test was split by hash", "| parameters | 494,223 |",
+    for part in ("| test | 9 | 90 | 29d7ce90 |", "judges test only: test was split by hash", "| 파라미터 | 494,223 |",
                  "| test | sparse-ko | 90 documents | 9 | 32.1 [8.6, 61.1] |", "| test | BM25 eojeol |", "| top 16 |", "### 졌다: "):
         assert part in text, part
 

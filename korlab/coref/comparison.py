@@ -11,13 +11,14 @@ from math import exp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.files import read_jsonl
-from ..core.tables import Markdown, escape, one_line, pipe_table
+from ..core.tables import Markdown, escape, one_line
 from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import Page, SideBySide
 from ..metrics.measures import Interval, Measure, single, written
 from ..metrics.recall import McNemar, mcnemar
 from ..metrics.stats import holm
+from ..report.terms import korean_table
 
 if TYPE_CHECKING:
     from korlab.workbench.comparing import Comparison, Entry
@@ -139,7 +140,7 @@ def _question(rows: Mapping[str, Mapping[str, Any] | None], values: Mapping[str,
     "One question, a row a run."
     first = next(row for row in rows.values() if row)
     m, far = setting.measure, f"{first['tokens']:,}토큰" if first["tokens"] is not None else f"{first['distance']:,}자"
-    table = pipe_table([{"run": label, m.label: single(m, values[label])} | _answer(row, setting.mode)
+    table = korean_table([{"run": label, m.label: single(m, values[label])} | _answer(row, setting.mode)
                         for label, row in rows.items()], literal=True)
     return f"### {one_line(escape(first['text']))}\n\n{why}. 답: {one_line(escape(first['target']))}, 처음 나온 곳은 {far} 앞\n\n{table}"
 
@@ -194,13 +195,13 @@ def record(
 
 # %% ../../nbs/coref/62_comparison.ipynb #6e49c7fa
 def _changes(found: "Comparison") -> Iterator[Markdown]:
-    yield pipe_table(change_rows(found), empty="같은 데이터로 채점한 다른 실행이 없다.")
+    yield korean_table(change_rows(found), empty="같은 데이터로 채점한 다른 실행이 없다.")
 
 
 def _slices(found: "Comparison") -> Iterator[Markdown]:
-    yield pipe_table(_slice_rows(found), empty="나누어 센 것이 없다.")
+    yield korean_table(_slice_rows(found), empty="나누어 센 것이 없다.")
     if rows := _unasked_rows(found):
-        yield pipe_table(rows)
+        yield korean_table(rows)
 
 
 COMPARISON = SideBySide(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import charts
 from ..core.files import read_jsonl
-from ..core.tables import Markdown, escape, facts, pipe_table
+from ..core.tables import Markdown, escape
 from .quality import quality
 from .recall import MEASURES
 from .splits import is_set
@@ -22,6 +22,7 @@ from ..experiment.runs import Run
 from ..experiment.studies import ModelCard, Page
 from ..metrics.measures import Interval, written
 from ..report import pages
+from ..report.terms import korean_facts, korean_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def _quality(run: Run) -> Iterator[Any]:
         yield Markdown(found.title)
         for title, rows in found.tables().items():
             if rows and title in _TABLES:
-                table = pipe_table(rows, literal=True)
+                table = korean_table(rows, literal=True)
                 yield Markdown(f"**{_TABLES[title]}**")
                 yield pages.Quoted(table) if title in _QUOTING else table
 
@@ -57,16 +58,15 @@ def _data(run: Run) -> Iterator[Any]:
     yield pages.prose("coref", "data.lengths")
     yield pages.readings(run)
     yield pages.lengths(run, run.config.own.context_length, "문서의 길이 (토큰)")
-    yield pages.prose("coref", "data.sources")
     yield from pages.sources(run)
 
 # %% ../../nbs/coref/60_pages.ipynb #1a74bbe5
 def _model(run: Run) -> Iterator[Any]:
-    yield facts(run.read("model"))
+    yield korean_facts(run.read("model"))
 
 
 def _train(run: Run) -> Iterator[Any]:
-    yield facts(run.read("train")["train_metrics"])
+    yield korean_facts(run.read("train")["train_metrics"])
     yield pages.curves(run)
 
 # %% ../../nbs/coref/60_pages.ipynb #d511fccc
@@ -95,7 +95,7 @@ def _slice_rows(parts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _unasked(found: Mapping[str, Mapping[str, Any]]) -> Markdown:
     rows = [{"split": split, "because": why, "questions": n} for split, one in found.items() for why, n in one.get("unasked", {}).items()]
-    return pipe_table(rows, empty="묻지 못한 질문이 없다.")
+    return korean_table(rows, empty="묻지 못한 질문이 없다.")
 
 # %% ../../nbs/coref/60_pages.ipynb #14d39a0b
 def _by_distance(run: Run) -> "Figure | None":
@@ -116,7 +116,7 @@ def limits(
     first = found.facts[found.splits[0]]
     total = first.get("composite")
     tables = {
-        "어디에서 맞히고 어디에서 틀리나": pipe_table(_slice_rows(first["slices"])), "묻지 못한 질문": _unasked(found.facts),
+        "어디에서 맞히고 어디에서 틀리나": korean_table(_slice_rows(first["slices"])), "묻지 못한 질문": _unasked(found.facts),
         "어떤 답이 나왔나": pages.outputs(run),
         "공개된 종합 점수": Markdown("–" if total is None else f"0.4·Real@1 + 0.3·Real@5 + 0.3·LAMBADA@1 = {100 * total:.1f} (모두 strict)"),
     }
@@ -125,11 +125,11 @@ def limits(
 
 def _scores(run: Run) -> Iterator[Any]:
     rows = results.score_rows(results.read(run), MEASURES)
-    yield pipe_table([row for row in rows if row["mode"] == "strict"], empty="묻지 않았다.")
+    yield korean_table([row for row in rows if row["mode"] == "strict"], empty="묻지 않았다.")
     yield _by_distance(run)
     if others := [row for row in rows if row["mode"] != "strict"]:
         yield pages.prose("coref", "scores.modes")
-        yield pipe_table(others)
+        yield korean_table(others)
 
 # %% ../../nbs/coref/60_pages.ipynb #a68123be
 def _answers(row: Mapping[str, Any], most: int = 3) -> str:
@@ -150,7 +150,7 @@ def gallery(
     name = results.read(run).splits[0]
     rows = read_jsonl(run.path("recalls", f"{name}.jsonl"))
     wrong, right = ([row for row in rows if (row["rank"]["strict"] == 1) is hit][:n] for hit in (False, True))
-    parts = [f"### {title}\n\n{pipe_table(map(_asked, some), literal=True)}" for title, some in (("틀렸다", wrong), ("맞혔다", right)) if some]
+    parts = [f"### {title}\n\n{korean_table(map(_asked, some), literal=True)}" for title, some in (("틀렸다", wrong), ("맞혔다", right)) if some]
     return Markdown("\n\n".join(parts))
 
 # %% ../../nbs/coref/60_pages.ipynb #648a6db1

@@ -12,7 +12,6 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -111,12 +110,11 @@ def settle(
     device: str,  # wanted: "auto", "cpu" or "cuda"
     precision: str,  # wanted: "auto", "fp32", "bf16" or "fp16"
     threads: int | None,  # processor threads; None leaves it to torch
-    note: Callable[[str], None],  # told what was chosen and why
 ) -> dict[str, str]:  # from `computing`
-    "Choose as `computing` does, say so, and take the threads."
+    "Choose as `computing` does, print it, and take the threads."
     take_threads(threads)
     place = computing(file, device, precision)
-    note("Computing on {device} ({device_reason}) in {precision} ({precision_reason}).".format(**place))
+    print("Computing on {device} ({device_reason}) in {precision} ({precision_reason}).".format(**place))
     return place
 
 # %% ../../nbs/experiment/10_computing.ipynb #d1883434

@@ -498,7 +498,7 @@ class _Ready(_Endings):
         self._batch_file = self.folder / "batch.json"
         if self._batch_file.exists():
             self._take(read_json(self._batch_file))
-        self.place = settle(self.folder / "computing.json", config.computing.device, config.computing.precision, config.computing.threads, self.note)
+        self.place = settle(self.folder / "computing.json", config.computing.device, config.computing.precision, config.computing.threads)
         self.prepare()
         set_seed(config.computing.seed)
         self.trainer = self.make_trainer()

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import read_jsonl
-from ..core.tables import Markdown, pipe_table
+from ..core.tables import Markdown
 from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import Page, SideBySide
 from .pages import in_order, on_processor, state_of, tokens_learnt
 from .pictures import axis_of, seconds_figure
 from ..metrics.measures import single, written
+from ..report.terms import korean_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def _curves(found: "Comparison") -> Iterator["Figure | Markdown | None"]:
     clocks = [on_processor(entry.run) for entry in found.done if entry.run]
     yield seconds_figure(histories, "같은 시간을 배우면", all(clocks)) or Markdown("dev를 채점한 실행이 없다.")
     if axis_of(histories) == "eval_seconds":
-        yield pipe_table(_start_rows(found))
+        yield korean_table(_start_rows(found))
 
 # %% ../../nbs/ivr/62_comparison.ipynb #3ce83c84
 def _state_row(scored: "Results", split: str, found: "Comparison") -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _state_rows(
 
 
 def _states(found: "Comparison") -> Iterator[Markdown]:
-    yield pipe_table(_state_rows(found), empty="채점한 실행이 없다.")
+    yield korean_table(_state_rows(found), empty="채점한 실행이 없다.")
 
 # %% ../../nbs/ivr/62_comparison.ipynb #297ba795
 def _written_rows(found: "Comparison") -> list[dict[str, Any]]:
@@ -115,7 +116,7 @@ def _written_rows(found: "Comparison") -> list[dict[str, Any]]:
 
 
 def _written(found: "Comparison") -> Iterator[Markdown]:
-    yield pipe_table(_written_rows(found), literal=True, empty="이어 쓴 글이 없다.")
+    yield korean_table(_written_rows(found), literal=True, empty="이어 쓴 글이 없다.")
 
 # %% ../../nbs/ivr/62_comparison.ipynb #4a1ca97e
 COMPARISON = SideBySide(

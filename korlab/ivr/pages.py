@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..core import charts
 from ..core.files import read_json, read_jsonl
-from ..core.tables import Markdown, escape, facts, pipe_table
+from ..core.tables import Markdown, escape
 from ..experiment import results
 from ..experiment.results import Results, Scored
 from ..experiment.runs import Run
@@ -25,6 +25,7 @@ from .selecting import curve_figure
 from .steps import Record, Work
 from ..metrics.measures import single, written
 from ..report import pages
+from ..report.terms import korean_facts, korean_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,6 @@ def _data(run: Run) -> Iterator[Any]:
     yield pages.splits(run, "texts", "bytes")
     yield pages.prose("ivr", "data.lengths")
     yield pages.readings(run)
-    yield pages.prose("ivr", "data.sources")
     yield from pages.sources(run)
 
 # %% ../../nbs/ivr/60_pages.ipynb #31f8955d
@@ -62,7 +62,7 @@ def _sentence(run: Run) -> Iterator[Any]:
     if in_place:
         yield pages.prose("ivr", "model.map")
         yield vocabulary_map(base, manifest_of(base, new).replaced, _kept_by(run))
-        yield pipe_table(exchange_rows(base, new), literal=True)
+        yield korean_table(exchange_rows(base, new), literal=True)
 
 # %% ../../nbs/ivr/60_pages.ipynb #017394e8
 def _per_character(run: Run) -> float | None:
@@ -95,7 +95,7 @@ def _proof(run: Run) -> Markdown | None:
 
 def _model(run: Run) -> Iterator[Any]:
     found = run.read("model")
-    yield facts({name: value[:12] if name == "sha256" else value for name, value in found.items() if value is not None})
+    yield korean_facts({name: value[:12] if name == "sha256" else value for name, value in found.items() if value is not None})
     yield _proof(run)
     yield from _sentence(run)
     yield from _budget(run)
@@ -181,7 +181,7 @@ def _train(run: Run) -> Iterator[Any]:
     yield seconds_figure({run.folder.name: history}, processor=on_processor(run))
     yield pages.prose("ivr", "train.loss")
     yield _loss(run, history)
-    yield facts(run.read("train")["train_metrics"])
+    yield korean_facts(run.read("train")["train_metrics"])
 
 # %% ../../nbs/ivr/60_pages.ipynb #fcae841d
 _STATES = {"aligned": "바꾼 직후", "untouched": "손대기 전"}
@@ -258,7 +258,7 @@ def _scores(run: Run) -> Iterator[Any]:
     found = results.read(run)
     yield _score_figure(found)
     yield pages.prose("ivr", "scores.table")
-    yield pipe_table(_score_rows(found), empty="채점하지 않았다.")
+    yield korean_table(_score_rows(found), empty="채점하지 않았다.")
 
 # %% ../../nbs/ivr/60_pages.ipynb #83672296
 def _worst(rows: Sequence[Mapping[str, Any]], name: str, most: int = 5) -> list[dict[str, Any]]:
@@ -275,7 +275,7 @@ def _named(system: str, own: str) -> str:
 def _limits(run: Run) -> Iterator[Any]:
     for split in results.read(run).splits:
         yield Markdown(f"### {escape(split)}")
-        yield pipe_table(_worst(read_jsonl(run.path("bits", f"{split}.jsonl")), run.config.run.model or ""), literal=True)
+        yield korean_table(_worst(read_jsonl(run.path("bits", f"{split}.jsonl")), run.config.run.model or ""), literal=True)
 
 # %% ../../nbs/ivr/60_pages.ipynb #324fdd4a
 def _written_rows(some: Sequence[Mapping[str, Any]], split: str, own: str) -> list[dict[str, Any]]:
@@ -291,13 +291,13 @@ def _gallery(run: Run) -> Iterator[Any]:
         yield Markdown("이어 쓴 글이 없다.")
     for split in dict.fromkeys(one["split"] for one in some):
         yield Markdown(f"### {escape(split)}")
-        yield pipe_table(_written_rows(some, split, run.config.run.model or ""), literal=True)
+        yield korean_table(_written_rows(some, split, run.config.run.model or ""), literal=True)
 
 # %% ../../nbs/ivr/60_pages.ipynb #f60ce8f4
 PAGES: dict[str, tuple[Page, ...]] = {
     "data": (Page("data", _data),),
     "model": (Page("model", _model),),
-    "train": (Page("steps", lambda run: [pipe_table(step_rows(run), literal=True)]), Page("train", _train)),
+    "train": (Page("steps", lambda run: [korean_table(step_rows(run), literal=True)]), Page("train", _train)),
     "evaluate": (Page("scores", _scores), Page("limits", _limits, quotes=True), Page("gallery", _gallery, quotes=True)),
 }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import charts
 from ..core.files import read_jsonl
 from ..core.settings import root
-from ..core.tables import Markdown, bullets, pipe_table
+from ..core.tables import Markdown, bullets
 from ..experiment import results
 from ..experiment.readings import reading_rows
 from ..experiment.readings import readings as counted
@@ -24,6 +24,7 @@ from ..experiment.studies import Page, StudyError
 from ..metrics.measures import Interval, Measure, gain, single, written
 from .clean import QUOTES
 from .facts import how_to_repeat, problem_rows, removed_rows, source_notes, source_rows
+from .terms import korean_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +112,7 @@ def splits(
 ) -> Markdown:  # one row a split
     "How much of everything there is, and a hash by which two runs know that they have the same."
     found = run.read("data")
-    return pipe_table([
+    return korean_table([
         {"split": name, items: n} | {other: found[other].get(name) for other in others} | {"sha256": found["sha256"].get(name, "")[:8]}
         for name, n in found["rows"].items()
     ])
@@ -121,7 +122,7 @@ def readings(
     run: "Run",  # whose texts are encoded
 ) -> Markdown:  # the table of lengths
     "How much of every split the model reads, and how much its vocabulary knows."
-    return pipe_table(reading_rows(counted(run)), empty="토큰을 아직 세지 않았다.")
+    return korean_table(reading_rows(counted(run)), empty="토큰을 아직 세지 않았다.")
 
 
 def lengths(
@@ -139,15 +140,18 @@ def lengths(
 def sources(
     run: "Run",  # whose data is loaded
 ) -> Iterator[Any]:  # decisions, files, and what is wrong with rows
-    "Where the rows came from. Nothing is dropped without being listed."
-    yield bullets([*run.read("data")["notes"], *source_notes(run)], literal=True)
-    yield pipe_table(source_rows(run), empty="내장 말뭉치라서 읽은 파일이 없다.", literal=True)
-    problems = problem_rows(run)
-    table = pipe_table(problems, empty="문제가 있는 행이 없다.", literal=True)
+    "Where the rows came from; nothing of the embedded ones. Nothing is dropped without being listed."
+    notes, files, problems = [*run.read("data")["notes"], *source_notes(run)], source_rows(run), problem_rows(run)
+    if not notes and not files:
+        return
+    yield prose(run.study.name, "data.sources")
+    yield bullets(notes, literal=True)
+    yield korean_table(files, literal=True)
+    table = korean_table(problems, empty="문제가 있는 행이 없다.", literal=True)
     yield Quoted(table) if problems else table
     if removed := removed_rows(run):
         yield Markdown("글을 정리하며 지운 것(`\\n`은 줄바꿈으로 바꿨다). 지우면 안 되는 것이 있으면 그 행을 고쳐 쓴다.")
-        yield Quoted(pipe_table(removed, literal=True))
+        yield Quoted(korean_table(removed, literal=True))
 
 # %% ../../nbs/report/07_pages.ipynb #d0ca9fb7
 def scores(
@@ -155,7 +159,7 @@ def scores(
 ) -> Markdown:  # the score table
     "What every system got, with intervals."
     rows = results.score_rows(results.read(run), run.study.measures)
-    return pipe_table(rows, empty="정답이 없어 채점하지 않았다.")
+    return korean_table(rows, empty="정답이 없어 채점하지 않았다.")
 
 
 def outputs(
@@ -167,7 +171,7 @@ def outputs(
         | {key: one.get(key) for key in ("n", "distinct", "empty", "at_limit", "repeating")}
         for split, facts in results.read(run).facts.items() for one in facts.get("outputs", ())
     ]
-    return pipe_table(rows, empty="이 실행은 출력을 세기 전의 것이다.")
+    return korean_table(rows, empty="이 실행은 출력을 세기 전의 것이다.")
 
 # %% ../../nbs/report/07_pages.ipynb #cd150887
 def _beside_floor(
@@ -200,7 +204,7 @@ def card(
 ) -> Markdown:  # a row a split, and a sentence
     "The result in short."
     found, measure = results.read(run), run.study.measures[0]
-    rows = pipe_table([_beside_floor(found, split, measure) for split in found.splits], empty="")
+    rows = korean_table([_beside_floor(found, split, measure) for split in found.splits], empty="")
     return Markdown(f"{rows}\n\n{_worth(found.about) if found.about.get('training') else ''}".strip())
 
 # %% ../../nbs/report/07_pages.ipynb #dadf658e
@@ -243,9 +247,9 @@ def repeat(
 ) -> Iterator[Markdown]:  # the command, the signatures, the parameters
     "How to repeat a run, and what its numbers depend on."
     yield how_to_repeat(run, notebook)
-    yield pipe_table(results.signatures(results.read(run)), empty="채점하지 않았다.")
+    yield korean_table(results.signatures(results.read(run)), empty="채점하지 않았다.")
     rows = run.read("config")["explained"]
-    yield pipe_table([row | {"meaning": Markdown(row["meaning"])} if "meaning" in row else row for row in rows], literal=True)
+    yield korean_table([row | {"meaning": Markdown(row["meaning"])} if "meaning" in row else row for row in rows], literal=True)
 
 
 def notes(

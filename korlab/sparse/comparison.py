@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import read_json, read_jsonl
-from ..core.tables import Markdown, escape, one_line, pipe_table
+from ..core.tables import Markdown, escape, one_line
 from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import Page, SideBySide
+from ..report.terms import korean_table
 from .evaluation import OURS, in_words
 from .sparsity import goal_rows, sparsity_table
 
@@ -70,14 +71,14 @@ def limits(
     kept = {label: facts for label, (_, facts) in _facts(found).items()}
     tables = {title: sparsity_table({label: facts["sparsity"][side] for label, facts in kept.items()})
               for side, title in (("documents", "문서"), ("queries", "질문"))}
-    tables["FLOPS"] = pipe_table([{label: facts["flops"] for label, facts in kept.items()}])
+    tables["FLOPS"] = korean_table([{label: facts["flops"] for label, facts in kept.items()}])
     return Markdown("\n\n".join(f"### {title}\n\n{table}" for title, table in tables.items()))
 
 # %% ../../nbs/sparse/62_comparison.ipynb #76223172
 def _question(rows: Mapping[str, Mapping[str, Any]], why: str, measure: "Measure", passages: Mapping[str, str]) -> str:
     "One question, a row a run."
     first = next(iter(rows.values()))
-    table = pipe_table([
+    table = korean_table([
         {"run": label, measure.label: measure.scale * row["scores"][OURS][measure.name],
          "first passage": passages.get(row["first"][OURS]), "decisive tokens": in_words(row["decisive"]["first"])}
         for label, row in rows.items()
@@ -125,7 +126,7 @@ def record(
 
 # %% ../../nbs/sparse/62_comparison.ipynb #91b09def
 def _targets(found: "Comparison") -> Iterator[Markdown]:
-    yield pipe_table(targets(found), empty="약속된 것이 없다.")
+    yield korean_table(targets(found), empty="약속된 것이 없다.")
 
 
 COMPARISON = SideBySide(

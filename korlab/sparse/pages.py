@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..core.files import read_json, read_jsonl
-from ..core.tables import Markdown, escape, facts, one_line, pipe_table, signed
+from ..core.tables import Markdown, escape, one_line, signed
 from ..experiment import results
 from ..experiment.runs import Run
 from ..experiment.studies import ModelCard, Page
 from ..metrics.measures import written
 from ..metrics.stats import compare_scores, holm
 from ..report import pages
+from ..report.terms import korean_facts, korean_table
 from .evaluation import LEXICAL, MEASURES, OURS, in_words
 from .sparsity import goal_rows, sparsity_table
 
@@ -27,18 +28,17 @@ def _data(run: Run) -> Iterator[Any]:
     yield pages.prose("sparse", "data.lengths")
     yield pages.readings(run)
     yield pages.lengths(run, None if run.config.own.long_texts == "windows" else run.config.own.max_length)
-    yield pages.prose("sparse", "data.sources")
     yield from pages.sources(run)
 
 # %% ../../nbs/sparse/60_pages.ipynb #0c41f438
 def _model(run: Run) -> Iterator[Any]:
-    yield facts(run.read("model"))
+    yield korean_facts(run.read("model"))
     yield pages.prose("sparse", "model.modules")
-    yield pipe_table(run.read("modules"))
+    yield korean_table(run.read("modules"))
 
 
 def _train(run: Run) -> Iterator[Any]:
-    yield facts(run.read("train")["train_metrics"])
+    yield korean_facts(run.read("train")["train_metrics"])
     yield pages.curves(run)
 
 # %% ../../nbs/sparse/60_pages.ipynb #387dfab2
@@ -75,7 +75,7 @@ def _against_words(run: Run) -> Markdown:
         for (label, gap), p in zip(gaps.items(), holm([gap.p_value for gap in gaps.values()])):
             rows.append({"split": split, "system": run.config.run.model if label == OURS else label, "n": len(ranked),
                          f"{first.label} − {LEXICAL}": signed(gap.difference.to_dict()), "p": f"{p:.4f}"})
-    return pipe_table(rows)
+    return korean_table(rows)
 
 # %% ../../nbs/sparse/60_pages.ipynb #5f9b8517
 def _scores(run: Run) -> Iterator[Any]:
@@ -96,11 +96,11 @@ def _pruning_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 # %% ../../nbs/sparse/60_pages.ipynb #e1df5441
 def _goals(sparsity: Mapping[str, Any], silenced: bool) -> Markdown:
-    return pipe_table([row for side, measured in sparsity.items() for row in goal_rows(measured, side, silenced)])
+    return korean_table([row for side, measured in sparsity.items() for row in goal_rows(measured, side, silenced)])
 
 
 def _times(latency: Mapping[str, Any], model: str | None) -> Markdown:
-    return pipe_table([
+    return korean_table([
         {"system": model if label == OURS else label, "n": time["n"], "p50 ms": time["p50"], "p95 ms": time["p95"]}
         for label, time in latency.items()
     ])
@@ -117,7 +117,7 @@ def limits(
         "어떤 벡터가 나왔나": pages.outputs(run),
         "얼마나 희소한가": f"{sparsity_table(first['sparsity'])}\n\n{flops}",
         "공개된 목표": _goals(first["sparsity"], c.own.stop_tokens == "hard"),
-        "가지치기의 비용": pipe_table([_pruning_row(row) for row in first["pruning"]]),
+        "가지치기의 비용": korean_table([_pruning_row(row) for row in first["pruning"]]),
         "질문 하나의 시간": _times(first["latency"], c.run.model),
     }
     return Markdown("\n\n".join(f"### {title}\n\n{table}" for title, table in tables.items()))
@@ -140,7 +140,7 @@ def _beside(run: Run, row: Mapping[str, Any], passages: Mapping[str, str]) -> Ma
         lines.append({"": run.config.run.model if label == OURS else label,
                       measure.label: measure.scale * row["scores"][label][measure.name],
                       "passage": passages.get(row["first"][label]), "decisive tokens": in_words(tokens)})
-    return pipe_table(lines, literal=True)
+    return korean_table(lines, literal=True)
 
 # %% ../../nbs/sparse/60_pages.ipynb #7f9f2ce3
 def gallery(

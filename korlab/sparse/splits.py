@@ -283,7 +283,7 @@ def _embedded() -> Splits:
 
     found = embedded()
     judged = {"dev": found.dev, "test": found.test, "hard": found.hard}
-    return Splits(found.train, judged, notes=["Passages and questions were generated with seed 42."])
+    return Splits(found.train, judged)
 
 # %% ../../nbs/sparse/12_splits.ipynb #0b9ae55f
 def _part_from_answers(splits: Splits) -> None:

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import read_jsonl
-from ..core.tables import pipe_table
 from ..experiment import results
 from ..experiment.config import Config
 from ..experiment.results import Results
 from ..experiment.runs import Run
 from ..experiment.studies import Page, SideBySide
+from ..report.terms import korean_table
 from .cards import Examples, side_by_side
 from .errors import marks
+from .pages import MISTAKES
 from .parameters import Params
 from .recipes import recipe_of
 
@@ -146,11 +147,11 @@ def _record(run: Run[Params], chosen: "Setting") -> dict[str, Any]:
 
 # %% ../../nbs/summarization/62_comparison.ipynb #7ba335cc
 def _targets_page(found: "Comparison") -> Iterator[Any]:
-    yield pipe_table(targets(found), empty="약속된 것이 없다.")
+    yield korean_table(targets(found), empty="약속된 것이 없다.")
 
 
 def _limits_page(found: "Comparison") -> Iterator[Any]:
-    yield pipe_table(mistakes(found), empty="정답이 없어 셀 수 없다.")
+    yield korean_table(mistakes(found), MISTAKES, empty="정답이 없어 셀 수 없다.")
 
 
 def _gallery_page(found: "Comparison") -> Iterator[Examples]:

@@ -56,7 +56,7 @@ def embedded() -> Splits:
 
     rows = scenarios.generate()
     rows["natural"] = natural.natural()
-    return Splits(rows, notes=["Generated dialogues with seed 42; `natural` was written by hand."])
+    return Splits(rows)
 
 # %% ../../nbs/summarization/13_data.ipynb #12ec04e6
 def _find_split_files(

@@ -28,7 +28,7 @@ from ..experiment.config import Config
 from ..experiment.training import LabTrainer, Training
 from ..metrics.rouge import rouge
 from . import adapters
-from .beam import base_model, describe_search, fastest_search, supported
+from .beam import base_model, fastest_search, slower_search, supported
 from .generation import decode, generation_config
 from .models import check_precision
 from .parameters import Params
@@ -90,8 +90,8 @@ class _Seq2SeqTraining(Training):
     def prepare(self) -> None:
         "Refuse what cannot be computed, and say how evaluation searches."
         check_precision(self.model, self.place["precision"])
-        if self.eval_dataset:
-            self.note(f"Evaluating during training: {describe_search(self.config.own.num_beams, supported(self.model))}")
+        if self.eval_dataset and (said := slower_search(self.config.own.num_beams, supported(self.model))):
+            self.note(f"Evaluating during training: {said}")
 
     def row_lengths(self) -> list[int] | None:
         "Source and target together, where batches are cut by token budget."

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import charts
 from ..core.files import read_jsonl, write_json
-from ..core.tables import Markdown, code, escape, pipe_table
+from ..core.tables import Markdown, code, escape
 from ..experiment import results
 from ..experiment.params import ParameterError
 from ..experiment.results import Scored
 from ..experiment.runs import Run
 from ..metrics.measures import Interval, Measure, gain, ranked, single, written
 from ..metrics.stats import Paired, compare_scores, holm
+from ..report.terms import korean_table
 from .comparing import Comparison, Entry, data_hash
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def other_scores(
     chosen, base = setting_of(found), results.read(found.baseline.run)
     places = [(split, mode) for split in base.splits for mode in base.modes(split)]
     return Markdown("\n\n".join(
-        f"### {escape(split)} · {mode}\n\n{pipe_table(_short_scores(found, split, mode))}"
+        f"### {escape(split)} · {mode}\n\n{korean_table(_short_scores(found, split, mode))}"
         for split, mode in places if (split, mode) != (chosen.split, chosen.mode)
     ) or "다른 점수는 없다.")
 
