@@ -28,6 +28,7 @@ from korlab.experiment import studies
 from korlab.experiment.params import ParameterError, check_bounds, coerce
 from korlab.ivr.steps import _budget
 from korlab.report import clean, markdown
+from korlab.sparse import documents
 from korlab.sparse.data import load_beir
 from korlab.summarization.dialogues import load_dialogues
 from korlab.workbench.spaces import TuneParams, load_space
@@ -57,6 +58,8 @@ HARD: dict[str, tuple[Callable[[str], object], Callable[[int], str], int]] = {  
     "bars": (clean._plain, lambda n: "1%|" * n, 20_000),
     "links": (lambda text: markdown._relink(text, Path(), Path()), lambda n: "[" * n + "](" * n, 10_000),
     "problems": (report, lambda n: "x" * n, 4_000),
+    "tags in tags": (lambda text: documents._from_html(text, "a.html"), lambda n: "<div>" * n + "가", 2_000),
+    "hidden in hidden": (lambda text: documents._from_html(text, "a.html"), lambda n: "<main hidden>" * n + "가", 2_000),
 }
 
 

@@ -319,6 +319,21 @@ def test_a_word_document_brings_no_file_of_the_machine(tmp_path):
     assert "비밀" not in read_folder(tmp_path).documents[0].text
 
 
+def test_a_page_that_draws_more_texts_than_any_page_has_is_left_out(tmp_path):
+    """A few kilobytes that would take minutes."""
+    import zlib
+
+    drawn = zlib.compress(b"BT /F 12 Tf " + b"(abc) Tj " * 100_001 + b"ET")
+    parts = [b"<< /Type /Catalog /Pages 2 0 R >>", b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+             b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 9 9] /Resources << /Font << /F 5 0 R >> >> /Contents 4 0 R >>",
+             b"<< /Length %d /Filter /FlateDecode >>\nstream\n%b\nendstream" % (len(drawn), drawn), b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4\n" + b"".join(b"%d 0 obj\n%b\nendobj\n" % (i, one) for i, one in enumerate(parts, 1))
+                                     + b"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n0\n%%EOF\n")
+    (tmp_path / "b.txt").write_text("나", "utf-8")
+    reading = read_folder(tmp_path)
+    assert reading.left_out["a.pdf"].startswith("draws 100,001 texts on one page, more than 100,000: "), reading.left_out["a.pdf"]
+
+
 def test_names_and_texts_are_in_one_normal_form(tmp_path):
     import unicodedata
     (tmp_path / unicodedata.normalize("NFD", "환불.txt")).write_text(unicodedata.normalize("NFD", "환불은 됩니다"), "utf-8")

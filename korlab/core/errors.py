@@ -17,13 +17,14 @@ def printable(
 
 # %% ../../nbs/core/00_errors.ipynb #b9464d29
 _LOGIN = re.compile(r"((?<![\w+.-])[a-z][a-z0-9+.-]+:/{1,2})[^\s/?#\"'<>]+@", re.IGNORECASE)
+_KEY = re.compile(r"([?&](?:[\w-]*(?:token|secret|password|signature|credential)|(?:api[_-]?)?key|sig)=)[^\s&#\"'<>]+", re.IGNORECASE)
 
 
 def without_logins(
-    text: str,  # perhaps with addresses like https://user:password@host
+    text: str,  # perhaps with addresses like https://user:password@host or https://host?token=secret
 ) -> str:  # with `***` in place of user, password or token
     "Mask who logs in and with what, in every address of a text."
-    return _LOGIN.sub(r"\1***@", text)
+    return _KEY.sub(r"\1***", _LOGIN.sub(r"\1***@", text)) if "/" in text else text
 
 # %% ../../nbs/core/00_errors.ipynb #af7ec36c
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import LabError, printable
-from .settings import portable, shown
+from .settings import portable, shown, where
 
 # %% ../../nbs/core/02_files.ipynb #68f9a90a
 class FileError(LabError):
@@ -109,7 +109,7 @@ def read_json(
         with opening(path):
             return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{shown(path)} is damaged ({error}); delete it and run again what wrote it") from None
+        raise FileError(f"{where(path)} is damaged ({error}); delete it and run again what wrote it") from None
 
 
 def read_record(
@@ -120,7 +120,7 @@ def read_record(
     found = read_json(path)
     if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
         what = f"no {missing[0]!r} in it" if isinstance(found, dict) else f"a {type(found).__name__} where an object is expected"
-        raise FileError(f"{shown(path)} is damaged ({what}); delete it and run again what wrote it")
+        raise FileError(f"{where(path)} is damaged ({what}); delete it and run again what wrote it")
     return found
 
 # %% ../../nbs/core/02_files.ipynb #c1299d34
@@ -207,7 +207,7 @@ def read_jsonl(
     rows = []
     for number, row in line_rows(utf8_lines(path)) if path.exists() else ():
         if isinstance(row, Fault):
-            raise FileError(f"{shown(path)}, line {number} is damaged ({row.kind}: {row.detail}); delete the file and "
+            raise FileError(f"{where(path)}, line {number} is damaged ({row.kind}: {row.detail}); delete the file and "
                             "run again what wrote it")
         rows.append(row)
     return rows

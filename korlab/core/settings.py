@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SettingsError', 'text_of', 'NoLabError', 'root', 'expanded', 'parted', 'looked_in', 'Settings', 'load_env',
-           'settings', 'shipped', 'preset', 'shown', 'portable', 'PrivateRuns']
+           'settings', 'shipped', 'preset', 'shown', 'where', 'portable', 'PrivateRuns']
 
 # %% ../../nbs/core/01_settings.ipynb #903c5282
 import os
@@ -245,6 +245,14 @@ def shown(
     except SettingsError:
         pass
     return path.as_posix() if not path.is_absolute() else f"…/{full.name}"
+
+
+def where(
+    path: Path | str,  # a file or folder that somebody is to look at
+) -> str:  # relative below the working folder, else whole
+    "A path as whoever reads a message can use it."
+    path = Path(path)
+    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
 
 
 def portable(

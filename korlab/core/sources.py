@@ -250,7 +250,7 @@ def hub_dataset(
         data = load_dataset(match["id"], config, split=split or match["split"], revision=revision)
     except Exception as error:
         why = f"{type(error).__name__}: {first_words(error)}"
-        raise DataError(f"{name} is no file or folder here, and the hub did not give it ({why}): check the name, the "
+        raise DataError(f"{name} is no file or folder in {Path.cwd()}, and the hub did not give it ({why}): check the name, the "
                         "network, and HF_TOKEN if it is private or gated") from error
     splits = data if isinstance(data, DatasetDict) else {"": data}
     if len(splits) > 1:

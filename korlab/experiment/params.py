@@ -21,6 +21,7 @@ from ..core.accounts import short
 from ..core.errors import LabError, without_logins
 from ..core.quiet import quiet
 from ..core.settings import SettingsError, expanded, load_env, parted
+from ..core.text import HALF
 
 # %% ../../nbs/experiment/00_params.ipynb #aa3612ce
 class ParameterError(LabError):
@@ -222,9 +223,13 @@ def placed(
     return found
 
 # %% ../../nbs/experiment/00_params.ipynb #aa2820cd
-def _check_login(name: str, value: Any) -> None:
-    "Refuse an address with a password or a token in it."
-    if isinstance(value, str) and without_logins(value) != value:
+def _check_text(name: str, value: Any) -> None:
+    "Refuse what no record can hold: half a character; and what none should: an address with a password or a token in it."
+    if not isinstance(value, str):
+        return
+    if half := HALF.search(value):
+        raise ParameterError(f"{name}={value!r} holds half a character (U+{ord(half[0]):04X}), which no file can: type it again")
+    if without_logins(value) != value:
         raise ParameterError(f"{name}={value!r}: every record of a run would show this password; give files and ids of the hub, put logins into the "
                              "environment or .env, and delete the notebook that papermill wrote with it")
 
@@ -234,7 +239,7 @@ def _typed(specs: Sequence[type], layers: Mapping[str, Any], known: Mapping[str,
     kinds = {name: kind for spec in specs for name, kind in get_type_hints(spec).items()}
     values = {name: coerce(name, value, kinds[name]) for name, value in layers.items()}
     for name, value in values.items():
-        _check_login(name, value)
+        _check_text(name, value)
         meta = known[name].metadata
         check_bounds(name, value, meta["low"], meta["high"], meta["above"])
     return with_paths(known, values)

@@ -25,7 +25,7 @@ from weakref import WeakSet
 from ..core.aloud import aloud
 from ..core.errors import LabError, visible, without_logins
 from ..core.files import FileError, opening, read_json, read_record, write_json
-from ..core.settings import expanded, portable, root, settings, shown
+from ..core.settings import expanded, portable, root, settings, shown, where
 from ..core.text import text_hash
 from . import studies, tracking
 from .checkpoints import TORN, put_aside
@@ -114,7 +114,7 @@ def _sound(file: Path) -> dict[str, Any]:
         entries = part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ()
         keys = _WITHIN.get(name)
         if not isinstance(part, kind) or keys is not None and not all(isinstance(one, Mapping) and {*keys} <= {*one} for one in entries):
-            raise FileError(f"{shown(file)} is damaged (its {name!r} is none); delete it and run again what wrote it")
+            raise FileError(f"{where(file)} is damaged (its {name!r} is none); delete it and run again what wrote it")
     return found
 
 # %% ../../nbs/experiment/06_runs.ipynb #runs-folder
@@ -518,7 +518,7 @@ def check_records(
         record = read_json(file)
         for key in _KEYS.get(file.stem, ()):
             if not isinstance(record, Mapping) or key not in record:
-                raise RunError(f"{shown(file)} is damaged (it has no {key!r}): delete it and run the same command again")
+                raise RunError(f"{where(file)} is damaged (it has no {key!r}): delete it and run the same command again")
 
 # %% ../../nbs/experiment/06_runs.ipynb #4a1fb489
 def reopen(
@@ -543,7 +543,7 @@ def tell_latest(
     folder: Path,  # of the run
 ) -> None:
     "Say on standard error which run `latest` is."
-    print(visible(f"korlab: 'latest' is {shown(folder)}"), file=sys.stderr)
+    print(visible(f"korlab: 'latest' is {where(folder)}"), file=sys.stderr)
 
 # %% ../../nbs/experiment/06_runs.ipynb #ff33080a
 def _latest(folders: Sequence[Path]) -> Run | None:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from ..core.accounts import accounted, places
+from ..core.settings import where
 from ..experiment.params import ParameterError
 from .parameters import Params
 from ..workbench.commands import register
 from ..workbench.commands import run as run_experiments
-from ..workbench.terminal import or_none, print_table, remark, say, values_of, where
+from ..workbench.terminal import or_none, print_table, remark, say, values_of
 
 if TYPE_CHECKING:
     from korlab.experiment.config import Config

@@ -15,12 +15,12 @@ import typer
 
 from ..core.accounts import counted
 from ..core.files import reading
-from ..core.settings import expanded
+from ..core.settings import expanded, where
 from ..experiment.models import NO_CODE
 from ..experiment.params import ParameterError
 from ..experiment.runs import RunError, tell_latest
 from ..workbench.commands import register
-from ..workbench.terminal import live, one_of, print_table, remark, remark_all, say, where
+from ..workbench.terminal import live, one_of, print_table, remark, remark_all, say
 
 if TYPE_CHECKING:
     import numpy as np

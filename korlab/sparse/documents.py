@@ -30,8 +30,9 @@ from ..core.text import HALF, normalize
 from .data import entries
 
 if TYPE_CHECKING:
-    from bs4 import BeautifulSoup
+    from bs4 import BeautifulSoup, Tag
     from markdown_it.token import Token
+    from pypdf import PageObject
 
 # %% ../../nbs/sparse/13_documents.ipynb #1674f201
 class Heading(NamedTuple):
@@ -156,34 +157,66 @@ def _page(
         found = _declared(raw)
     return (found, ()) if found else _text(path)
 
+# %% ../../nbs/sparse/13_documents.ipynb #c0ffee13
+_GONE = {*"script style noscript template nav footer aside svg iframe button select datalist".split()}
+
+
+def _is_shown(node: Any) -> bool:
+    "Tell a tag that a reader sees from text, comments, and what is hidden or leads elsewhere."
+    from bs4 import Tag
+
+    return isinstance(node, Tag) and not (node.name in _GONE or "hidden" in node.attrs or node.get("aria-hidden") == "true")
+
+
+def _content(
+    soup: "BeautifulSoup",  # a page
+) -> "Tag":  # its <main>, else all of it
+    "What of a page is its own."
+    waiting: list[Any] = [soup]
+    while waiting:
+        if _is_shown(node := waiting.pop()):
+            if node.name == "main":
+                return node
+            waiting += reversed(node.contents)
+    return soup.body or soup
+
 # %% ../../nbs/sparse/13_documents.ipynb #5bb0389e
-_GONE = "script style noscript template nav footer aside svg iframe button select datalist [hidden] [aria-hidden=true]".split()
-_BLOCKS = ("address article blockquote body caption details div dl fieldset figcaption figure form h1 h2 h3 h4 h5 h6 header hr html "
-           "main ol p pre section summary table ul").split()
+_BLOCKS = {*("address article blockquote body caption details div dl fieldset figcaption figure form h1 h2 h3 h4 h5 h6 header hr html "
+             "main ol p pre section summary table ul").split()}
 _BREAKS = {**dict.fromkeys(_BLOCKS, "\n\n"), **dict.fromkeys(("br", "dd", "dt", "li", "tr"), "\n"), "td": "\t", "th": "\t"}
 _MARK = "\ue000"  # of a heading, followed by its level: a character for private use
 
 
+def _around(
+    tag: "Tag",  # one that is shown
+    cell: bool,  # whether it stands in a table's cell
+) -> tuple[str, str]:  # what stands before its text, and after it; before is enough for cells and items, which HTML need not close
+    "How a tag parts its text from the rest."
+    if tag.name == "p" and (cell or tag.parent and tag.parent.name == "li"):
+        return "", " "  # a cell is one line, and so is an item
+    mark = f"{_MARK}{tag.name[1]}" if re.fullmatch(r"h[1-6]", tag.name) else ""
+    return _BREAKS.get(tag.name, "") + mark, "\n\n" if tag.name in _BLOCKS else ""
+
+
 def _laid_out(
-    soup: "BeautifulSoup",  # a page, changed here
+    soup: "BeautifulSoup",  # a page
 ) -> str:  # its text, a block a paragraph, headings marked
-    "Lay the content of a page out as text."
-    for tag in soup.select(", ".join(_GONE)):
-        tag.decompose()
-    main = soup.find("main") or soup.body or soup
-    for piece in [*main.find_all(string=True)]:
-        if type(piece).__name__ == "NavigableString" and not piece.find_parent("pre"):  # the others are comments and the like
-            piece.replace_with(re.sub(r"\s+", " ", piece.replace(_MARK, "")))
-    for tag in main.select("td p, th p, li > p"):  # a cell is one line, and so is an item
-        tag.insert_after(" ")
-        tag.unwrap()
-    for tag in main.find_all([*_BREAKS]):
-        tag.insert_before(_BREAKS[tag.name])  # before is enough for cells and items, which HTML need not close
-        if tag.name in _BLOCKS:
-            tag.insert_after("\n\n")
-        if re.fullmatch(r"h[1-6]", tag.name):
-            tag.insert(0, f"{_MARK}{tag.name[1]}")
-    return main.get_text()
+    "Lay the content of a page out as text, each tag looked at once."
+    from bs4 import NavigableString
+
+    laid, waiting = list[str](), list[tuple[Any, bool, bool]]([(_content(soup), False, False)])
+    while waiting:
+        node, pre, cell = waiting.pop()
+        if type(node) is str:  # what stands after a tag that is over
+            laid.append(node)
+        elif type(node) is NavigableString:  # the others are comments and the like
+            laid.append(str(node) if pre else re.sub(r"\s+", " ", node.replace(_MARK, "")))
+        elif _is_shown(node):
+            before, after = _around(node, cell)
+            laid.append(before)
+            pre, cell = pre or node.name == "pre", cell or node.name in ("td", "th")
+            waiting += [(after, pre, cell), *((child, pre, cell) for child in reversed(node.contents))]
+    return "".join(laid)
 
 # %% ../../nbs/sparse/13_documents.ipynb #a416dd48
 def _tidied(
@@ -244,6 +277,19 @@ def _word(path: Path, name: str) -> Document:
         return _from_html(page.value, name)
 
 # %% ../../nbs/sparse/13_documents.ipynb #2fc26672
+_CROWDED = 100_000  # texts drawn one by one on a page; a full page of a book has some thousands
+
+
+def _page_text(
+    page: "PageObject",  # of a PDF
+) -> str:  # its text
+    "Read a page; `FileFault` for one that draws more texts than any page has, which would take for ever."
+    drawn = page.get_contents()
+    if drawn is not None and (texts := len(re.findall(rb"T[jJ]\b", drawn.get_data()))) > _CROWDED:
+        raise FileFault("crowded PDF", f"draws {texts:,} texts on one page, more than {_CROWDED:,}: print it to a new PDF, or save it as text")
+    return normalize(HALF.sub("\ufffd", page.extract_text().replace("\0", ""))).strip()
+
+
 def _pages(
     path: Path,  # a PDF
 ) -> list[str]:  # the text of each page
@@ -255,7 +301,7 @@ def _pages(
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             raise FileFault("encrypted", "is locked with a password: save it without one")
-        return [normalize(HALF.sub("\ufffd", page.extract_text().replace("\0", ""))).strip() for page in reader.pages]
+        return [_page_text(page) for page in reader.pages]
     except FileFault:
         raise
     except Exception as error:  # a broken PDF breaks in many ways

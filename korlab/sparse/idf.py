@@ -23,7 +23,7 @@ from ..core.accounts import DataError, FileFault, SourceFile
 from ..core.files import FileError, write, write_json
 from ..core.rows import read_rows
 from ..core.schemas import Field, Schema, Verdict
-from ..core.settings import expanded, shown
+from ..core.settings import expanded, shown, where
 from ..core.sources import SUFFIXES, Part, is_data_file
 from ..core.text import normalize
 from ..experiment.params import ParameterError
@@ -326,7 +326,7 @@ def load_prepared(
         with safe_open(path, framework="np") as file:
             values, facts = file.get_tensor("values"), json.loads(file.metadata()["facts"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise PreparedError(f"{shown(path)} is damaged ({error}); delete it and run `{command}` again") from None
+        raise PreparedError(f"{where(path)} is damaged ({error}); delete it and run `{command}` again") from None
     if tokenizer is not None and tokenizer_sha256(tokenizer) != facts["tokenizer_sha256"]:
         raise PreparedError(f"{shown(path)} was made for another tokenizer ({facts['tokenizer']}) than "
                             f"{tokenizer_name(tokenizer)}; run `{command}` for this one, into a folder of its own")

@@ -26,7 +26,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from ..core.errors import LabError
 from ..core.files import FileError, atomic, opening, read_json, sha256, write_json
-from ..core.settings import shown
+from ..core.settings import shown, where
 from ..metrics.retrieval import evaluate, own_documents
 from ..metrics.stats import paired_bootstrap
 
@@ -291,7 +291,7 @@ def _damaged(
     what: str,  # is wrong with it
 ) -> SparseIndexError:  # to be raised
     "Say what is damaged and what to do."
-    return SparseIndexError(f"{shown(path)} is damaged, {what}: build the index again, after deleting {shown(path.parent)}")
+    return SparseIndexError(f"{where(path)} is damaged, {what}: build the index again, after deleting {where(path.parent)}")
 
 # %% ../../nbs/sparse/25_index.ipynb #6ccfa289
 _SAYS: dict[str, type] = {"engine": str, "documents": int, "vocabulary": int, "postings": int, "tokenizer": str, "facts": dict, "files": dict}
@@ -427,7 +427,7 @@ def _bytes_of(folder: Path, entry: Mapping[str, Any], verify: bool) -> bytes:
     path = folder / entry["file"]
     with opening(path):
         if not path.is_file():
-            raise SparseIndexError(f"{shown(path)} is missing: build the index again, after deleting {shown(folder)}")
+            raise SparseIndexError(f"{where(path)} is missing: build the index again, after deleting {where(folder)}")
         if (size := path.stat().st_size) != entry["bytes"]:
             raise _damaged(path, f"{size:,} bytes in place of {entry['bytes']:,}")
         found = path.read_bytes()

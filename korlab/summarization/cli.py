@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.accounts import removals
+from ..core.settings import where
 from ..workbench.commands import register
-from ..workbench.terminal import print_table, remark_all, say, values_of, where
+from ..workbench.terminal import print_table, remark_all, say, values_of
 
 if TYPE_CHECKING:
     from korlab.summarization.inference import Written
@@ -48,6 +49,7 @@ def _tell(runs: list[str], outcome: "Written") -> None:
     report, empty = outcome.report, outcome.empty
     remark_all([str(one) for one in report.faults], "rows or files were left out", total=report.total(report.faults))
     remark_all([str(one) for one in report.warnings], "doubts about rows that are summarised", total=report.total(report.warnings))
+    remark_all(report.notes, "notes on what was read")
     remark_all(removals(report), "kinds of text were removed by cleaning")
     remark_all(empty, "summaries are empty")
     if len(runs) > 1:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.accounts import DataReport
 from ..core.settings import expanded, portable, shown
+from ..core.sources import files_not_read
 from ..core.text import Removal
 from ..experiment import evaluations, results
 from ..experiment.params import ParameterError
 from ..experiment.readings import remarkable
 from ..experiment.remarks import foremost, of_outputs
 from ..experiment.runs import RunError, find_run
-from .dialogues import load_dialogues
+from .dialogues import PLAIN, is_plain, load_dialogues
 from .evaluation import summary_outputs
 from .summarizer import Summarizer, load_summarizer, ready, write_predictions
 
@@ -155,6 +156,7 @@ def summarize_file(
     asked = config.rows
     rows, report = load_dialogues(source, policy=asked.data_policy, max_chars=asked.max_chars, need_summary=False,
                                   encoding=asked.encoding, columns=asked.columns)
+    report.notes += files_not_read(source, PLAIN if is_plain(source) else ())
     given = {k: v for k, v in given.items() if k not in ("data_policy", "max_chars", "encoding", "columns")}
     candidates = each_summary(names, [row.dialogue for row in rows], note, **given)
     found, index = mbr(candidates, config.own.rouge_mode)

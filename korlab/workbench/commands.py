@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.accounts import accounted, places
-from ..core.settings import expanded, settings
+from ..core.settings import expanded, settings, where
 from ..experiment.runs import RunError
 from korlab.workbench.terminal import (
     complain,
@@ -28,7 +28,6 @@ from korlab.workbench.terminal import (
     say,
     say_json,
     values_of,
-    where,
 )
 
 if TYPE_CHECKING:
@@ -162,7 +161,10 @@ def _conclude(run: "Run | None", page: Path, as_json: bool) -> None:
 _SUITE = Annotated[str | None, typer.Argument(metavar="SUITE", help="a suite's name; the newest one if not given")]
 
 
-def status(suite: _SUITE = None) -> None:
+_JSON = Annotated[bool, typer.Option("--json", help="print JSON for a program instead of a table")]
+
+
+def status(suite: _SUITE = None, as_json: _JSON = False) -> None:
     "Show how far a suite is."
     from korlab.workbench.suite import find_suite
     from korlab.workbench.watching import driver, progress
@@ -173,6 +175,8 @@ def status(suite: _SUITE = None) -> None:
         f"running as process {process.pid}" if process
         else "killed" if facts["state"] == "running" else facts["state"]
     )
+    if as_json:
+        return say_json({"suite": facts["name"], "state": state, "started": facts["started"], "experiments": progress(found)}, 1)
     print_table(progress(found), title=f"{facts['name']}: {state}, started {facts['started']}")
 
 # %% ../../nbs/workbench/09_commands.ipynb #38f19ecc
@@ -236,7 +240,6 @@ def stop(suite: _SUITE = None) -> None:
     say(f"{found.folder.name} {'has stopped' if ended else 'was not running'}.")
 
 # %% ../../nbs/workbench/09_commands.ipynb #152b36c3
-_JSON = Annotated[bool, typer.Option("--json", help="print JSON for a program instead of a table")]
 _REPORTED = Annotated[str, typer.Argument(help="a run's folder or name, 'latest', or an executed notebook")]
 _REPORT_TO = Annotated[Path | None, typer.Option(help="folder to write to instead of the run's, e.g. reports/STUDY")]
 _CODE = Annotated[
@@ -422,17 +425,18 @@ def doctor(as_json: _JSON = False) -> None:
 _REMOVE = Annotated[bool, typer.Option("--remove", help="delete what is listed")]
 
 
-def tidy(remove: _REMOVE = False) -> None:
+def tidy(remove: _REMOVE = False, as_json: _JSON = False) -> None:
     "List what killed processes left among the runs and in the cache, with --remove also delete it; nothing of a living process."
     from korlab.workbench.tidying import columns, leftovers
 
-    if not (found := leftovers()):
-        say("nothing is left over")
-        return
-    print_table(columns(found))
+    found = leftovers()
+    if found or as_json:
+        print_table(columns(found), as_json=as_json)
     for one in found if remove else ():
         one.remove()
-    say(f"{len(found)} removed" if remove else "`korlab tidy --remove` deletes them", bold=True)
+    if as_json:
+        return
+    say("nothing is left over" if not found else f"{len(found)} removed" if remove else "`korlab tidy --remove` deletes them", bold=True)
 
 # %% ../../nbs/workbench/09_commands.ipynb #95437c2b
 new = typer.Typer(help="Make something new.", no_args_is_help=True)
