@@ -304,7 +304,7 @@ def scores(folder: Path) -> dict:
     return {(one["system"], one["split"], name): value for one in read_json(folder / "metrics.json")["scores"] for name, value in one["measures"].items()}
 
 
-OFTEN = [(11, 6), pytest.param(3, 2, marks=pytest.mark.slow)]  # operations before the first kill, and how many more before each further one
+OFTEN = [pytest.param(*some, marks=pytest.mark.slow) for some in ((11, 6), (3, 2))]  # operations before the first kill, and how many more before each further one
 
 
 @pytest.mark.parametrize(("first", "more"), OFTEN)

@@ -257,6 +257,7 @@ def typed(line: str) -> str:
     return done.output
 
 
+@pytest.mark.slow
 def test_seven_commands_need_no_value_twice(desk, monkeypatch):
     *lines, last = SEVEN.strip().splitlines()
     for line in lines:

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("model", ["sparse-ko", pytest.param("sparse-v25", marks=pytest.mark.slow), "sparse-ko-doc"])
+@pytest.mark.parametrize("model", ["sparse-ko", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sparse-v25", "sparse-ko-doc"))])
 def test_a_collection_alone_runs_through_the_main_notebook(model, folder, tmp_path):
     outcome = papermill(tmp_path / "out.ipynb", *flags(model=model, name="mine", data=folder, **FAST), runs=tmp_path)
     assert outcome.code == 0, outcome.text[-3000:]

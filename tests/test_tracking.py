@@ -36,7 +36,7 @@ def lab(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("service", ["wandb", pytest.param("mlflow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("service", [pytest.param(one, marks=pytest.mark.slow) for one in ("wandb", "mlflow")])
 def test_an_offline_record_is_kept_and_no_secret_in_it(lab, service, monkeypatch):
     pytest.importorskip(service)
     monkeypatch.setattr("conftest.ROOT", lab)
