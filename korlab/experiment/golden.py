@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'weight_homes', 'strictly', 'spelled', 'golden', 'Drift', 'drift']
 
-# %% ../../nbs/experiment/12a_golden.ipynb #676086f9
+# %% ../../nbs/experiment/12a_golden.ipynb #e9da9fb0
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import read_json
+from ..core.text import text_hash
 from .models import NO_CODE, NO_PICKLE, CheckpointError, loading, positions_of
 
 if TYPE_CHECKING:
@@ -77,31 +79,32 @@ def _answer(model: Any, length: int) -> dict[str, Any]:
     whole = {"mean": float(logits.mean(dtype=torch.float64)), "norm": float(torch.linalg.vector_norm(logits, dtype=torch.float64))}
     return {"length": length} | whole | {"best": best.indices.tolist(), "logits": best.values.tolist()}
 
-# %% ../../nbs/experiment/12a_golden.ipynb #ae8b1b6e
+# %% ../../nbs/experiment/12a_golden.ipynb #287c6d1a
 _SENTENCE = "서울에서 만난 3명이 '한국어 모델'을 읽고 또 읽었다.\nThe end of 2024, isn't it?  갉똛 #Person1#: 네!"
 
 
 def spelled(
     home: Path,  # one of `weight_homes`
-) -> list[int] | None:  # None where no tokenizer lies with the weights
-    "What a model's tokenizer makes of a sentence."
+) -> dict[str, Any] | None:  # tokens of a sentence, and a hash of all tokens with their numbers; None where no tokenizer lies with the weights
+    "What a model's tokenizer is known by."
     from transformers import AutoTokenizer
 
     if not (home / "tokenizer_config.json").is_file():
         return None
     with loading(str(home), what="tokenizer", others=(Exception,)):
-        return AutoTokenizer.from_pretrained(home, **NO_CODE)(_SENTENCE)["input_ids"]
+        tokenizer = AutoTokenizer.from_pretrained(home, **NO_CODE)
+    return {"tokens": tokenizer(_SENTENCE)["input_ids"], "sha256": text_hash(json.dumps(sorted(tokenizer.get_vocab().items())))}
 
 
 def golden(
     folder: Path,  # a model as it was saved
-) -> dict[str, dict[str, Any]]:  # place in the folder -> tokens of a sentence, and answers to three inputs
+) -> dict[str, dict[str, Any]]:  # place in the folder -> its tokenizer, and answers to three inputs
     "Read a model back and write down what it answers."
     found = {}
     for home in weight_homes(folder):
         model, _ = strictly(home)
         answers = [_answer(model, length) for length in _lengths(model)] if model.get_output_embeddings() is not None else []
-        found[home.relative_to(folder).as_posix()] = {"tokens": spelled(home), "answers": answers}
+        found[home.relative_to(folder).as_posix()] = {"tokenizer": spelled(home), "answers": answers}
     return found
 
 # %% ../../nbs/experiment/12a_golden.ipynb #57eb9234
