@@ -39,7 +39,7 @@ from .windows import questions as hidden
 from ..experiment import results
 from ..experiment.evaluations import is_own_data, seen_before
 from ..experiment.remarks import Remark, outputs_of
-from ..experiment.results import Items, Recount, Results, Scored
+from ..experiment.results import NONE_KEPT, Items, Recount, Results, Scored
 from ..experiment.runs import Run, is_run, reopen
 from ..metrics.measures import Interval
 from ..metrics.recall import composite
@@ -295,7 +295,9 @@ def recount(
 ) -> Recount:
     "Rank the stored answers again."
     rows = read_jsonl(run.path("recalls", f"{split}.jsonl"))
-    modes = [mode for mode in MODES if rows and mode in rows[0]["rank"]]
+    if not rows:
+        return NONE_KEPT
+    modes = [mode for mode in MODES if mode in rows[0]["rank"]]
     ranks = {mode: [_rank_again(mode, row) for row in rows] for mode in modes}
     ids = [row["id"] for row in rows]
     items = Items(ids, {str(mode): recall_scores(some) for mode, some in ranks.items()})

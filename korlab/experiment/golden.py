@@ -79,7 +79,7 @@ def _answer(model: Any, length: int) -> dict[str, Any]:
     whole = {"mean": float(logits.mean(dtype=torch.float64)), "norm": float(torch.linalg.vector_norm(logits, dtype=torch.float64))}
     return {"length": length} | whole | {"best": best.indices.tolist(), "logits": best.values.tolist()}
 
-# %% ../../nbs/experiment/12a_golden.ipynb #287c6d1a
+# %% ../../nbs/experiment/12a_golden.ipynb #627b3636
 _SENTENCE = "서울에서 만난 3명이 '한국어 모델'을 읽고 또 읽었다.\nThe end of 2024, isn't it?  갉똛 #Person1#: 네!"
 
 
@@ -93,7 +93,7 @@ def spelled(
         return None
     with loading(str(home), what="tokenizer", others=(Exception,)):
         tokenizer = AutoTokenizer.from_pretrained(home, **NO_CODE)
-    return {"tokens": tokenizer(_SENTENCE)["input_ids"], "sha256": text_hash(json.dumps(sorted(tokenizer.get_vocab().items())))}
+    return {"tokens": tokenizer(_SENTENCE, verbose=False)["input_ids"], "sha256": text_hash(json.dumps(sorted(tokenizer.get_vocab().items())))}
 
 
 def golden(

@@ -19,7 +19,7 @@ from ..core.text import text_hash
 from ..experiment import results
 from ..experiment.evaluations import is_own_data, seen_before
 from ..experiment.remarks import Remark
-from ..experiment.results import Items, Recount, Results, Scored
+from ..experiment.results import NONE_KEPT, Items, Recount, Results, Scored
 from ..experiment.runs import Run, is_run, reopen
 from .corpora import Corpora, load_corpora, read_texts
 from .parameters import Params
@@ -251,6 +251,8 @@ def recount(
 ) -> Recount:
     "Add up the stored prices again."
     rows, name = read_jsonl(run.path("bits", f"{split}.jsonl")), run.config.run.model
+    if not rows:
+        return NONE_KEPT
     paid = [Bits(row["bits"][name] * row["bytes"], row["bytes"], row["tokens"][name]) for row in rows]
     columns, ids = _columns(paid), [row["id"] for row in rows]
     return Recount(Items(ids, {"bits": columns}), {"bits": bootstrap_table(columns)}, [one[:16] for one in ids], [row["id"] for row in rows if not row["bytes"]])

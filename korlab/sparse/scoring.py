@@ -17,7 +17,7 @@ from ..core.text import text_hash
 from ..experiment import results
 from ..experiment.evaluations import is_own_data, seen_before
 from ..experiment.remarks import Remark
-from ..experiment.results import Items, Recount, Results, Scored
+from ..experiment.results import NONE_KEPT, Items, Recount, Results, Scored
 from ..experiment.runs import Run, is_run, record_data, reopen
 from ..metrics.stats import bootstrap_table
 from . import evaluation
@@ -163,6 +163,8 @@ def recount(
 ) -> Recount:
     "Score the stored findings again."
     rows = read_jsonl(run.path("rankings", f"{split}.found.jsonl"))
+    if not rows:
+        return NONE_KEPT
     judged, own = evaluation.score_found(rows), results.read(run).own(split)
     mode = own.mode if own else ""
     scores = {m.name: judged.scores[m.name].tolist() for m in MEASURES}

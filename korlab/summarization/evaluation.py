@@ -17,7 +17,7 @@ from ..core.settings import settings
 from ..core.text import text_hash
 from ..experiment import results
 from ..experiment.remarks import Outputs, Remark, outputs_of
-from ..experiment.results import Items, Recount, Results, Scored
+from ..experiment.results import NONE_KEPT, Items, Recount, Results, Scored
 from ..experiment.runs import Run
 from ..metrics.measures import Interval
 from .dialogues import Dialogue
@@ -260,6 +260,8 @@ def recount(
 ) -> Recount:
     "Score the stored summaries again."
     found = read_jsonl(run.path("predictions", f"{split}.jsonl"))
+    if not found:
+        return NONE_KEPT
     rows = [Dialogue(one["fname"], one["dialogue"], tuple(one["references"])) for one in found]
     counts = _count_rouge([one["prediction"] for one in found], rows, run.config.own)
     items = Items([row.fname for row in rows], {mode: {name: values.tolist() for name, values in one.scores.items()} for mode, one in counts.items()})

@@ -7,9 +7,8 @@ __all__ = ['Tier', 'State', 'Differs', 'Unchecked', 'Check', 'look', 'agree', 'S
            'scores', 'granularity', 'comparisons', 'apart', 'labels']
 
 # %% ../../nbs/workbench/11_checks.ipynb #92883f12
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isclose
 from typing import Any, Literal
@@ -78,7 +77,7 @@ def agree(
         raise Differs(and_more([*wrong[:_NAMED]], len(wrong), "; "))
     return right
 
-# %% ../../nbs/workbench/11_checks.ipynb #66a609d8
+# %% ../../nbs/workbench/11_checks.ipynb #80a4a1c9
 @dataclass
 class Subject:
     "A run that is checked."
@@ -106,7 +105,10 @@ class Subject:
         "Split -> its stored predictions, scored again."
         if self.run.study.recount is None:
             raise Unchecked(f"the study {self.run.study.name} keeps no predictions that could be scored again")
-        return {split: self.run.study.recount(self.run, split) for split in self.found.splits}
+        found = {split: self.run.study.recount(self.run, split) for split in self.found.splits}
+        if lacking := [split for split, one in found.items() if not one.items.ids]:
+            raise Unchecked(f"no predictions of {lacking[0]} were kept that could be scored again")
+        return found
 
 # %% ../../nbs/workbench/11_checks.ipynb #4a271e2d
 _LATER = {"notebook.json", "report.md"}  # written when everything has been noted
@@ -225,12 +227,11 @@ def comparisons(subject: Subject) -> str:
                 wrong.append(f"{split}: {one.system} has {one.measures[first.name].mean:.6g}, its items give {sum(theirs) / len(theirs):.6g}")
     return agree(wrong, f"{count} paired comparisons, made again")
 
-# %% ../../nbs/workbench/11_checks.ipynb #add38485
+# %% ../../nbs/workbench/11_checks.ipynb #ad5add44
 def apart(subject: Subject) -> str:
     "Whether training, dev and scored splits share nothing."
     run, digests = subject.run, subject.run.read("data")["sha256"]
-    twice = [name for name, count in Counter(digests.values()).items() if count > 1]
-    wrong = [f"{' and '.join(name for name, one in digests.items() if one == value)} are the same rows" for value in twice]
+    wrong = [f"{name} and {part} are the same rows" for part in ("train", "dev") for name, one in digests.items() if name != part and one == digests.get(part)]
     known = {part: {one[:16] for one in read_json(run.path(f"{part}_hashes.json"))} for part in ("train", "dev") if run.has(f"{part}_hashes")}
     if "train" not in known:
         raise Unchecked("this run kept no hashes of its training rows")
