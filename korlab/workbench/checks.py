@@ -24,7 +24,7 @@ from ..experiment.results import Items, Recount, Results, Scored
 from ..experiment.runs import Run, differences, run_name
 from ..experiment.seals import digest, harm, marks
 
-# %% ../../nbs/workbench/11_checks.ipynb #16e23cd1
+# %% ../../nbs/workbench/11_checks.ipynb #301ff0ff
 Tier = Literal["bronze", "silver", "gold"]
 State = Literal["passed", "failed", "unchecked"]
 
@@ -36,7 +36,7 @@ class Differs(LabError):
 class Unchecked(LabError):
     "Something that a check needs is not there."
 
-
+# %% ../../nbs/workbench/11_checks.ipynb #560256a4
 @dataclass(frozen=True)
 class Check:
     "One look, and what it saw."
@@ -110,7 +110,7 @@ class Subject:
             raise Unchecked(f"no predictions of {lacking[0]} were kept that could be scored again")
         return found
 
-# %% ../../nbs/workbench/11_checks.ipynb #4a271e2d
+# %% ../../nbs/workbench/11_checks.ipynb #1dca91ed
 _LATER = {"notebook.json", "report.md"}  # written when everything has been noted
 _BESIDE = {"README.md", "manifest.json"}  # in a sealed folder, written when it was sealed
 
@@ -123,7 +123,7 @@ def _extra(run: Run, name: str) -> list[str]:
     known = {*read_json(folder / "manifest.json")["files"], *_BESIDE}
     return [f"{name}/{path}" for one in folder.rglob("*") if one.is_file() and (path := one.relative_to(folder).as_posix()) not in known]
 
-
+# %% ../../nbs/workbench/11_checks.ipynb #0f00a7f9
 def sealed(subject: Subject) -> str:
     "Whether every file is as its stage left it, and none is there that no stage left."
     run = subject.run
@@ -176,12 +176,12 @@ def _means(one: Scored, items: Items) -> Iterator[str]:
         elif not isclose(mean := sum(values) / len(values), one.measures[name].mean, abs_tol=1e-9):
             yield f"{one.split} ({one.mode}), {name}: {one.measures[name].mean:.6g} is written, its items give {mean:.6g}"
 
-# %% ../../nbs/workbench/11_checks.ipynb #d46b44a4
+# %% ../../nbs/workbench/11_checks.ipynb #9b476d2b
 def _items_of(subject: Subject) -> dict[str, Items]:
     "The items of every split."
     return {split: results.read_items(subject.run, split) for split in subject.found.splits}
 
-
+# %% ../../nbs/workbench/11_checks.ipynb #5394974b
 def scores(subject: Subject) -> str:
     "Whether scores, intervals and items belong together."
     found, wrong, rows = subject.found, list[str](), subject.run.read("data")["rows"]
@@ -227,7 +227,7 @@ def comparisons(subject: Subject) -> str:
                 wrong.append(f"{split}: {one.system} has {one.measures[first.name].mean:.6g}, its items give {sum(theirs) / len(theirs):.6g}")
     return agree(wrong, f"{count} paired comparisons, made again")
 
-# %% ../../nbs/workbench/11_checks.ipynb #ad5add44
+# %% ../../nbs/workbench/11_checks.ipynb #231b0ee0
 def apart(subject: Subject) -> str:
     "Whether training, dev and scored splits share nothing."
     run, digests = subject.run, subject.run.read("data")["sha256"]
@@ -242,7 +242,7 @@ def apart(subject: Subject) -> str:
             wrong += [f"{count} of {len(one.hashes)} {split} items are {part} texts"] if (count := sum(key[:16] in hashes for key in one.hashes)) else []
     return agree(wrong, f"{len(known['train'])} training texts, none of them in {', '.join(['dev', *subject.recounts])}")
 
-
+# %% ../../nbs/workbench/11_checks.ipynb #20e02b45
 def labels(subject: Subject) -> str:
     "Whether every item that was scored has a label, and is an item of the scores."
     wrong, count = list[str](), 0

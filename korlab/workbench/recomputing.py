@@ -23,7 +23,7 @@ from ..experiment.runs import Run, differences, reopen
 from .checks import Subject, Unchecked, agree
 from .driving import execute_notebook
 
-# %% ../../nbs/workbench/11b_recomputing.ipynb #2172bdab
+# %% ../../nbs/workbench/11b_recomputing.ipynb #2b0a4842
 _SAME = 1e-6  # what rounding in a file may change
 
 
@@ -53,7 +53,7 @@ def _items_again(split: str, again: Items, items: Items) -> Iterator[str]:
             if apart:
                 yield f"{split} ({mode}), {name}: {len(apart)} items have another score, e.g. {apart[0]}"
 
-
+# %% ../../nbs/workbench/11b_recomputing.ipynb #ae128b70
 def recounted(subject: Subject) -> str:
     "Whether stored predictions give the scores that are written."
     wrong = list[str]()
@@ -81,7 +81,7 @@ def _close(found: Results, again: Results, tolerance: float) -> str:
                 wrong.append(f"{one.split} ({one.mode}), {name}: {one.measures[name].mean:.6g} is written (n={one.n}), {other.measures[name].mean:.6g} came out (n={other.n})")
     return agree(wrong, f"{count} scores, " + ("each to the last bit" if not largest else f"the largest difference is {largest:.2g} of {tolerance:g} allowed"))
 
-# %% ../../nbs/workbench/11b_recomputing.ipynb #8ebd0f36
+# %% ../../nbs/workbench/11b_recomputing.ipynb #d680ec0a
 @contextmanager
 def _aside() -> Iterator[Path]:
     "A folder for runs of this check alone; what is printed goes to standard error."
@@ -100,7 +100,7 @@ def _require_data(run: Run) -> None:
         if source not in (None, "embedded") and not Path(source).exists():
             raise Unchecked(f"{name}={portable(source)!r} is not here")
 
-
+# %% ../../nbs/workbench/11b_recomputing.ipynb #cf84d1c6
 def inferred(
     subject: Subject,  # in a copy: a folder with scores is made in it
     tolerance: float,  # of a score as it is stored

@@ -14,7 +14,7 @@ from ..core.files import FileError, atomic
 from ..core.settings import shown
 from .archives import ArchiveError
 
-# %% ../../nbs/workbench/10a_signatures.ipynb #1b340a82
+# %% ../../nbs/workbench/10a_signatures.ipynb #cb1f6863
 def signature_of(
     file: Path,  # an archive
 ) -> Path:  # whether or not it is there
@@ -33,7 +33,7 @@ def _said(file: Path, what: str) -> Iterator[None]:
         first = str(error).strip().split("\n")[0].partition(": [")[0] or type(error).__name__
         raise ArchiveError(f"{shown(file)} {what} ({first})") from None
 
-
+# %% ../../nbs/workbench/10a_signatures.ipynb #9133cc99
 def sign(
     file: Path,  # an archive
     key: Path,  # a private elliptic-curve key in PEM

@@ -131,7 +131,7 @@ def _of_run(run: Run, tier: Tier, tolerance: float) -> list[Check]:
     with _copied(run) as home:
         return [*_opened(home, run.folder.name, tier, tolerance)]
 
-# %% ../../nbs/workbench/12_verifying.ipynb #2093cf9b
+# %% ../../nbs/workbench/12_verifying.ipynb #b80f1d61
 class _Hash:
     "A file that only counts."
 
@@ -150,7 +150,7 @@ class _Hash:
 def _listed(folder: Path) -> str:
     return agree(faults(folder), f"{len(read_manifest(folder)[0])} files, each as listed, none besides")
 
-
+# %% ../../nbs/workbench/12_verifying.ipynb #8948c861
 def _packed(file: Path, folder: Path) -> str:
     "Whether the files give the archive."
     import zstandard
@@ -161,7 +161,7 @@ def _packed(file: Path, folder: Path) -> str:
     pack({path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}, cast(BinaryIO, sink))
     return agree([] if sink.digest.hexdigest() == sha256(file) else ["the files in it, packed again, give another archive"], "the files, packed again, give the same bytes")
 
-# %% ../../nbs/workbench/12_verifying.ipynb #f819ceb4
+# %% ../../nbs/workbench/12_verifying.ipynb #87ad9470
 def _signed(file: Path, key: Path | None) -> str:
     "Whether somebody's key signed it."
     if key is None:
@@ -170,7 +170,7 @@ def _signed(file: Path, key: Path | None) -> str:
     check_signature(file, key)
     return f"signed with the other half of {shown(key)}"
 
-
+# %% ../../nbs/workbench/12_verifying.ipynb #d8c68e03
 def _rooted(folder: Path, digest: str | None) -> str:
     "Whether it is the archive that somebody means."
     root = sha256(folder / MANIFEST)
@@ -213,7 +213,7 @@ def _of_archive(file: Path, tier: Tier, tolerance: float, key: Path | None, dige
         homes = [path for path in sorted(folder.glob("runs/*/*")) if path.is_dir()]
         return sha256(folder / MANIFEST), [*found, *(one for home in homes for one in _opened(home, home.name, tier, tolerance))]
 
-# %% ../../nbs/workbench/12_verifying.ipynb #80294d71
+# %% ../../nbs/workbench/12_verifying.ipynb #fdb348dc
 def _rows_of(text: str) -> list[str]:
     "The rows of all tables of a page, as plain text."
     rows = re.findall(r"<tr\b.*?</tr>", text, re.DOTALL) or [line for line in text.split("\n") if line.startswith("|")]
@@ -233,7 +233,7 @@ def _told(run: Run, file: Path) -> str:
             wrong.append(f"no row says {' and '.join(figures)}, which {one.system} got on {one.split} ({one.mode})")
     return agree(wrong, f"{len(shown_ones)} rows of scores say what {run.folder.name} scored")
 
-
+# %% ../../nbs/workbench/12_verifying.ipynb #7792da0b
 def _run_of(file: Path) -> Run:
     "The run that a report is of."
     if is_run(file.parent):
