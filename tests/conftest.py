@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST = ("messy_files", "sparse_study", "ivr_faults", "tuning", "training", "peoples_files", "runs", "suite", "tracking", "coref_fill",
            "coref_study", "ivr_model", "ivr_pages", "ivr_steps", "full_paths", "model_cards", "new_study", "sparse_documents", "sparse_e5",
            "trainer", "coref_recall", "rows", "models", "cli", "main_job", "inference", "readme_commands")
+SHORT = {
+    "sparse": dict(model="sparse-ko", vocab_size=300, max_steps=1, max_length=32, batch_size=4, eval_steps=1, eval_rows=2, warmup=0, negatives=0,
+                   train_rows=40, tracking="none", on_collapse="warn"),
+    "ivr": dict(model="gpt2-ivr", max_steps=4, pretraining=4, vocab_size=600, train_rows=40, eval_rows=4, block_size=64, eval_steps=2, tracking="none"),
+}
 TINY = {"max_steps": 6, "train_rows": 60, "eval_steps": 3, "eval_rows": 6, "max_target_length": 24, "vocab_size": 400}
 
 
@@ -86,6 +91,26 @@ def recalls(tmp_path_factory: pytest.TempPathFactory) -> Path:
             done = execute("train", runs / "train.ipynb", model="kf-deberta", name="recalls", entities=1, context_length=64,
                            eval_steps=0.5, questions=100, lambada="none", modes="oracle_len")
             assert done.error is None, done.error
+    return runs
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs are: one of each study in `SHORT`, trained once."""
+    from in_process import execute
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    runs = shared / "short"
+    runs.mkdir(exist_ok=True)
+    with open(shared / "short.lock", "w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        patch.setenv("KORLAB_RUNS", str(runs))
+        patch.chdir(ROOT)
+        for study, given in SHORT.items():
+            if not (runs / study / "short" / "metrics.json").exists():
+                done = execute("train", runs / f"{study}.ipynb", name="short", **given)
+                assert done.error is None, done.error
     return runs
 
 

@@ -19,25 +19,6 @@ from korlab.experiment.runs import find_run, reopen
 from korlab.metrics.measures import written
 from korlab.report.model_cards import write_model_card
 
-SHORT = {
-    "sparse": dict(model="sparse-ko", vocab_size=300, max_steps=1, max_length=32, batch_size=4, eval_steps=1, eval_rows=2, warmup=0, negatives=0,
-                   train_rows=40, tracking="none", on_collapse="warn"),
-    "ivr": dict(model="gpt2-ivr", max_steps=4, pretraining=4, vocab_size=600, train_rows=40, eval_rows=4, block_size=64, eval_steps=2, tracking="none"),
-}
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory):
-    """Where runs are: one of each study that no other test trains for all."""
-    folder = tmp_path_factory.mktemp("short")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KORLAB_RUNS", str(folder))
-        patch.chdir(ROOT)
-        for study, given in SHORT.items():
-            done = execute("train", folder / f"{study}.ipynb", name="short", **given)
-            assert done.error is None, done.error
-    return folder
-
 
 @pytest.fixture(params=["summarization", "sparse", "coref", "ivr"])
 def run(request, short, quickstart, recalls):

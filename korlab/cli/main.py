@@ -25,6 +25,7 @@ from ..core.quiet import quiet
 from ..core.settings import expanded, load_env
 from ..experiment import studies
 from ..workbench.commands import new, register
+from ..workbench.proving import register_proofs
 from ..workbench.terminal import complain, papermill_style, say
 
 # %% ../../nbs/cli/00_main.ipynb #f91c30a7
@@ -112,6 +113,7 @@ def command_line() -> typer.Typer:  # the whole command line
     )
     app.callback()(_general)
     register(app)
+    register_proofs(app)
     app.add_typer(new, name="new")
     modules = dict(_studies())
     owners = {name: "korlab" for name in ("new", *(one.name for one in app.registered_commands))} | {name: name for name in modules}

@@ -20,6 +20,7 @@ EXTRAS = {  # module -> the extra that brings it
     "papermill": "lab", "jupyterlab": "lab", "ipywidgets": "lab", "nbconvert": "lab", "nbformat": "lab", "nh3": "lab", "traitlets": "lab", "IPython": "lab",
     "matplotlib": "lab", "cycler": "lab", "PIL": "lab", "koreanize_matplotlib": "lab",
     "pyarrow": "parquet", "wandb": "tracking", "mlflow": "tracking", "opensearchpy": "opensearch", "seismic": "seismic", "gguf": "gguf",
+    "zstandard": "proof", "rocrate": "proof", "mlcroissant": "proof", "model_signing": "proof",
 }
 
 # %% ../../nbs/core/00a_extras.ipynb #3644e0a8

@@ -7,7 +7,7 @@ __all__ = ['STUDY']
 
 # %% ../../nbs/coref/63_study.ipynb #a3ad466d
 from .comparison import COMPARISON
-from .evaluation import evaluate, evaluate_on
+from .evaluation import evaluate, evaluate_on, recount
 from .pages import MODEL_CARD, PAGES, headline
 from .parameters import MODELS, Params
 from .recall import DEV, MEASURES
@@ -18,5 +18,5 @@ from ..experiment.studies import Study
 STUDY = Study(
     name="coref", params=Params, models=MODELS, measures=MEASURES, dev=DEV, selects="real@1",
     data=data, model=model, train=train, evaluate=evaluate, evaluate_on=evaluate_on,
-    headline=headline, pages=PAGES, comparison=COMPARISON, model_card=MODEL_CARD,
+    headline=headline, pages=PAGES, comparison=COMPARISON, model_card=MODEL_CARD, recount=recount,
 )

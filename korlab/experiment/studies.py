@@ -122,6 +122,7 @@ class Study:
     comparison: SideBySide = _REQUIRED  # what its runs look like side by side
     earlier: Earlier | None = None  # for records from before `results`
     model_card: ModelCard | None = None  # what the README.md beside final weights says; None writes none
+    recount: Callable | None = None  # run, split -> results.Recount of the predictions that were kept; None keeps none
 
     def __post_init__(self) -> None:
         _complete(self, self.name if isinstance(self.name, str) else "?")

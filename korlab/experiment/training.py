@@ -56,6 +56,7 @@ from korlab.experiment.checkpoints import (
 )
 from .computing import keeps_records, peak_memory_mib, processes, settle
 from .config import Config
+from .golden import golden
 from .params import ParameterError
 
 # %% ../../nbs/experiment/14_training.ipynb #612fd71a
@@ -624,7 +625,10 @@ class Training(_Going):
                     full = _full_memory(partial(self._shrink, full))
         self._start_file.unlink(missing_ok=True)
         found = outcome(self.trainer, self.config, self.place)
-        return found | {"final_model_path": str(self.save(self.folder / "model"))}
+        saved = self.save(self.folder / "model")
+        if keeps_records() and (answers := golden(saved)):
+            write_json(self.folder / "golden.json", answers)
+        return found | {"final_model_path": str(saved)}
 
     def evaluate(self) -> dict[str, float]:
         "Score the dev rows; without any, warn and return nothing."

@@ -8,7 +8,7 @@ __all__ = ['STUDY']
 # %% ../../nbs/ivr/63_study.ipynb #5830b0df
 from ..experiment.studies import Study
 from .comparison import COMPARISON
-from .evaluation import DEV, MEASURES, evaluate, evaluate_on
+from .evaluation import DEV, MEASURES, evaluate, evaluate_on, recount
 from .pages import MODEL_CARD, PAGES, headline
 from .parameters import MODELS, Params
 from .stages import data, model, train
@@ -17,5 +17,5 @@ from .stages import data, model, train
 STUDY = Study(
     name="ivr", params=Params, models=MODELS, measures=MEASURES, dev=DEV, selects="bpb",
     data=data, model=model, train=train, evaluate=evaluate, evaluate_on=evaluate_on,
-    headline=headline, pages=PAGES, comparison=COMPARISON, model_card=MODEL_CARD,
+    headline=headline, pages=PAGES, comparison=COMPARISON, model_card=MODEL_CARD, recount=recount,
 )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'DEV', 'OURS', 'LEXICAL', 'BASELINES', 'bm25_of', 'Searched', 'search_collection', 'pruned', 'latency',
-           'facts', 'decisive', 'query_scores', 'ranking_rows', 'in_words', 'passages_of']
+           'facts', 'decisive', 'query_scores', 'ranking_rows', 'in_words', 'passages_of', 'found_rows', 'score_found']
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #9ad2f706
 import time
@@ -255,3 +255,19 @@ def passages_of(
     "The texts a reader of the rows needs."
     named = {doc for row in rows for doc in (*row["relevant"], *row["first"].values()) if doc}
     return {doc: corpus[doc] for doc in sorted(named)}
+
+# %% ../../nbs/sparse/40_evaluation.ipynb #677c145d
+def found_rows(
+    searched: Searched,  # any
+) -> list[dict[str, Any]]:  # one row a judged query: its text, its grades, and what the encoder found with its scores
+    "What a score is made of."
+    c, ours = searched.collection, searched.found[OURS]
+    return [{"query": query, "text": c.queries[query], "judged": dict(grades),
+             "found": {doc: float(str(np.float32(score))) for doc, score in ours.get(query, {}).items()}} for query, grades in c.qrels.items()]
+
+
+def score_found(
+    rows: Sequence[Mapping[str, Any]],  # from `found_rows`
+) -> Retrieval:  # as it was scored
+    "Score stored findings."
+    return evaluate({row["query"]: row["found"] for row in rows}, {row["query"]: row["judged"] for row in rows}, _KS)

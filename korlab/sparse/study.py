@@ -12,12 +12,12 @@ from .earlier import EARLIER
 from .evaluation import DEV, MEASURES
 from .pages import MODEL_CARD, PAGES, headline
 from .parameters import MODELS, Params
-from .scoring import evaluate, evaluate_on
+from .scoring import evaluate, evaluate_on, recount
 from .stages import data, model, train
 
 # %% ../../nbs/sparse/63_study.ipynb #988e2ae3
 STUDY = Study(
     name="sparse", params=Params, models=MODELS, measures=MEASURES, dev=DEV, selects="ndcg@10",
     data=data, model=model, train=train, evaluate=evaluate, evaluate_on=evaluate_on,
-    headline=headline, pages=PAGES, comparison=COMPARISON, model_card=MODEL_CARD, earlier=EARLIER,
+    headline=headline, pages=PAGES, comparison=COMPARISON, model_card=MODEL_CARD, earlier=EARLIER, recount=recount,
 )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['longest_turn', 'SplitScores', 'place_of', 'make_ready', 'predict', 'summary_outputs', 'score_summaries',
-           'score_split', 'write_scores']
+           'score_split', 'write_scores', 'recount']
 
 # %% ../../nbs/summarization/42_evaluation.ipynb #18f73dd5
 import re
@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..core.files import write_jsonl
+from ..core.files import read_jsonl, write_jsonl
 from ..core.settings import settings
+from ..core.text import text_hash
 from ..experiment import results
 from ..experiment.remarks import Outputs, Remark, outputs_of
-from ..experiment.results import Items, Results, Scored
+from ..experiment.results import NONE_KEPT, Items, Recount, Results, Scored
 from ..experiment.runs import Run
 from ..metrics.measures import Interval
 from .dialogues import Dialogue
@@ -251,3 +252,18 @@ def write_scores(
     items = {name: split.items for name, split in found.items() if split.scored}
     facts = {name: split.facts for name, split in found.items()}
     return results.write(run, scored, items, facts, remarks, **_postprocessed(run, list(found)))
+
+# %% ../../nbs/summarization/42_evaluation.ipynb #d43b9024
+def recount(
+    run: Run[Params],  # scored
+    split: str,  # one it scored
+) -> Recount:
+    "Score the stored summaries again."
+    found = read_jsonl(run.path("predictions", f"{split}.jsonl"))
+    if not found:
+        return NONE_KEPT
+    rows = [Dialogue(one["fname"], one["dialogue"], tuple(one["references"])) for one in found]
+    counts = _count_rouge([one["prediction"] for one in found], rows, run.config.own)
+    items = Items([row.fname for row in rows], {mode: {name: values.tolist() for name, values in one.scores.items()} for mode, one in counts.items()})
+    measures = {one.mode: one.measures for one in _scored(counts, run.entry.name, split)}
+    return Recount(items, measures, [text_hash(row.dialogue) for row in rows], [row.fname for row in rows if not any(row.summaries)])

@@ -27,7 +27,15 @@ from ..metrics.measures import Measure
 from . import earlier
 from .comparison import COMPARISON
 from .dialogues import Dialogue, load_dialogues
-from .evaluation import make_ready, place_of, predict, score_split, score_summaries, write_scores
+from korlab.summarization.evaluation import (
+    make_ready,
+    place_of,
+    predict,
+    recount,
+    score_split,
+    score_summaries,
+    write_scores,
+)
 from .pages import MODEL_CARD, PAGES, headline
 from .parameters import MODELS, Params
 from .summarizer import load_model, read_predictions, write_predictions
@@ -326,5 +334,5 @@ _DEV = (
 STUDY: Study = Study(
     name="summarization", params=Params, models=MODELS, measures=_MEASURES, dev=_DEV, selects="rouge_sum",
     data=data, model=model, train=train, evaluate=evaluate, evaluate_on=evaluate_on, headline=headline, pages=PAGES,
-    comparison=COMPARISON, model_card=MODEL_CARD, earlier=Earlier(earlier.read_results, earlier.read_items),
+    comparison=COMPARISON, model_card=MODEL_CARD, earlier=Earlier(earlier.read_results, earlier.read_items), recount=recount,
 )
