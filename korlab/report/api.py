@@ -12,7 +12,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from ..core.tables import Markdown, code, escape, pipe_table
@@ -58,6 +58,11 @@ class Source:
     def tree(self) -> ast.Module:
         "The module as Python reads it."
         return ast.parse(self.text)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        "The text, line by line."
+        return self.text.split("\n")
 
     @cached_property
     def comments(self) -> dict[int, str]:
@@ -138,13 +143,14 @@ def _constant(node: ast.Assign | ast.AnnAssign, name: str, source: Source) -> En
     "A constant: its first line, and the comment on its first or last line or just above."
     lines = (node.end_lineno, node.lineno, node.lineno - 1)
     said = next((source.comments[line] for line in lines if line in source.comments), "")
-    first, *rest = ast.get_source_segment(source.text, node).split("\n")
-    return Entry(name, f"{first[:100]} …" if rest or len(first) > 100 else first, said)
+    first = source.lines[node.lineno - 1].split("  # ")[0]
+    return Entry(name, f"{first[:100]} …" if node.end_lineno > node.lineno or len(first) > 100 else first, said)
 
 
+@cache
 def entries(
     source: Source,  # a module
-) -> list[Entry]:  # what is in its `__all__`, in the order of the source
+) -> tuple[Entry, ...]:  # what is in its `__all__`, in the order of the source
     "Read what a module offers."
     tree, found = source.tree, list[Entry]()
     public = next((ast.literal_eval(one.value) for one in tree.body if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "__all__"), ())
@@ -154,7 +160,7 @@ def entries(
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             names = [one.id for target in getattr(node, "targets", [getattr(node, "target", None)]) for one in ast.walk(target) if isinstance(one, ast.Name)]
             found += [_constant(node, name, source) for name in names if name in public]
-    return found
+    return tuple(found)
 
 # %% ../../nbs/report/09_api.ipynb #7fdec3c4
 def undocumented(
@@ -180,8 +186,7 @@ def _words(text: str) -> list[str]:
 def _linked(kind: str, places: Mapping[str, str]) -> Markdown:
     "A type; one of the lab's is a link."
     place = next((places[word] for word in _words(kind) if word in places), "")
-    text = code(kind).replace("|", "\\|")
-    return Markdown(f"[{text}]({place})" if place else text)
+    return Markdown(f"[{code(kind)}]({place})" if place else code(kind))
 
 
 def _values(entry: Entry, places: Mapping[str, str]) -> str:
@@ -191,7 +196,7 @@ def _values(entry: Entry, places: Mapping[str, str]) -> str:
     if rows and not any(row["default"].text for row in rows):
         rows = [{key: value for key, value in row.items() if key != "default"} for row in rows]
     raises = f"Raises {', '.join(map(code, entry.raises))}." if entry.raises else ""
-    return "\n\n".join(filter(None, [str(pipe_table(rows, literal=True)) if rows else "", raises]))
+    return "\n\n".join(filter(None, [str(pipe_table(rows)) if rows else "", raises]))
 
 # %% ../../nbs/report/09_api.ipynb #c02547dd
 def _said(entry: Entry, level: str, places: Mapping[str, str]) -> str:

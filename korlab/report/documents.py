@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SiteError', 'Document', 'plain', 'Section', 'sections', 'of_notebook', 'of_file', 'of_report']
 
-# %% ../../nbs/report/10_documents.ipynb #d4bca6e3
+# %% ../../nbs/report/10_documents.ipynb #b1147007
+import base64
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from html import escape, unescape
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -17,14 +18,15 @@ from typing import TYPE_CHECKING
 from ..core.errors import LabError
 from .clean import cleaned
 from .conceal import concealer
-from .html import slug, to_html
-from .markdown import fenced, relinked
+from .html import slug
+from .markdown import relinked
 from .render import read_notebook
 from .sanitizing import sanitized
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from nbformat import NotebookNode
+    from pygments.lexer import Lexer
 
 # %% ../../nbs/report/10_documents.ipynb #c5c38145
 class SiteError(LabError):
@@ -41,19 +43,19 @@ class Document:
     body: str  # safe HTML; headings have ids, links are those of the source
     styles: str = ""  # sheets that its tables and cards bring along
 
-    @property
+    @cached_property
     def title(self) -> str:
         "Its first heading as plain text."
         found = re.search(r"<h1[^>]*>(.*?)</h1>", self.body, re.DOTALL)
         return plain(found[1]) if found else self.source.stem
 
-    @property
+    @cached_property
     def summary(self) -> str:
         "The quotation below the title, else the first paragraph, as plain text."
         found = re.search(r"</h1>\s*<blockquote>(.*?)</blockquote>", self.body, re.DOTALL) or re.search(r"<p>(.*?)</p>", self.body, re.DOTALL)
         return plain(found[1]) if found else ""
 
-    @property
+    @cached_property
     def lang(self) -> str:
         "The language of its prose: Korean where a fifth of its letters are Hangul."
         prose = plain(re.sub(r"<(pre|code|table)\b.*?</\1>", " ", self.body, flags=re.DOTALL))
@@ -104,37 +106,51 @@ def sections(
         found = re.search(r' id="([^"]*)"', mark[2])
         yield Section(int(mark[1]), unescape(found[1]) if found else "", plain(mark[3]), plain(f"<p>{re.sub('</(td|th)>', ' ', text)}"))
 
-# %% ../../nbs/report/10_documents.ipynb #7f1b5c85
-def _highlighted(source: str, language: str, _: str) -> str:
-    "Code with its parts marked."
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import get_lexer_by_name
-    from pygments.util import ClassNotFound
-
-    try:
-        lexer = get_lexer_by_name(language or "text")
-    except ClassNotFound:
-        return ""
-    return f'<pre class="hl"><code>{highlight(source, lexer, HtmlFormatter(nowrap=True))}</code></pre>'
-
-
+# %% ../../nbs/report/10_documents.ipynb #d888a7c6
 @cache
 def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt
 
     return MarkdownIt("commonmark", {"html": True, "highlight": _highlighted}).enable("table")
 
-# %% ../../nbs/report/10_documents.ipynb #a3781065
-def _body(
-    notebook: "NotebookNode",  # cleaned
-) -> str:  # HTML of anybody
-    "What a notebook holds, in order."
-    if any(cell.get("outputs") for cell in notebook.cells):
-        return to_html(notebook).replace('<details class="code">', '<details class="code" open>')
-    return _parser().render("\n\n".join(fenced(cell.source, "python") if cell.cell_type == "code" else cell.source for cell in notebook.cells))
+
+@cache
+def _lexer(language: str) -> "Lexer | None":
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    try:
+        return get_lexer_by_name(language)
+    except ClassNotFound:
+        return None
 
 
+def _highlighted(source: str, language: str = "python", _: str = "") -> str:
+    "Code with its parts marked; empty for what Pygments does not know."
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+
+    lexer = _lexer(language)
+    return f'<pre class="hl"><code>{highlight(source, lexer, HtmlFormatter(nowrap=True))}</code></pre>' if lexer else ""
+
+# %% ../../nbs/report/10_documents.ipynb #e8ae6a36
+def _output(output: "NotebookNode") -> str:
+    "An output as HTML."
+    data = output.get("data") or {"text/plain": output.get("text") or f"{output.ename}: {output.evalue}"}
+    for kind in (one for one in ("image/svg+xml", "image/png", "image/jpeg") if one in data and "text/html" not in data):
+        content = base64.b64encode(data[kind].encode()).decode() if kind.endswith("xml") else data[kind].replace("\n", "")
+        return f'<div class="output_png"><img alt="{escape(output.metadata[kind]["alt"])}" src="data:{kind};base64,{content}"></div>'
+    rich = data.get("text/html") or ("text/markdown" in data and _parser().render(data["text/markdown"]))
+    return rich or f"<pre>{escape(data.get('text/plain', ''))}</pre>"
+
+
+def _cell(cell: "NotebookNode") -> str:
+    "A cleaned cell as HTML of anybody."
+    if cell.cell_type == "markdown":
+        return _parser().render(cell.source)
+    return "\n".join([_highlighted(cell.source) if cell.source else "", *map(_output, cell.outputs)])
+
+# %% ../../nbs/report/10_documents.ipynb #6aa24cfd
 def of_notebook(
     notebook: "NotebookNode",  # executed or not
     source: PurePosixPath,  # from the lab's root
@@ -143,7 +159,8 @@ def of_notebook(
 ) -> Document:
     "A notebook as a document. What must not leave the machine is concealed, and pictures are put into the text."
     base = (root / source).parent
-    html = _body(relinked(cleaned(notebook, concealer(root)), base, base, embed=True))
+    html = "\n".join(map(_cell, relinked(cleaned(notebook, concealer(root)), base, base, embed=True).cells))
+    html = re.sub(r"<table.*?</table>", r'<div class="table">\g<0></div>', html, flags=re.DOTALL)
     return Document(source, source.with_suffix(".html"), kind, _with_ids(sanitized(html)), "\n".join(re.findall(r"<style[^<>]*>([^<]*)</style>", html)))
 
 

@@ -60,7 +60,5 @@ def frame_of(
     "What stands around a document."
     found = [*sections(document.body)]
     skip = f'<a class="skip" href="#{quote(found[0].id)}">{_WORDS[document.lang][0]}</a>' if found else ""
-    before = f"\n{skip}{_menu(document)}{_contents(found, document.lang)}"
-    if document.source.stem == "runs":  # its table is wider than prose
-        before, after = f'<div class="wide">{before}', f"{after}</div>"
-    return Frame(_file("site.css"), _file("site.js"), before, after)
+    wide = '<i class="wide" hidden></i>' if document.source.stem == "runs" else ""  # its table is wider than prose
+    return Frame(_file("site.css"), _file("site.js"), f"\n{skip}{_menu(document)}{wide}{_contents(found, document.lang)}", after)

@@ -156,7 +156,7 @@ function search(main, index) {
 
 addEventListener("DOMContentLoaded", () => {
   addTools(document.querySelector("header.site"));
-  const toc = document.querySelector(".toc"), index = document.getElementById("index"), runs = document.querySelector(".wide main table");
+  const toc = document.querySelector(".toc"), index = document.getElementById("index"), runs = document.querySelector(".wide ~ main table");
   if (toc) followContents(toc);
   if (runs) enliven(runs);
   if (index) search(document.querySelector("main"), JSON.parse(index.textContent));
