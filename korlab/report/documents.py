@@ -26,6 +26,7 @@ from .sanitizing import sanitized
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from nbformat import NotebookNode
+    from pygments.formatters import HtmlFormatter
     from pygments.lexer import Lexer
 
 # %% ../../nbs/report/10_documents.ipynb #c5c38145
@@ -39,7 +40,7 @@ class Document:
 
     source: PurePosixPath  # from the lab's root, e.g. nbs/core/02_files.ipynb
     address: PurePosixPath  # of its page, from the site's root
-    kind: str  # "guide", "report", "chapter", "api" or "text"
+    kind: str  # "guide", "report", "chapter", "api", "text" or "list"
     body: str  # safe HTML; headings have ids, links are those of the source
     styles: str = ""  # sheets that its tables and cards bring along
 
@@ -57,7 +58,9 @@ class Document:
 
     @cached_property
     def lang(self) -> str:
-        "The language of its prose: Korean where a fifth of its letters are Hangul."
+        "The language of its prose: Korean where a fifth of its letters are Hangul; lists are in Korean whatever they list."
+        if self.kind == "list":
+            return "ko"
         prose = plain(re.sub(r"<(pre|code|table)\b.*?</\1>", " ", self.body, flags=re.DOTALL))
         return "ko" if len(re.findall(r"[가-힣]", prose)) > 0.2 * len(re.findall(r"[^\W\d_]", prose)) else "en"
 
@@ -125,13 +128,19 @@ def _lexer(language: str) -> "Lexer | None":
         return None
 
 
+@cache
+def _formatter() -> "HtmlFormatter":
+    from pygments.formatters import HtmlFormatter
+
+    return HtmlFormatter(nowrap=True)
+
+# %% ../../nbs/report/10_documents.ipynb #9a44854c
 def _highlighted(source: str, language: str = "python", _: str = "") -> str:
     "Code with its parts marked; empty for what Pygments does not know."
     from pygments import highlight
-    from pygments.formatters import HtmlFormatter
 
     lexer = _lexer(language)
-    return f'<pre class="hl"><code>{highlight(source, lexer, HtmlFormatter(nowrap=True))}</code></pre>' if lexer else ""
+    return f'<pre class="hl"><code>{highlight(source, lexer, _formatter())}</code></pre>' if lexer else ""
 
 # %% ../../nbs/report/10_documents.ipynb #e8ae6a36
 def _output(output: "NotebookNode") -> str:
