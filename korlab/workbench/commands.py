@@ -460,6 +460,41 @@ def _new_lab(folder: _NEW_LAB) -> None:
     say(f"{len(made)} files: {where(folder)}", bold=True)
     say(f"next: cd {where(folder)}; korlab doctor; README.md there says what to run")
 
+# %% ../../nbs/workbench/09_commands.ipynb #0f4c2a88
+_EXPERIMENT_NAME = Annotated[str, typer.Argument(metavar="NAME", help="of the file in params/STUDY, without .yaml")]
+_WHOSE = Annotated[str, typer.Option("--study", help="the study it belongs to, see `korlab models`")]
+_WHICH = Annotated[str | None, typer.Option("--model", help="one of its models; the first without it")]
+
+
+@new.command("experiment")
+def _new_experiment(name: _EXPERIMENT_NAME, study: _WHOSE, model: _WHICH = None) -> None:
+    "Make an experiment: a file in params/ with the recipe of a model as comments."
+    from korlab.workbench.scaffolds import make_experiment
+
+    say(f"next: change {where(file := make_experiment(name, study, model))}; korlab run {where(file)}", bold=True)
+
+# %% ../../nbs/workbench/09_commands.ipynb #01b491d2
+_NEW_FILE = Annotated[Path, typer.Argument(metavar="FILE", help="e.g. nbs/my_look.ipynb; nbs/core/17_names.ipynb becomes a chapter that exports a module")]
+_NEW_STUDY = Annotated[str, typer.Argument(metavar="NAME", help="a Python name")]
+
+
+@new.command("notebook")
+def _new_notebook(file: _NEW_FILE) -> None:
+    "Make a notebook in the style of the house: one to look at a run, or a chapter."
+    from korlab.workbench.scaffolds import make_notebook
+
+    say(f"next: open {where(make_notebook(file))}", bold=True)
+
+
+@new.command("study")
+def _new_study(name: _NEW_STUDY) -> None:
+    "Make a small study that trains, scores and reports, in a checkout of korlab."
+    from korlab.workbench.scaffolds import make_study
+
+    made = make_study(name)
+    say("\n".join(map(where, made)))
+    say(f"next: nbdev_export; korlab run {where(made[-1])}", bold=True)
+
 # %% ../../nbs/workbench/09_commands.ipynb #dade580a
 _COMMANDS = {one.__name__.rstrip("_"): one for one in (run, status, logs, monitor, stop, report, evaluate, tune, compare, list_, models, doctor, tidy, site)}
 
