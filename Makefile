@@ -1,17 +1,21 @@
-# Two commands, each complete from a fresh clone with Python 3.11 or newer:
+# Three commands, each complete from a fresh clone with Python 3.11 or newer:
 #   make run    train the quickstart experiment, render its report, print the scores
+#   make lab    open JupyterLab at the notebook that says what to open
 #   make test   check the export, styles and types, run every notebook and every test
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/summarization/quickstart
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test setup
+.PHONY: run lab test setup
 
 run: setup
 	@mkdir -p $(RUN)
 	papermill nbs/train.ipynb $(RUN)/train.ipynb -p model kobart -p name quickstart
 	@korlab report $(RUN)
+
+lab: setup
+	jupyter lab nbs/lab.ipynb
 
 test: setup
 	nbdev_export

@@ -167,7 +167,7 @@ def test_a_new_lab_is_whole_and_nothing_is_overwritten(installed, tmp_path):
     made = call(installed, "new", "lab", "my lab", where=tmp_path)
     assert made.returncode == 0 and "korlab doctor" in made.stdout, made.stderr
     lab = tmp_path / "my lab"
-    assert {path.stem for path in (lab / "nbs").glob("*.ipynb")} == {"train", "evaluate", "compare", "tune", "summarize", "search", "fill"}
+    assert {path.stem for path in (lab / "nbs").glob("*.ipynb")} == {"lab", "train", "evaluate", "compare", "tune", "summarize", "search", "fill"}
     assert (lab / "README.md").read_text().startswith("# my lab") and "runs/" in (lab / ".gitignore").read_text()
     assert {p.relative_to(ROOT) for p in (ROOT / "params").rglob("*.yaml")} == {p.relative_to(lab) for p in (lab / "params").rglob("*.yaml")}
     for name in ("settings.ini", "nbs/train.ipynb"):

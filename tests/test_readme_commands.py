@@ -26,11 +26,11 @@ LINES = {
     for name in ("README.md", "README.ko.md")
 }
 SHORT = (  # what is done in a moment and without a network, in this order
-    "korlab list", "korlab models", "korlab doctor", "korlab tidy", "korlab run params/summarization/0*.yaml --dry-run",
+    "korlab list", "korlab models", "korlab doctor", "korlab tidy", "korlab new experiment my_first --study sparse", "korlab site", "korlab run params/summarization/0*.yaml --dry-run",
     "korlab summarization summarize quickstart dialogues.csv --to out.csv", "korlab sparse index my/", 'korlab sparse search "환불은 언제까지 되나요"',
     "korlab sparse measure questions.csv", "korlab coref build my/ --out set", "korlab coref freeze my/ --out items.jsonl",
 )
-ELSEWHERE = ("make run", "make test", "pip install .", "korlab new lab my-lab", "source .venv/bin/activate")  # what sets everything up, and test_install.py
+ELSEWHERE = ("make run", "make lab", "make test", "pip install .", "korlab new lab my-lab", "source .venv/bin/activate")  # what sets everything up, and test_install.py
 OFFLINE = {"korlab ivr init --model gpt2-ivr --size full --data my/": "korlab ivr init"}  # what stands for a command that others go on from
 MARKED = {name: [line for line in re.findall(r"^(?:korlab|papermill) .*", (ROOT / name).read_text("utf-8"), re.MULTILINE) if "Hub" in line] for name in LINES}
 NAMES = "김민수 이서연 박지훈 최유진 정하늘 강도윤".split()

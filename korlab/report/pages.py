@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sections', 'prose', 'Quoted', 'displayed', 'show_all', 'show', 'splits', 'readings', 'lengths', 'sources', 'scores',
-           'outputs', 'card', 'distribution', 'curves', 'repeat', 'notes']
+           'outputs', 'beside_floor', 'card', 'distribution', 'curves', 'repeat', 'notes']
 
 # %% ../../nbs/report/07_pages.ipynb #fb5c6ece
 import re
@@ -174,7 +174,7 @@ def outputs(
     return korean_table(rows, empty="이 실행은 출력을 세기 전의 것이다.")
 
 # %% ../../nbs/report/07_pages.ipynb #cd150887
-def _beside_floor(
+def beside_floor(
     found: results.Results,  # of a run
     split: str,  # scored
     measure: Measure,  # the study's first
@@ -204,7 +204,7 @@ def card(
 ) -> Markdown:  # a row a split, and a sentence
     "The result in short."
     found, measure = results.read(run), run.study.measures[0]
-    rows = korean_table([_beside_floor(found, split, measure) for split in found.splits], empty="")
+    rows = korean_table([beside_floor(found, split, measure) for split in found.splits], empty="")
     return Markdown(f"{rows}\n\n{_worth(found.about) if found.about.get('training') else ''}".strip())
 
 # %% ../../nbs/report/07_pages.ipynb #dadf658e

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from ..core.settings import expanded
-from .terminal import one_of, print_table, remark, remark_all, say, say_json, where
+from ..core.settings import expanded, where
+from .terminal import one_of, print_table, remark, remark_all, say, say_json
 
 # %% ../../nbs/workbench/13_proving.ipynb #ffe41267
 _RUNS = Annotated[list[str], typer.Argument(help="runs' names or folders, or 'latest'")]

@@ -190,6 +190,11 @@ def _metadata(folder: Path, runs: Sequence[Run]) -> str:
     return agree(wrong, "RO-Crate, Croissant and evaluation results say what the runs say")
 
 # %% ../../nbs/workbench/12_verifying.ipynb #45662d0b
+def _unpacked(file: Path, folder: Path) -> str:
+    extract(file, folder)
+    return f"{shown(file)} unpacks to plain files"
+
+
 def _homes(folder: Path) -> list[Path]:
     "The runs of an unpacked archive; a Differs where it lists others, or none."
     _, record = read_manifest(folder)
@@ -204,7 +209,7 @@ def _of_archive(file: Path, tier: Tier, tolerance: float, key: Path | None, dige
     found = [look(file.name, "bronze", "signature", lambda: _signed(file, key))]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
-        found.append(look(file.name, "bronze", "unpacking", lambda: f"{extract(file, folder) or shown(file)} unpacks to plain files"))
+        found.append(look(file.name, "bronze", "unpacking", lambda: _unpacked(file, folder)))
         if found[-1].state == "failed" or not (folder / MANIFEST).is_file():
             return None, [*found, look(file.name, "bronze", "manifest", lambda: _listed(folder))]
         asks: dict[str, Callable[[], str]] = {"manifest": lambda: _listed(folder), "root digest": lambda: _rooted(folder, digest), "packing": lambda: _packed(file, folder),
