@@ -52,7 +52,7 @@ def execute_notebook(
             raise
         raise runs.RunError(sentence) from None
 
-# %% ../../nbs/workbench/00b_driving.ipynb #a1fe1d7c
+# %% ../../nbs/workbench/00b_driving.ipynb #d4867a62
 def execute() -> None:
     "What the process of an experiment does: read a plan from standard input, execute it, render its report."
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` starts what it runs with SIGINT ignored
@@ -65,12 +65,12 @@ def execute() -> None:
         sys.exit(str(error))
     render_run(runs.find_run(str(folder)))
 
-
+# %% ../../nbs/workbench/00b_driving.ipynb #a1fe1d7c
 def _end_with_the_driver() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGINT)  # papermill shuts its kernel down on an interrupt
 
-# %% ../../nbs/workbench/00b_driving.ipynb #1402ce47
+# %% ../../nbs/workbench/00b_driving.ipynb #e936736f
 def _connected(command: Sequence[str], said: Any, log: TextIO) -> subprocess.Popen:
     "Start a command, tell it one line of JSON, and keep its standard input open."
     process = subprocess.Popen(
@@ -80,7 +80,7 @@ def _connected(command: Sequence[str], said: Any, log: TextIO) -> subprocess.Pop
     process.stdin.flush()
     return process
 
-
+# %% ../../nbs/workbench/00b_driving.ipynb #1402ce47
 def _close(processes: Iterable[subprocess.Popen]) -> None:
     "End processes by cutting their line, and wait until they have ended."
     for process in processes:

@@ -129,7 +129,7 @@ def find_suite(
         raise runs.RunError(f"{what} in {shown(settings().runs / 'suites')} ({there})")
     return Suite(found[-1])
 
-# %% ../../nbs/workbench/00a_suite.ipynb #101f00b8
+# %% ../../nbs/workbench/00a_suite.ipynb #df92a5ff
 def _costs(run: runs.RunFolder) -> dict[str, Any]:
     "Time, memory and size of a training."
     facts = run.read("train")["train_metrics"]
@@ -141,7 +141,7 @@ def _costs(run: runs.RunFolder) -> dict[str, Any]:
         "trainable": size.get("trainable"), "parameters": size.get("parameters"),
     }
 
-
+# %% ../../nbs/workbench/00a_suite.ipynb #101f00b8
 def overview(
     run: runs.Run,  # finished
 ) -> dict[str, Any]:  # score in words, and numbers
