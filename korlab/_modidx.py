@@ -5232,6 +5232,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'korlab/workbench/verifying.py'),
                                             'korlab.workbench.verifying._told': ( 'workbench/verifying.html#_told',
                                                                                   'korlab/workbench/verifying.py'),
+                                            'korlab.workbench.verifying._unpacked': ( 'workbench/verifying.html#_unpacked',
+                                                                                      'korlab/workbench/verifying.py'),
                                             'korlab.workbench.verifying.verify': ( 'workbench/verifying.html#verify',
                                                                                    'korlab/workbench/verifying.py')},
             'korlab.workbench.watching': { 'korlab.workbench.watching._gpus': ( 'workbench/watching.html#_gpus',
