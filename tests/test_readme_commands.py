@@ -26,7 +26,8 @@ LINES = {
     for name in ("README.md", "README.ko.md")
 }
 SHORT = (  # what is done in a moment and without a network, in this order
-    "korlab list", "korlab models", "korlab doctor", "korlab tidy", "korlab new experiment my_first --study sparse", "korlab site", "korlab run params/summarization/0*.yaml --dry-run",
+    "korlab list", "korlab models", "korlab doctor", "korlab tidy", "korlab new experiment my_first --study sparse", "korlab site",
+    "korlab archive quickstart -o quickstart.tar.zst", "korlab verify quickstart.tar.zst", "korlab run params/summarization/0*.yaml --dry-run",
     "korlab summarization summarize quickstart dialogues.csv --to out.csv", "korlab sparse index my/", 'korlab sparse search "환불은 언제까지 되나요"',
     "korlab sparse measure questions.csv", "korlab coref build my/ --out set", "korlab coref freeze my/ --out items.jsonl",
 )

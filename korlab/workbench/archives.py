@@ -29,11 +29,11 @@ from ..report.conceal import masker
 if TYPE_CHECKING:
     from korlab.experiment.runs import Run
 
-# %% ../../nbs/workbench/10_archives.ipynb #00ad9938
+# %% ../../nbs/workbench/10_archives.ipynb #c55545ec
 class ArchiveError(LabError):
     "An archive that cannot be made or trusted; the message names the file in it and what is wrong."
 
-
+# %% ../../nbs/workbench/10_archives.ipynb #059e823e
 _ELSEWHERE = ("checkpoints", "evaluations", "wandb", "mlruns")
 _ENTERS = {".json", ".jsonl", ".csv", ".safetensors", ".parquet", ".md", ".html", ".yaml", ".txt", ".model", ".tiktoken"}
 _OPTIMIZER = {".pt", ".pth"}

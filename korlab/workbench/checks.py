@@ -8,7 +8,7 @@ __all__ = ['Tier', 'State', 'Differs', 'Unchecked', 'Check', 'look', 'agree', 'S
 
 # %% ../../nbs/workbench/11_checks.ipynb #92883f12
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import isclose
 from typing import Any, Literal
@@ -36,7 +36,7 @@ class Differs(LabError):
 class Unchecked(LabError):
     "Something that a check needs is not there."
 
-# %% ../../nbs/workbench/11_checks.ipynb #560256a4
+# %% ../../nbs/workbench/11_checks.ipynb #edf4c808
 @dataclass(frozen=True)
 class Check:
     "One look, and what it saw."
@@ -47,7 +47,7 @@ class Check:
     state: State
     said: str  # what was compared, what differs, or why nothing could be
 
-
+# %% ../../nbs/workbench/11_checks.ipynb #041bd307
 def look(
     of: str,  # a run, or the archive
     tier: Tier,
@@ -157,7 +157,7 @@ def parameters(subject: Subject) -> str:
     wrong += [] if run.folder.name == name else [f"its folder is called {run.folder.name}, and its parameters name it {name}"]
     return agree(wrong, f"{len(record['effective'])} parameters, recorded twice alike, and its name")
 
-# %% ../../nbs/workbench/11_checks.ipynb #de163e6a
+# %% ../../nbs/workbench/11_checks.ipynb #e2075be3
 def _values(one: Scored) -> Iterator[str]:
     "What cannot be true of a score."
     for name, value in one.measures.items():
@@ -167,7 +167,7 @@ def _values(one: Scored) -> Iterator[str]:
         if value.n != one.n:
             yield f"{label}: n is {value.n} and {one.n}"
 
-
+# %% ../../nbs/workbench/11_checks.ipynb #2ebc5a8b
 def _means(one: Scored, items: Items) -> Iterator[str]:
     "Where a mean is not that of the items."
     for name, values in items.scores[one.mode].items():
@@ -193,11 +193,11 @@ def scores(subject: Subject) -> str:
     wrong += [line for one in found.scored for line in _values(one)]
     return agree(wrong, f"{sum(len(one.measures) for one in found.scored)} scores of {', '.join(found.splits)}")
 
-# %% ../../nbs/workbench/11_checks.ipynb #b403faeb
+# %% ../../nbs/workbench/11_checks.ipynb #0129eabd
 def _whole(values: Sequence[float]) -> bool:
     return bool(values) and all(value in (0.0, 1.0) for value in values)
 
-
+# %% ../../nbs/workbench/11_checks.ipynb #bddd32a1
 def granularity(subject: Subject) -> str:
     "Whether shares of right answers are shares of so many answers."
     wrong, count = list[str](), 0

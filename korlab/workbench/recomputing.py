@@ -81,7 +81,7 @@ def _close(found: Results, again: Results, tolerance: float) -> str:
                 wrong.append(f"{one.split} ({one.mode}), {name}: {one.measures[name].mean:.6g} is written (n={one.n}), {other.measures[name].mean:.6g} came out (n={other.n})")
     return agree(wrong, f"{count} scores, " + ("each to the last bit" if not largest else f"the largest difference is {largest:.2g} of {tolerance:g} allowed"))
 
-# %% ../../nbs/workbench/11b_recomputing.ipynb #d680ec0a
+# %% ../../nbs/workbench/11b_recomputing.ipynb #30e3bb22
 @contextmanager
 def _aside() -> Iterator[Path]:
     "A folder for runs of this check alone; what is printed goes to standard error."
@@ -92,7 +92,7 @@ def _aside() -> Iterator[Path]:
     finally:
         private.close()
 
-
+# %% ../../nbs/workbench/11b_recomputing.ipynb #94a4ba14
 def _require_data(run: Run) -> None:
     "Raise an Unchecked where the rows are not at hand."
     for name in ("data", "dev_data", "test_data"):

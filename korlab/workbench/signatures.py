@@ -33,7 +33,7 @@ def _said(file: Path, what: str) -> Iterator[None]:
         first = str(error).strip().split("\n")[0].partition(": [")[0] or type(error).__name__
         raise ArchiveError(f"{shown(file)} {what} ({first})") from None
 
-# %% ../../nbs/workbench/10a_signatures.ipynb #9133cc99
+# %% ../../nbs/workbench/10a_signatures.ipynb #4543ac65
 def sign(
     file: Path,  # an archive
     key: Path,  # a private elliptic-curve key in PEM
@@ -45,7 +45,7 @@ def sign(
         signing.Config().use_elliptic_key_signer(private_key=key).sign(file, draft)
     return signature_of(file)
 
-
+# %% ../../nbs/workbench/10a_signatures.ipynb #6468b15a
 def check_signature(
     file: Path,  # an archive, its signature beside it
     key: Path,  # the public key

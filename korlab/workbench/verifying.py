@@ -131,7 +131,7 @@ def _of_run(run: Run, tier: Tier, tolerance: float) -> list[Check]:
     with _copied(run) as home:
         return [*_opened(home, run.folder.name, tier, tolerance)]
 
-# %% ../../nbs/workbench/12_verifying.ipynb #b80f1d61
+# %% ../../nbs/workbench/12_verifying.ipynb #ec88fe9f
 class _Hash:
     "A file that only counts."
 
@@ -145,6 +145,11 @@ class _Hash:
 
     def flush(self) -> None:
         "Nothing waits."
+
+
+def _unpacked(file: Path, folder: Path) -> str:
+    extract(file, folder)
+    return "plain files, every one in a place of its own"
 
 
 def _listed(folder: Path) -> str:
@@ -189,12 +194,7 @@ def _metadata(folder: Path, runs: Sequence[Run]) -> str:
              if not (folder / name).is_file() or (folder / name).read_bytes() != content]
     return agree(wrong, "RO-Crate, Croissant and evaluation results say what the runs say")
 
-# %% ../../nbs/workbench/12_verifying.ipynb #45662d0b
-def _unpacked(file: Path, folder: Path) -> str:
-    extract(file, folder)
-    return f"{shown(file)} unpacks to plain files"
-
-
+# %% ../../nbs/workbench/12_verifying.ipynb #e8c3f7d3
 def _homes(folder: Path) -> list[Path]:
     "The runs of an unpacked archive; a Differs where it lists others, or none."
     _, record = read_manifest(folder)
