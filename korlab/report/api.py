@@ -136,11 +136,12 @@ def _field(node: ast.AnnAssign, source: Source) -> Value:
 def _class(node: ast.ClassDef, source: Source) -> Entry:
     "A class with its fields and its public methods."
     functions = [one for one in node.body if isinstance(one, ast.FunctionDef)]
-    made = next((tuple(_parameters(one, source)) for one in functions if one.name == "__init__"), ())
+    made = next((_function(one, source) for one in functions if one.name == "__init__"), Entry("", "", ""))
     fields = tuple(_field(one, source) for one in node.body if isinstance(one, ast.AnnAssign) and not ast.unparse(one.target).startswith("_"))
     bases = ", ".join(map(ast.unparse, node.bases))
     methods = tuple(_function(one, source, node.name) for one in functions if not one.name.startswith("_"))
-    return Entry(node.name, f"class {node.name}({bases})".replace("()", ""), ast.get_docstring(node) or "", fields or made, methods=methods)
+    return Entry(node.name, f"class {node.name}({bases})".replace("()", ""), ast.get_docstring(node) or "", fields or made.values, methods=methods,
+                 short=not fields and made.short)
 
 # %% ../../nbs/report/09_api.ipynb #1013e0b8
 def _constant(node: ast.Assign | ast.AnnAssign, name: str, source: Source) -> Entry:
@@ -168,7 +169,10 @@ def entries(
             found += [_constant(node, name, source) for name in names if name in public]
     return tuple(found)
 
-# %% ../../nbs/report/09_api.ipynb #7fdec3c4
+# %% ../../nbs/report/09_api.ipynb #099be164
+_NAMING = ("A ", "All ", "An ", "By how ", "How ", "The ", "What ", "When ", "Where ", "Whether ", "Which ")  # a docstring that names the result
+
+
 def undocumented(
     source: Source,  # a module
     known: Iterable[str],  # types of the lab, whose own page says what they are
@@ -179,7 +183,8 @@ def undocumented(
         if not entry.said and not made & {*entry.made_of}:
             yield f"{source.name}.{entry.name}"
         own = "." not in entry.name and not entry.short  # a method's values are said in its docstring
-        for value in filter(None, (*entry.values, entry.result) if own else ()):
+        result = None if entry.said.startswith(_NAMING) else entry.result
+        for value in filter(None, (*entry.values, result) if own else ()):
             if not value.said and not made & {*_words(value.type)} - {"Literal"}:
                 yield f"{source.name}.{entry.name}: {value.name or 'result'} ({value.type})"
 
