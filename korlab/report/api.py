@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 from ..core.tables import Markdown, code, escape, pipe_table
 from .markdown import fenced
@@ -47,7 +48,7 @@ class Entry:
 # %% ../../nbs/report/09_api.ipynb #63ecb309
 def _sentence(node: ast.expr) -> str:
     "A text in the source; the braces of an f-string stay."
-    return node.value if isinstance(node, ast.Constant) else ast.unparse(node).removeprefix("f")[1:-1]
+    return str(node.value) if isinstance(node, ast.Constant) else ast.unparse(node).removeprefix("f")[1:-1]
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ _NOTHING = ("None", "Iterator[None]", "Never", "NoReturn")
 # %% ../../nbs/report/09_api.ipynb #5ac64a78
 def _field(node: ast.AnnAssign, source: Source) -> Value:
     "A field of a class: its comment, or what its `setting` says."
-    default, said = node.value, source.comments.get(node.end_lineno, "")
-    if isinstance(default, ast.Call) and ast.unparse(default.func) == "setting":
-        default, said = default.args[0], _sentence(default.args[1])
+    default, said, call = node.value, source.comments.get(node.end_lineno, ""), node.value
+    if isinstance(call, ast.Call) and ast.unparse(call.func) == "setting":
+        default, said = call.args[0], _sentence(call.args[1])
     return Value(ast.unparse(node.target), ast.unparse(node.annotation), said, ast.unparse(default) if default else "")
 
 
@@ -202,9 +203,9 @@ def _linked(kind: str, places: Mapping[str, str]) -> Markdown:
 
 def _values(entry: Entry, places: Mapping[str, str]) -> str:
     "A table of what an entry takes and gives, and the errors it raises."
-    rows = [{"name": Markdown(code(one.name) if one.name else "*returns*"), "type": _linked(one.type, places), "default": Markdown(code(one.default)),
+    rows: list[dict[str, Any]] = [{"name": Markdown(code(one.name) if one.name else "*returns*"), "type": _linked(one.type, places), "default": Markdown(code(one.default)),
              "what": one.said} for one in filter(None, (*entry.values, entry.result))]
-    if rows and not any(row["default"].text for row in rows):
+    if not any(row["default"].text for row in rows):
         rows = [{key: value for key, value in row.items() if key != "default"} for row in rows]
     raises = f"Raises {', '.join(map(code, entry.raises))}." if entry.raises else ""
     return "\n\n".join(filter(None, [str(pipe_table(rows)) if rows else "", raises]))
