@@ -17,7 +17,7 @@ from conftest import ROOT
 from korlab.experiment import studies
 from korlab.experiment.config import SHARED, EvaluationParams
 from korlab.experiment.params import cell_source, declared
-from korlab.report import site
+from korlab.report import api, site
 from korlab.workbench.comparing import CompareParams
 from korlab.workbench.spaces import TuneParams
 
@@ -254,6 +254,13 @@ def test_public_means_used():
         and name not in travelling(path) and not name.endswith("Error")
     ]
     assert not idle, f"{len(idle)} public names are used nowhere else: {', '.join(idle)}"
+
+
+def test_everything_public_is_documented():
+    """What the API pages show says something of every name, parameter, field and result."""
+    modules = api.modules(PACKAGE)
+    bare = [what for source in modules for what in api.undocumented(source, api.types(modules))]
+    assert not bare, f"{len(bare)} have no docstring or comment: {', '.join(bare)}"
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

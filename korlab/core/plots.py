@@ -65,6 +65,7 @@ def hangul_font() -> str:  # family name, e.g. "NanumGothic"
     return FontProperties(fname=bundled[0]).get_name() if bundled else _installed_font()
 
 # %% ../../nbs/core/05_plots.ipynb #9dca44c3
+# the house's colours, in this order
 BLUE, ORANGE, GREEN, _PURPLE, SKY = PALETTE = ("#2563a8", "#e2882f", "#1f9e83", "#8e3f86", "#7cbbe3")
 INK, MUTED, GREY = "#1f2933", "#67727e", "#a3abb5"  # text, small text, baselines
 

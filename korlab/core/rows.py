@@ -63,7 +63,7 @@ from .sheets import choose_sheet, sheet_rows, workbook
 from .sources import Part, files_not_read, find_parts, first_words, hub_dataset
 
 # %% ../../nbs/core/15_rows.ipynb #210970df
-Item = TypeVar("Item")
+Item = TypeVar("Item")  # what a reader makes of a row
 Found = Iterator[tuple[int, Any]]  # line (0 where there is none), and values, `_Doubtful` or a `Fault`
 
 

@@ -53,7 +53,7 @@ class Row:
         return Place(self.row, self.file)
 
 # %% ../../nbs/core/12_schemas.ipynb #8061c134
-Item = TypeVar("Item")
+Item = TypeVar("Item")  # what a schema makes of a row
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from .text import text_hash
 
 # %% ../../nbs/core/16_splitting.ipynb #6ba6dc17
-Item = TypeVar("Item")
+Item = TypeVar("Item")  # what is cut into splits
 
 
 def groups(

@@ -35,7 +35,7 @@ def located(
         raise TemplateError(f"{place}: {error}") from None
 
 # %% ../../nbs/core/08_templates.ipynb #7e76451c
-SLOT = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
+SLOT = re.compile(r"\{(\w+)(?::([^{}]+))?\}")  # a place in a template: {name} or {name:form}
 
 # %% ../../nbs/core/08_templates.ipynb #58574e1c
 def slots_of(

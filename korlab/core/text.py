@@ -57,7 +57,7 @@ def normalize(
     return unicodedata.normalize("NFC", _MARKS.sub(_in_order, text))
 
 # %% ../../nbs/core/04_text.ipynb #2bf73245
-HANGUL = re.compile(
+HANGUL = re.compile(  # syllables, letters and their compatibility forms
     "[\uac00-\ud7a3\u3131-\u318e"  # syllables, letters
     "\u1100-\u11ff\ua960-\ua97c\ud7b0-\ud7c6\ud7cb-\ud7fb"  # loose initials, vowels and finals
     "\uffa0-\uffbe\uffc2-\uffc7\uffca-\uffcf\uffd2-\uffd7\uffda-\uffdc]"  # half-width letters
@@ -78,7 +78,7 @@ def text_hash(
     return hashlib.sha256(" ".join(normalize(text).split()).encode()).hexdigest()
 
 # %% ../../nbs/core/04_text.ipynb #5b27cf96
-PLACEHOLDER = re.compile(r"#[A-Za-z]+\d*#")
+PLACEHOLDER = re.compile(r"#[A-Za-z]+\d*#")  # a speaker or something hidden, e.g. #Person1#
 
 # %% ../../nbs/core/04_text.ipynb #4847d876
 class Removal(NamedTuple):
@@ -299,7 +299,7 @@ def coda(
     return (_number_coda if end[-1].isdigit() else _latin_coda if end.isascii() else _syllable_coda)(end)
 
 # %% ../../nbs/core/04_text.ipynb #4e0c89c3
-PARTICLES = (
+PARTICLES = (  # pairs that the last sound of a word decides between
     "은/는", "이/가", "을/를", "과/와", "으로/로", "이랑/랑", "아/야",
     "이라/라", "이나/나", "이며/며", "이든/든", "이에요/예요",
 )

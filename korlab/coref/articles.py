@@ -75,7 +75,7 @@ def _alike(topic: Topic, trained: bool) -> tuple[tuple[str, ...], ...]:
 class Article:
     "A text, and where it names whom."
 
-    text: str
+    text: str  # NFC
     mentions: tuple[Mention, ...]  # in order
 
     @property

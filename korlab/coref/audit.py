@@ -46,8 +46,8 @@ class Claim:
     epoch: int  # it was saved after
     seq_len: int  # tokens it was trained with
     real1: float  # Real@1, a share with four decimals
-    real5: float
-    lambada1: float
+    real5: float  # Real@5, a share
+    lambada1: float  # LAMBADA@1, a share
     score: float  # .4 Real@1 + .3 Real@5 + .3 LAMBADA@1
     stated: int  # questions of Real, as the guide says
     used: int  # questions of Real, as the evaluation recorded
@@ -77,7 +77,7 @@ class Grain:
 
     name: str  # of the checkpoint
     measure: str  # "real1" or "real5"
-    share: float
+    share: float  # as published
     stated: int | None  # hits of the stated number; None: there is no such number of hits
     used: int | None  # hits of the number that was used
 
@@ -94,11 +94,11 @@ def grains(
 class Gap:
     "Two checkpoints that were asked the same questions."
 
-    better: str
-    worse: str
+    better: str  # name of a checkpoint
+    worse: str  # name of the other
     difference: float  # of Real@1
     low: float  # its 95 % interval
-    high: float
+    high: float  # the other end
 
     @property
     def clear(self) -> bool:
@@ -128,7 +128,7 @@ _BASE = dict(  # twelve layers of DeBERTa-v2
 
 
 def parameters(
-    vocab_size: int,
+    vocab_size: int,  # rows of the embedding
     rows: int = 512,  # of the table of distances; 512 is what a checkpoint of 256 buckets has
 ) -> int:  # numbers in the file
     "Count the weights of a base-sized DeBERTa-v2."
@@ -193,9 +193,9 @@ def grow_as_published(
 
 # %% ../../nbs/coref/61_audit.ipynb #fba94f86
 def small_deberta(
-    buckets: int = 256,
+    buckets: int = 256,  # of distances
     length: int = 512,  # tokens it is built for
-    seed: int = 0,
+    seed: int = 0,  # of the weights
 ) -> "PreTrainedModel":  # untrained, with wide weights so that changes can be seen
     "A DeBERTa-v2 of one layer with the distances of a large one."
     import torch
@@ -219,7 +219,7 @@ class TableUse:
 def table_use(
     model: "PreTrainedModel",  # a DeBERTa-v2
     length: int,  # tokens of the text
-    seed: int = 0,
+    seed: int = 0,  # of the weights
 ) -> TableUse:
     "Take the gradient of a text of random tokens."
     import torch
@@ -233,7 +233,7 @@ def table_use(
 # %% ../../nbs/coref/61_audit.ipynb #c9d5bd1b
 def load_as_published(
     folder: Path | str,  # where a grown model was saved
-) -> "PreTrainedModel":
+) -> "PreTrainedModel":  # on the CPU
     "Load a grown model as the published code did: mismatches ignored, the table copied by hand."
     from safetensors.torch import load_file
     from torch import nn
@@ -285,8 +285,8 @@ def _compared(before: "Tensor", after: "Tensor") -> tuple[float, float]:
 def reload(
     parent: "PreTrainedModel",  # a DeBERTa-v2
     length: int,  # tokens it shall read
-    how: Literal["published", "keep", "rebucket"],
-    seed: int = 0,
+    how: Literal["published", "keep", "rebucket"],  # the table is grown, kept, or filled by distance
+    seed: int = 0,  # of new rows
 ) -> Reload:
     "Extend a copy of a model, save it, load it, and compare."
     import torch
@@ -374,7 +374,7 @@ def _pieces(batch: Any, tokenizer: Any, part: slice) -> list[tuple[str, str]]:
 # %% ../../nbs/coref/61_audit.ipynb #8dc132cc
 def frequent_syllables(
     samples: Iterable[Sample],  # of training
-    number: int = 5,
+    number: int = 5,  # how many
 ) -> list[str]:  # most frequent first
     "The syllables that are in most names, of those that pass for a noun."
     counts = Counter(syllable for name in sorted({one.target for one in samples}) for syllable in dict.fromkeys(name))
@@ -426,7 +426,7 @@ def _woven(parts: Iterable[Article]) -> Article:
 def long_samples(
     number: int,  # of texts
     characters: int,  # of each, about
-    seed: int = 42,
+    seed: int = 42,  # of the choice
 ) -> list[Sample]:  # each for the second mention of a name, as the published evaluation asks
     "Questions about long texts."
     each = max(1, round(characters / 137))  # an article of three names has so many on average
@@ -464,7 +464,7 @@ class Leak:
     held: int  # samples held back by chance
     shared: int  # of these, with a document that trains
     held_whole: int  # samples held back by document
-    shared_whole: int
+    shared_whole: int  # of these, with a document that trains
 
 
 def _shared(train: Iterable[Sample], held: Iterable[Sample]) -> int:
@@ -475,7 +475,7 @@ def _shared(train: Iterable[Sample], held: Iterable[Sample]) -> int:
 def leak(
     samples: Sequence[Sample],  # of many documents
     share: float = 0.1,  # held back
-    seed: int = 42,
+    seed: int = 42,  # of what is held back
 ) -> Leak:
     "Split twice: by sample and by document."
     few = round(share * len(samples))

@@ -42,8 +42,8 @@ class Changed(NamedTuple):
 
     label: str  # the other run
     measure: Measure  # what counts as answered
-    both: int
-    neither: int
+    both: int  # questions that both answered
+    neither: int  # questions that neither answered
     test: McNemar  # only_a: the baseline alone, only_b: the other alone
 
 

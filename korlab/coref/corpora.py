@@ -175,8 +175,8 @@ SHARES: Mapping[str, float] = {"train": 0.9, "dev": 0.05, "test": 0.05}  # of th
 class Recipe:
     "How a set is made."
 
-    name: str
-    version: str
+    name: str  # of the set
+    version: str  # changes with what is made
     sources: tuple[Source, ...]  # the published ones
     quality: Quality  # what a document must be like
     pronouns: Pronouns | None = None  # what else, where a source does not say it

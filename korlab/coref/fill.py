@@ -123,7 +123,7 @@ class Word(NamedTuple):
     "A word of the text."
 
     start: int  # its characters
-    end: int
+    end: int  # behind its last character
     share: float | None  # of the attention; None: not read
 
 # %% ../../nbs/coref/50_fill.ipynb #36234de8
@@ -403,8 +403,8 @@ class FillParams:
 class Filler:
     "Type a text with a mask, see what fills it and why."
 
-    model: PreTrainedModel
-    tokenizer: Any
+    model: PreTrainedModel  # in evaluation mode
+    tokenizer: Any  # the model's
     name: str  # of the run, or what was named
     max_length: int  # tokens that the model reads
     source: str = ""  # folder or hub id

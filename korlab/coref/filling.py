@@ -52,7 +52,7 @@ def text_of(
 class Reader:
     "A model that is asked for single pieces."
 
-    model: "PreTrainedModel"
+    model: "PreTrainedModel"  # a masked language model
     tokenizer: Any  # the model's
     max_length: int | None = None  # tokens a row may have; None for any number
     batch_size: int = 64  # rows a forward pass; less where memory is short

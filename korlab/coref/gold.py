@@ -263,9 +263,9 @@ class Gold:
 
     samples: list[Sample]
     report: DataReport
-    chains: int = 0
+    chains: int = 0  # that were read
     chains_asked: int = 0  # with a sample at least
-    mentions: int = 0
+    mentions: int = 0  # that were read
     left_out: Counter[str] = field(default_factory=Counter)  # why -> mentions that are no sample
 
     def add(
@@ -284,6 +284,7 @@ class Gold:
             self.mentions += len(set(places))
 
 # %% ../../nbs/coref/13_gold.ipynb #4476f87a
+# endings of files in a format of CoNLL
 CONLL = (".conll", ".conllu", ".v4_gold_conll", ".v4_auto_conll", ".gold_conll")
 
 

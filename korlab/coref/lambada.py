@@ -84,7 +84,7 @@ def _sample(passage: Placed, target: str, source: str) -> Sample:
 class Passage(NamedTuple):
     "A passage of the lab."
 
-    text: str
+    text: str  # with the noun it ends in
     target: str  # its last noun
     mentioned: bool  # whether that was said before
 
@@ -121,7 +121,7 @@ def _judged(row: Row) -> Verdict[Passage]:
 _SCHEMA = Schema(_FIELDS, _judged)
 
 # %% ../../nbs/coref/18_lambada.ipynb #4f1860f4
-HUB = "thunder-research-group/SNU_Ko-LAMBADA"
+HUB = "thunder-research-group/SNU_Ko-LAMBADA"  # data set of the published questions
 
 
 def _is_gated(error: BaseException | None) -> bool:

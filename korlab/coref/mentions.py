@@ -127,8 +127,8 @@ def repeated(
     return {name: found for name, found in places.items() if len(found) > 1}
 
 # %% ../../nbs/coref/10_mentions.ipynb #b6c376ff
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Given = TypeVar("Given")  # what is asked about, one by one
+Made = TypeVar("Made")  # what is made of each
 
 
 def _in_chunks(items: Iterable[Given], size: int) -> Iterator[list[Given]]:

@@ -73,7 +73,7 @@ def _examples(path: Path, number: int) -> Iterator[dict[str, Any]]:
 class SetQuality:
     "What a set of samples is like."
 
-    title: str
+    title: str  # heading of the page
     sources: list[dict[str, Any]]  # a row a source
     removed: list[dict[str, Any]]  # a row a filter
     distances: list[dict[str, Any]]  # a row a range

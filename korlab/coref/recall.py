@@ -27,7 +27,7 @@ from ..metrics.stats import bootstrap
 class Guess:
     "A name in place of the hidden one."
 
-    text: str
+    text: str  # as the model wrote it
     score: float  # log-probability in nats: a piece on average where names were searched, in all where they were given
 
 
@@ -68,7 +68,7 @@ def right(
     mode: Mode,  # the rule
     guess: str,  # a text
     target: str,  # the hidden name
-) -> bool:
+) -> bool:  # whether it counts
     "Judge a guess."
     a, b = normalize(guess), normalize(target)
     return a == b or (mode == "compat" and bool(a) and (a in b or b in a))

@@ -75,20 +75,20 @@ class Rescored:
 
     checkpoint: str  # its folder's name
     path: str  # without this machine's folders
-    model_type: str | None
-    global_step: int | None
-    epoch: float | None
+    model_type: str | None  # of its config.json
+    global_step: int | None  # updates it was trained for
+    epoch: float | None  # passes over its data
     weights: str  # hash of what it computes with
     items: str  # hash of what was asked
     settings: Mapping[str, Any]  # how
     seq_len: int  # tokens it was given
     coref_samples: int  # questions behind real1 and real5
-    real1: float
-    real5: float
-    mrr: float | None
-    lambada_top1: float | None
+    real1: float  # Real@1, a share
+    real5: float  # Real@5, a share
+    mrr: float | None  # mean reciprocal rank
+    lambada_top1: float | None  # LAMBADA@1, a share
     score: float | None  # .4 real1 + .3 real5 + .3 lambada_top1
-    evaluated_at: str
+    evaluated_at: str  # date and time
     total_time: float  # seconds
     more: Mapping[str, Any] = field(default_factory=dict)  # what else the scorer told
 

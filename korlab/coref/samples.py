@@ -45,7 +45,7 @@ class Limits:
     "Which mentions of a name become samples."
 
     nearest: int = 10  # characters from the first mention
-    farthest: int = 2000
+    farthest: int = 2000  # characters between a name and where it is asked
     per_name: int = 3  # later mentions of a name, in order
 
     def refuses(
@@ -83,7 +83,7 @@ class Quality:
     "What a document must be like."
 
     shortest: int = 800  # characters
-    longest: int = 2500
+    longest: int = 2500  # characters of a document
     sentence_marks: int = 3  # of . ? ! at least
     hangul: float = 0.40  # share of syllables at least
     symbols: float = 0.30  # share of what is neither letter, digit nor blank at most

@@ -74,7 +74,7 @@ def _misfit(
 # %% ../../nbs/coref/32_training.ipynb #323fba65
 def begun(
     one: Window,  # a question
-    chance: random.Random,
+    chance: random.Random,  # how much is shown
 ) -> Window:  # the same with its first pieces shown, one left to be answered at least
     "Ask for the rest of a name."
     shown = chance.randrange(1, len(one.target)) if len(one.target) > 1 else 0
@@ -149,7 +149,7 @@ def _label_loss(
 class RecallTrainer(LabTrainer):
     "A Trainer that scores labelled places only, and asks dev for names alone."
 
-    data_collator: Any
+    data_collator: Any  # makes the masks
     plain: Any  # the collator of dev
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:

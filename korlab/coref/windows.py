@@ -33,7 +33,7 @@ class Window:
 class Pieces(NamedTuple):
     "How a tokenizer writes a text."
 
-    ids: list[int]
+    ids: list[int]  # of a text, without special tokens
     starts: list[int]  # first character of each
     ends: list[int]  # after its last
 

@@ -207,4 +207,5 @@ class EvaluationParams:
     name: str | None = setting(None, "name of the evaluation's folder; None makes one from checkpoint and data")
 
 
+# part of a configuration -> its parameters that may differ when a checkpoint is scored again
 RESCORING: dict[str, type] = {place: rescoring(spec) for place, spec in SHARED.items()}

@@ -34,7 +34,7 @@ class Loaded(Generic[_ModelT]):
 
     model: _ModelT  # on the CPU
     tokenizer: Any  # the model's
-    origin: str
+    origin: str  # one sentence
     new_tokens: list[str] = field(default_factory=list)  # tokens whose embedding rows nobody has trained yet
     facts: dict[str, Any] = field(default_factory=dict)  # what model.json says besides, e.g. how it is trained
 

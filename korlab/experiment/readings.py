@@ -21,9 +21,9 @@ class Reading:
 
     n: int  # texts
     mean: float | None = None  # tokens of a text, before cutting
-    p50: int | None = None
-    p95: int | None = None
-    max: int | None = None
+    p50: int | None = None  # half of the texts have no more
+    p95: int | None = None  # 95 % of the texts have no more
+    max: int | None = None  # of the longest text
     cut: int = 0  # texts longer than the limit
     tokens: int | None = None  # of all texts, before cutting
     lost: int | None = None  # of these, beyond the limit

@@ -254,7 +254,7 @@ os.register_at_fork(after_in_child=_let_go)
 def locked(
     folder: Path,  # of a run, or of many
     how: str = "is being worked on",  # what another process does with it
-    advice: str = "wait for it or stop it",
+    advice: str = "wait for it or stop it",  # what to do while somebody else holds it
 ) -> TextIO:  # closing it lets go
     "Take a folder for this process, or raise a `RunBusyError`."
     with opening(file := folder / ".lock"):

@@ -27,6 +27,7 @@ from .config import Config, TrackingParams
 from .params import ParameterError
 
 # %% ../../nbs/experiment/04_tracking.ipynb #0560c408
+# names in the environment; their values are never recorded
 SECRETS: tuple[str, ...] = ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 
 

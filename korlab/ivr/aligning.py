@@ -202,7 +202,7 @@ def _omp(source: Source, terms: int = 8) -> np.ndarray:
     return rows
 
 # %% ../../nbs/ivr/22_aligning.ipynb #2e5962de
-STRATEGIES: Mapping[str, Callable[[Source], np.ndarray]] = {
+STRATEGIES: Mapping[str, Callable[[Source], np.ndarray]] = {  # name -> what makes the new rows
     "sub_mean": _sub_mean, "focus": _focus, "omp": _omp, "distill": _sub_mean, "mean": _mean, "gauss": _gauss, "first": _first,
     "last": _last, "zeros": _zeros, "random": _random, "retired": _retired,
 }
@@ -242,9 +242,9 @@ def _laid(layer: Any, name: str, made: np.ndarray, moves: Plan) -> None:
 class Aligned:
     "What was done to a model."
 
-    strategy: str
+    strategy: str  # one of `STRATEGIES`
     rows: int  # that were made
-    tied: bool
+    tied: bool  # whether input and output share their rows
     norm_kept: float  # mean length of a kept row
     norm_made: float  # and of a made one
     sha256: str  # `rows_hash` afterwards

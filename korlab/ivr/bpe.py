@@ -72,16 +72,16 @@ def written(
 class Merge(NamedTuple):
     "Two tokens that become one."
 
-    left: int
-    right: int
-    made: int
+    left: int  # id of the first
+    right: int  # id of the second
+    made: int  # id of what they become
 
 
 class Added(NamedTuple):
     "A token that is found before anything is read."
 
-    id: int
-    text: str
+    id: int  # its number
+    text: str  # as it is found
     special: bool  # whether it is left out of decoded text
 
 # %% ../../nbs/ivr/10_bpe.ipynb #d21bbf67

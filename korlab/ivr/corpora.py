@@ -81,8 +81,8 @@ def korean(
 class Passage(NamedTuple):
     "A passage of `written.jsonl`."
 
-    name: str
-    text: str
+    name: str  # of the text
+    text: str  # NFC
 
 
 @cache
@@ -236,9 +236,9 @@ class Wanted:
     "What a run asks of its texts."
 
     data: str = "embedded"  # Korean
-    dev_data: str | None = None
-    test_data: str | None = None
-    english: str = "embedded"
+    dev_data: str | None = None  # Korean; None takes a part of `data`
+    test_data: str | None = None  # Korean; None takes a part of `data`
+    english: str = "embedded"  # texts in English
     seed: int = 42  # of embedded Korean
     number: int = 2000  # of embedded Korean texts
     most: int | None = None  # Korean texts to learn from; None for all

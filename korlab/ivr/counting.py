@@ -385,11 +385,11 @@ class _Tally:
 class Counted:
     "What was counted of a corpus."
 
-    name: str
-    weight: float
-    target: bool
-    texts: int
-    characters: int
+    name: str  # of the corpus
+    weight: float  # of a token in it
+    target: bool  # whether the new tokens are for it
+    texts: int  # how many
+    characters: int  # of all texts
     bytes: int  # in UTF-8
     pretokens: int  # occurrences
     tokens: int  # occurrences, under the base
@@ -400,7 +400,7 @@ class Counted:
 class Counts:
     "Counts of some corpora under one vocabulary."
 
-    folder: Path
+    folder: Path  # where they lie
     base: str  # hash of the vocabulary
     corpora: tuple[Counted, ...]
 
@@ -546,7 +546,7 @@ def _require_names(corpora: Sequence[Corpus]) -> None:
         raise CountError("no corpus is a target: new tokens need texts they are made of")
 
 # %% ../../nbs/ivr/11_counting.ipynb #71ef386a
-IDS = "bpe_token_id_sequences.txt"
+IDS = "bpe_token_id_sequences.txt"  # file of the token ids that were counted
 
 
 def count_corpora(

@@ -98,7 +98,7 @@ def distil(
 class Fidelity:
     "How far a student follows its teacher on held-out texts."
 
-    texts: int
+    texts: int  # how many were cut
     round_trip: float  # share of texts that come back
     table: float  # share of ids with the same piece
     exact: float  # share of texts cut the same from end to end

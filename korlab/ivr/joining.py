@@ -145,9 +145,9 @@ def whole_characters(
 class Joined(NamedTuple):
     "A new merge."
 
-    left: int
-    right: int
-    piece: bytes
+    left: int  # id of the first token
+    right: int  # id of the second
+    piece: bytes  # bytes of what they become
     gain: float  # weighted tokens fewer
 
 

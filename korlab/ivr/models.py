@@ -38,7 +38,7 @@ _SEPARATOR = "<|endoftext|>"
 def train_tokenizer(
     texts: Iterable[str],  # English
     vocab_size: int = 2000,  # tokens
-) -> GPT2TokenizerFast:
+) -> GPT2TokenizerFast:  # byte-level BPE
     "Learn byte-level merges."
     made = Tokenizer(kinds.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

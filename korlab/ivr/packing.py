@@ -21,7 +21,7 @@ from .models import separator_of
 class Packed:
     "Rows of one length."
 
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[int, ...], ...]  # token ids
     left_over: int  # tokens of the last row, which was not full
     bytes: int  # of the texts
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/ivr/50_pictures.ipynb #3b5b0404
+# what is cut, in Korean and in English
 SENTENCE = ("오늘은 날씨가 맑아서 공원까지 걸어갔다.", " The weather was fine, so we walked to the park.")
 
 
@@ -31,7 +32,7 @@ class Cut:
     "How a vocabulary cuts a text that is partly Korean, partly English."
 
     name: str  # of the vocabulary, in Korean
-    pieces: tuple[bytes, ...]
+    pieces: tuple[bytes, ...]  # bytes of each token
     edge: tuple[bool, ...]  # whether a token is one that goes, or has come
     tokens: tuple[int, ...]  # of each part of the text
     last: bool  # whether the new tokens are there
@@ -140,8 +141,8 @@ def _draw(ax: "Axes", cut: Cut, top: float) -> float:
 # %% ../../nbs/ivr/50_pictures.ipynb #17c62e0b
 def sentence_figure(
     cuts: Sequence[Cut],  # from `watched`
-    title: str = "한 문장이 거쳐 간 어휘",
-) -> "Figure":
+    title: str = "한 문장이 거쳐 간 어휘",  # heading of the figure
+) -> "Figure":  # a line a vocabulary
     "Draw how each vocabulary cuts a sentence, one below the other."
     from matplotlib.patches import Patch
 
@@ -176,8 +177,8 @@ def vocabulary_map(
     base: Bpe,  # the vocabulary as it came
     gone: Collection[int],  # ids that other tokens have got
     safe: Collection[int] | None = None,  # ids that could not go; None takes those that never can
-    title: str = "어휘 지도: id마다 한 칸",
-) -> "Figure":
+    title: str = "어휘 지도: id마다 한 칸",  # heading of the figure
+) -> "Figure":  # a cell an id
     "Draw every id as a cell: kept, safe, or given to another token."
     import numpy as np
     from matplotlib.colors import ListedColormap
@@ -247,7 +248,7 @@ def axis_of(
 # %% ../../nbs/ivr/50_pictures.ipynb #678aa7fe
 def seconds_figure(
     histories: Mapping[str, Sequence[Mapping[str, Any]]],  # name of a run -> its history
-    title: str = "훈련에 든 시간과 dev 점수",
+    title: str = "훈련에 든 시간과 dev 점수",  # heading of the figure
     processor: bool = True,  # whether seconds are a processor's
 ) -> "Figure | None":  # a panel for Korean, one for English; None where dev was never scored
     "Draw dev scores against seconds of training, the score before training marked."

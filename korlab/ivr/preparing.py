@@ -117,7 +117,7 @@ def _write_texts(work: Work, config: Config[Params], languages: Sequence[str]) -
 def clean(
     work: Work,
     config: Config[Params],
-    force: bool = False,
+    force: bool = False,  # do it again though it was done
 ) -> Record | None:  # None where all texts are the embedded ones
     "Read somebody's texts and write them in one form."
     languages = [language for language in _SOURCES if _given(config, language)]

@@ -68,7 +68,7 @@ def _settings(bpe: Bpe) -> dict[str, Any]:
     return settings | {"tokenizer_class": "PreTrainedTokenizerFast" if bad else own}
 
 # %% ../../nbs/ivr/14_remapping.ipynb #adb360d0
-MANIFEST = "korlab_ivr.json"
+MANIFEST = "korlab_ivr.json"  # file beside a tokenizer that says what was replaced
 
 
 class MismatchError(LabError):
@@ -155,7 +155,7 @@ _WHOLE = ("👩‍👩‍👧‍👦", "🇰🇷", "각", "\r\n", "  ", "\t", " 
 def random_texts(
     number: int,  # how many
     seed: int = 0,  # of everything drawn
-) -> list[str]:
+) -> list[str]:  # as many as asked for, the same for a seed
     "Texts of characters from everywhere."
     chance = random.Random(seed)
 
@@ -175,9 +175,9 @@ class VerifyError(LabError):
 class Check(NamedTuple):
     "Something that was looked at."
 
-    name: str
+    name: str  # what was looked at
     looked: int  # at how many
-    failed: int
+    failed: int  # of these, how many are wrong
     example: str = ""  # of a failure
 
 
@@ -262,7 +262,7 @@ def english_change(
     base: Bpe,
     new: Bpe,
     texts: Sequence[str],  # that neither counts nor merges have seen
-) -> dict[str, float]:
+) -> dict[str, float]:  # name -> share of texts, or tokens as a multiple
     "Compare how two vocabularies cut texts."
     from collections import Counter
 

@@ -28,11 +28,11 @@ class RuleError(LabError):
 class Rule(NamedTuple):
     "A token that gives its id to another."
 
-    id: int
-    old: bytes
-    new: bytes
+    id: int  # that changes hands
+    old: bytes  # bytes of the token that goes
+    new: bytes  # bytes of the token that comes
     left: int  # ids of the new vocabulary, which make `new`
-    right: int
+    right: int  # the other of them
 
 
 @dataclass(frozen=True)

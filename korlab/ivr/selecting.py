@@ -181,7 +181,7 @@ def worth(
 class Retired(NamedTuple):
     "A token that goes."
 
-    id: int
+    id: int  # its number
     cost: float  # weighted tokens more
     reference: float  # of these, in the reference and in unseen text
 
@@ -282,7 +282,7 @@ def _bigrams(bpe: Bpe, counts: Counts, gone: Collection[int], number: int) -> tu
 class Point(NamedTuple):
     "What a budget buys, as expected from the counts."
 
-    k: int
+    k: int  # tokens replaced
     target: float  # tokens of the target corpora, as a multiple of those under the base
     reference: float  # tokens of the reference, as a multiple
 
@@ -312,9 +312,9 @@ class New(NamedTuple):
     "A token that comes."
 
     id: int  # of a token that goes
-    piece: bytes
+    piece: bytes  # its bytes
     left: int  # ids of the new vocabulary
-    right: int
+    right: int  # the other of them
     gain: float  # weighted tokens fewer
 
 

@@ -42,7 +42,7 @@ class StepError(LabError):
 class Record:
     "What is known of a step that was done."
 
-    step: str
+    step: str  # its name
     inputs: Mapping[str, Any]  # name -> value or hash
     outputs: Mapping[str, str]  # path in the folder -> sha256
     seconds: float  # of the processor
@@ -69,7 +69,7 @@ class Options:
 class Work:
     "A folder in which the steps are done, one after the other."
 
-    folder: Path
+    folder: Path  # where all steps write
     options: Options = Options()
     finished: bool = False  # whether a step that would have to be done is an error
     note: Callable[[str], Any] = lambda text: None  # told what is done and why
@@ -140,7 +140,7 @@ def _not_again(work: Work, step: str, record: Record | None, inputs: Mapping[str
 # %% ../../nbs/ivr/34_steps.ipynb #4a39a4bc
 def done(
     work: Work,
-    step: str,
+    step: str,  # its name
     inputs: Mapping[str, Any],  # what it is made of
     outputs: Sequence[str],  # paths in the folder that it leaves
     do: Callable[[], Mapping[str, Any]],  # gives facts for people
@@ -208,7 +208,7 @@ def init(
     work: Work,
     config: Config[Params],
     corpora: Corpora,  # both languages
-    force: bool = False,
+    force: bool = False,  # do it again though it was done
 ) -> Record:
     "Read or build the base."
     mini = config.run.size == "mini"
@@ -244,7 +244,7 @@ def _analyze(work: Work, corpora: Sequence[Corpus], how: Mapping[str, Any]) -> d
 def analyze(
     work: Work,
     corpora: Corpora,  # both languages
-    force: bool = False,
+    force: bool = False,  # do it again though it was done
     speed: Mapping[str, int] = {},  # options of `count_corpora` that change no count
 ) -> Record:
     "Count both languages, and the folder's further corpora."
@@ -276,7 +276,7 @@ def _distill(work: Work, texts: Sequence[str], rounds: int) -> dict[str, Any]:
 def distill_tokenizer(
     work: Work,
     corpora: Corpora,
-    force: bool = False,
+    force: bool = False,  # do it again though it was done
 ) -> Record:
     "Make the Unigram."
     texts, rounds = [*corpora.korean["dev"], *corpora.english["dev"]], work.options.rounds
@@ -422,7 +422,7 @@ def remap(
     work: Work,
     config: Config[Params],
     corpora: Corpora,  # the English that is held back shows what it costs
-    force: bool = False,
+    force: bool = False,  # do it again though it was done
 ) -> Record:
     "Make the new vocabulary and prove it."
     rules = Path(config.own.rules) if config.own.rules else work.path("remap_rules.yaml")
@@ -492,7 +492,7 @@ def align_rows(
     work: Work,
     config: Config[Params],
     corpora: Corpora,
-    force: bool = False,
+    force: bool = False,  # do it again though it was done
 ) -> Record:
     "Give every new token a row."
     own = config.own

@@ -26,8 +26,8 @@ from .bpe import Bpe, tokenizer
 class Twice:
     "A text in old and in new tokens."
 
-    old: tuple[int, ...]
-    new: tuple[int, ...]
+    old: tuple[int, ...]  # ids of the old vocabulary
+    new: tuple[int, ...]  # ids of the new one
     places: tuple[tuple[int, int], ...]  # (new, old): tokens that end at the same byte
 
 
@@ -260,12 +260,12 @@ class Teaching:
     tokens: int = 100_000  # old tokens the teacher reads
     length: int = 256  # of a text, in old tokens
     layers: float = 0.25  # of the model, below the matched hidden state
-    updates: int = 100
+    updates: int = 100  # of the rows
     rate: float = 0.0075  # of a single row, in parts of the rows' scale
     reading: float = 1.0  # weight of the hidden states beside a nat
     batch: int = 2048  # old tokens an update
     precision: str = "fp32"  # of the model's products, or bf16
-    seed: int = 42
+    seed: int = 42  # of the order of texts
 
 
 def _products(how: Teaching, device: Any) -> Any:

@@ -71,7 +71,7 @@ class Progress(TrainerCallback, ExportableState):
 class NewRows:
     "How the rows of new tokens learn."
 
-    ids: Sequence[int] = ()
+    ids: Sequence[int] = ()  # of the new tokens
     first: float = 0.0  # share of the training in which nothing else learns
     rate: float = 0.0  # of learning, meanwhile
     factor: float = 1.0  # of their steps once all learn
@@ -161,9 +161,9 @@ class _LargerSteps(TrainerCallback):
 class Dev:
     "Texts to score while training."
 
-    korean: Sequence[str]
-    english: Sequence[str]
-    tokenizer: Any
+    korean: Sequence[str]  # texts
+    english: Sequence[str]  # texts
+    tokenizer: Any  # the model's
     reading: Reading
 
     def score(self, model: PreTrainedModel) -> dict[str, float]:
@@ -182,7 +182,7 @@ class CausalTrainer(LabTrainer):
     "A Trainer whose dev score is bits per byte, and whose embeddings know no weight decay."
 
     dev: Dev | None = None
-    control: TrainerControl
+    control: TrainerControl  # the Trainer's own
 
     @property
     def progress(self) -> Progress:

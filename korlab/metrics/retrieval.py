@@ -74,7 +74,7 @@ def _places(
     return np.stack([gains, relevant, relevant & (np.cumsum(relevant) == 1)])
 
 # %% ../../nbs/metrics/02_retrieval.ipynb #9b0edf30
-MEASURES = ("ndcg", "mrr", "recall", "hit", "precision")
+MEASURES = ("ndcg", "mrr", "recall", "hit", "precision")  # names of what can be counted, each at a cutoff
 
 
 def _measures(

@@ -28,7 +28,7 @@ from ..core.text import PLACEHOLDER, check_text, has_hangul, kiwi_version, morph
 from .stats import Paired, bootstrap_table, compare_tables
 
 # %% ../../nbs/metrics/01_rouge.ipynb #3222f749
-MODES = ("morph", "eojeol", "word", "char", "subword")
+MODES = ("morph", "eojeol", "word", "char", "subword")  # what is counted
 _WORD = re.compile(rf"{PLACEHOLDER.pattern}|\w+")
 _CHAR = re.compile(rf"{PLACEHOLDER.pattern}|\S")
 _CUT: dict[str, Callable[[str], list[str]]] = {
@@ -168,7 +168,7 @@ def _union_hits(
     return (covered & Counter(chain.from_iterable(candidate))).total()
 
 # %% ../../nbs/metrics/01_rouge.ipynb #18c9b7b7
-MEASURES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+MEASURES = ("rouge1", "rouge2", "rougeL", "rougeLsum")  # what is given for each mode
 _FOLDS = {"mean": lambda values, starts, counts: np.add.reduceat(values, starts) / counts,
           "max": lambda values, starts, counts: np.maximum.reduceat(values, starts)}
 

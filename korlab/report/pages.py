@@ -62,7 +62,7 @@ def prose(
 class Quoted:
     "What displays itself and shows texts of the data."
 
-    item: Any
+    item: Any  # what is displayed
 
     def _ipython_display_(self) -> None:
         from IPython.display import display

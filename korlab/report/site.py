@@ -47,7 +47,7 @@ def readme_is_fresh(
     return Path(out).is_file() and Path(out).read_text("utf-8") == _readme_text(Path(index), Path(out))
 
 # %% ../../nbs/report/06_site.ipynb #1a844de1
-READMES = {"index.ipynb": "README.md", "index.ko.ipynb": "README.ko.md"}
+READMES = {"index.ipynb": "README.md", "index.ko.ipynb": "README.ko.md"}  # notebook -> file
 
 
 def render_readmes() -> list[Path]:  # the files written

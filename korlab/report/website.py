@@ -18,7 +18,7 @@ from ..core import tables
 from ..core.files import opening, write
 from ..core.settings import root as lab_root
 from ..core.settings import shown
-from .api import Source, classes, modules, reference
+from .api import Source, modules, reference, types
 from .documents import Document, SiteError, of_file, of_notebook, of_report, sections
 from .frame import frame_of
 from .html import page
@@ -59,7 +59,7 @@ def _chapter(source: Source) -> str:
 def _references(root: Path) -> Iterator[Document]:
     "A page for each module whose chapter is in the lab."
     sources = [one for one in modules(root / "korlab") if (root / _chapter(one)).is_file()] if (root / "korlab").is_dir() else []
-    owners = classes(sources)
+    owners = types(sources)
     for source in sources:
         places = {name: f"{source.name if source.name in homes else homes[0]}.md#{name.lower()}"
                   for name, homes in owners.items() if source.name in homes or len(homes) == 1}

@@ -87,7 +87,7 @@ _POSITIVE = Field("positive", ("positives", "pos", "positive_passage", "passage"
                                "지문", "본문", "문서", "문단", "정답_문서"),
                   weak=("answer", "response", "text", "content", "답변", "답변_내용", "답", "응답", "정답", "내용"))
 _SCORES = ("scores", "teacher_scores")
-KINDS = ("difficulty", "pair_type", "length_class")
+KINDS = ("difficulty", "pair_type", "length_class")  # columns by which questions are told apart
 
 
 @lru_cache(maxsize=1024)  # most rows of a file have the same keys

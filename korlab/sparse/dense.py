@@ -73,7 +73,7 @@ def _known(base: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> dict[
 # %% ../../nbs/sparse/27a_dense.ipynb #d4af04b0
 def key_of(
     *parts: str,  # all that a value depends on
-) -> bytes:
+) -> bytes:  # 32 bytes
     "Hash some texts, as a key."
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
@@ -140,7 +140,7 @@ def dense_model(
     prompts: Mapping[str, str],  # prefix of "query" and "document"
     max_length: int,  # tokens read of a text, the prefix among them
     device: str = "cpu",  # as torch names it
-) -> "SentenceTransformer":
+) -> "SentenceTransformer":  # on the device it was asked for
     "Load a sentence encoder whose vectors have length one."
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize

@@ -33,6 +33,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("ndcg@10", "nDCG@10"), Measure("mrr@10", "MRR@10"), Measure("hit@10", "Hit@10"),
     Measure("recall@100", "Recall@100"), Measure("recall@10", "Recall@10"),
 )
+# measures while training
 DEV: tuple[Measure, ...] = tuple(one for one in MEASURES if one.name in ("ndcg@10", "mrr@10", "recall@10"))
 _KS: tuple[int, ...] = (10, 100)
 OURS = "korlab"  # the encoder, among the systems of one collection

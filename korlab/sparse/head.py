@@ -146,6 +146,7 @@ class HandThrough(nn.Linear):
     "A decoder that keeps its weights and leaves the product to the pooling."
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        "Give back what came in."
         return hidden
 
 # %% ../../nbs/sparse/20_head.ipynb #ed5e12d5

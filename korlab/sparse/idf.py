@@ -178,7 +178,7 @@ def special_ids(
     return sorted({*tokenizer.all_special_ids, *flagged})
 
 # %% ../../nbs/sparse/22_idf.ipynb #67d48c2d
-KINDS = ("bm25", "standard")
+KINDS = ("bm25", "standard")  # formulas of idf
 
 
 def one_of(
@@ -201,7 +201,7 @@ def _idf_weights(
     return np.log1p((n - df + 0.5) / (df + 0.5)) if kind == "bm25" else np.log(n / (df + 1.0))
 
 # %% ../../nbs/sparse/22_idf.ipynb #1de4abd2
-UNSEEN = ("penalised", "published")
+UNSEEN = ("penalised", "published")  # what a token weighs that no document has
 
 
 def normalise(
@@ -256,6 +256,7 @@ class IdfTable:
         return stop
 
 # %% ../../nbs/sparse/22_idf.ipynb #bbfc90a6
+# how a tokenizer is called for pieces alone
 PLAIN = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
 
 
@@ -333,8 +334,8 @@ def load_prepared(
     return values, facts
 
 # %% ../../nbs/sparse/22_idf.ipynb #3a755cc2
-FILE = "idf.safetensors"
-COMMAND = "korlab sparse idf"
+FILE = "idf.safetensors"  # beside the model
+COMMAND = "korlab sparse idf"  # what makes the file
 
 
 def save_idf(

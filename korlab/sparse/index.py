@@ -469,9 +469,9 @@ def _readable(data: np.ndarray, ends: np.ndarray) -> bool:
 class Kept:
     "What a folder keeps; open one with `load_arrays`."
 
-    folder: Path
-    manifest: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray]
+    folder: Path  # where it lies
+    manifest: Mapping[str, Any]  # what it says of itself
+    arrays: Mapping[str, np.ndarray]  # name -> numbers on the disk
 
     def damaged(self, name: str, what: str) -> SparseIndexError:
         "To be raised for an array that is not what it should be."
@@ -668,8 +668,8 @@ def pruning_cost(
 def pruning_curves(
     rows: Sequence[Mapping[str, Any]],  # what `pruning_cost` returned
     measure: str = "overlap@10",  # the column to show
-    title: str = "What pruning costs",
-    label: str = "weights kept (%)",
+    title: str = "What pruning costs",  # heading of the figure
+    label: str = "weights kept (%)",  # of the axis
 ) -> "Figure":  # a house figure
     "Quality over the share of weights kept, a line for each kind of rule."
     from korlab.core import plots

@@ -91,7 +91,7 @@ def _word_index(
     return build_index(weights, made.ids, [texts[id] for id in made.ids], f"morphemes {kiwi_version()}"), Words(pack(terms))
 
 # %% ../../nbs/sparse/28_library.ipynb #9b9c654a
-ENGINES = ("bm25", "sparse", "hybrid")
+ENGINES = ("bm25", "sparse", "hybrid")  # what finds: words, vectors, or both
 
 
 @dataclass(frozen=True)

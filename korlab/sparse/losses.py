@@ -87,7 +87,7 @@ def _chosen_mean(
     return ((values * chosen).sum(dim=1) / chosen.sum(dim=1).clamp(min=1)).mean()
 
 # %% ../../nbs/sparse/30_losses.ipynb #309b9afb
-FORMS = ("bounded", "published")
+FORMS = ("bounded", "published")  # of the loss: ours, and the one as it was published
 
 
 def self_reconstruction(
@@ -213,7 +213,7 @@ def seen(
     return {"query_active_dims": query, "document_active_dims": torch.stack(documents).mean(), "document_means": means}
 
 # %% ../../nbs/sparse/30_losses.ipynb #cf95db48
-TERMS = ("infonce", "kd", "self", "positive", "margin", "min_act")
+TERMS = ("infonce", "kd", "self", "positive", "margin", "min_act")  # parts of the loss
 _SIMILARITIES = {"cos": (cos_sim, pairwise_cos_sim), "dot": (dot_score, pairwise_dot_score)}
 
 

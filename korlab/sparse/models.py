@@ -118,7 +118,7 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 # %% ../../nbs/sparse/21_models.ipynb #a5463de0
-MINI: dict[str, Any] = dict(
+MINI: dict[str, Any] = dict(  # shape of the encoder that is made on the spot
     hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512, hidden_dropout_prob=0.0,
     attention_probs_dropout_prob=0.0, initializer_range=0.02, type_vocab_size=1, tie_word_embeddings=True,
 )

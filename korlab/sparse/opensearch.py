@@ -101,7 +101,7 @@ def token_weights(
     return [{keys[i]: float(w) for i, w in zip(rows.indices[a:b], texts[a:b])} for a, b in spans]
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #bb2ffbcd
-FEATURES: dict[str, tuple[int, int]] = {
+FEATURES: dict[str, tuple[int, int]] = {  # what is asked of a server -> version that has it
     "hybrid": (2, 10),
     "neural_sparse": (2, 14),  # with query_tokens
     "two_phase": (2, 15),
@@ -394,7 +394,7 @@ class Connection:
 
     url: str  # e.g. https://search.example:9200
     user: str | None = None  # both or neither
-    password: str | None = None
+    password: str | None = None  # None where the server asks for none
     ca: str | None = None  # file of the authority that signed the server's certificate; the system's when None
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #7b777d40
@@ -764,9 +764,9 @@ def _ingest(
 class Hit:
     "A document found."
 
-    id: str
-    score: float
-    text: str
+    id: str  # of the document
+    score: float  # as the server gives it
+    text: str  # of the document
     place: str = ""  # where it stands in its file; empty where its id says it
 
 # %% ../../nbs/sparse/51_opensearch.ipynb #e0a2b39d

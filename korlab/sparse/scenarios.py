@@ -96,6 +96,7 @@ def alternatives(
     return [text for option in group[1].split("|") for text in alternatives(before + option + after)]
 
 # %% ../../nbs/sparse/11_scenarios.ipynb #025d0f2e
+# mark before a question -> its kind
 KINDS = {"?": "synonym", "~": "colloquial", "#": "keyword", "@": "ending", "*": "hard"}
 
 
@@ -422,9 +423,9 @@ def _collection(
 def embedded(
     seed: int = 42,  # the same seed gives the same collection on every machine
     train: int = 7000,  # questions of each split
-    dev: int = 200,
-    test: int = 400,
-    hard: int = 200,
+    dev: int = 200,  # questions
+    test: int = 400,  # questions
+    hard: int = 200,  # questions
 ) -> Embedded:  # training triples and three collections over one corpus
     """Write the collection.
 

@@ -317,6 +317,7 @@ def require_index(
                              f"{looked_in(folder)}")
 
 # %% ../../nbs/sparse/50_search.ipynb #809e3d32
+# what is said of a mini on texts of one's own
 DEMONSTRATION = ("this encoder is a miniature that learnt from generated text, so on texts of your own it is a demonstration: BM25 is the "
                  "search to trust")
 

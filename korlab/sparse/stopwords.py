@@ -42,7 +42,7 @@ def _words(groups: str) -> tuple[str, ...]:
     return tuple(groups.split())
 
 
-STOP_WORDS: dict[str, tuple[str, ...]] = {
+STOP_WORDS: dict[str, tuple[str, ...]] = {  # kind -> words that say little
     "particles": _words("""
         이 가 께서  을 를  은 는  의  에 에서 에게 한테 께  로 으로  로써 으로써  와 과 랑 이랑
         보다 처럼 같이 만큼  들  만 뿐  도  부터 에서부터  까지  나 이나  조차 마저"""),
@@ -54,7 +54,7 @@ STOP_WORDS: dict[str, tuple[str, ...]] = {
         이다 아니다  있다 없다 하다 되다  이 그 저  나 너 우리 저희  매우 아주 정말 진짜 좀 많이 조금
         그리고 그러나 하지만 그래서  무엇 뭐 어디 언제 왜 어떻게"""),
 }
-PUNCTUATION = tuple(".,!?:;-'\"()[]")
+PUNCTUATION = tuple(".,!?:;-'\"()[]")  # signs that say nothing
 
 # %% ../../nbs/sparse/23_stopwords.ipynb #574a8860
 _MARKS = {"▁": "SentencePiece", "##": "WordPiece", "Ġ": "byte-level BPE"}
@@ -167,7 +167,7 @@ def safe(
                         for entry, place in _own_entries(source, word, mark).items() if entry in vocab)
 
 # %% ../../nbs/sparse/23_stopwords.ipynb #bd375fd2
-MODES = {"safe": safe, "published": published}
+MODES = {"safe": safe, "published": published}  # name -> how the words are found in a vocabulary
 
 
 def stop_tokens(
@@ -289,8 +289,8 @@ def mask_quality(
     return grammar[mask].sum() / max(grammar.sum(), 1), content[mask].sum() / max(content.sum(), 1)
 
 # %% ../../nbs/sparse/23_stopwords.ipynb #94bf7661
-FILE = "stopwords.safetensors"
-COMMAND = "korlab sparse stopwords"
+FILE = "stopwords.safetensors"  # beside the model
+COMMAND = "korlab sparse stopwords"  # what makes the file
 
 
 def _save_stopwords(

@@ -92,7 +92,7 @@ def _trimmed(
     )
 
 # %% ../../nbs/sparse/22a_trimming.ipynb #840af120
-VOCABULARY = "vocabulary.json"
+VOCABULARY = "vocabulary.json"  # file that says which pieces stayed
 
 
 @dataclass(frozen=True)

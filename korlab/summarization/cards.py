@@ -16,7 +16,7 @@ from typing import Any
 from ..core.tables import code, escape, one_line
 
 # %% ../../nbs/summarization/41_cards.ipynb #73ce48a3
-KINDS = {"wrong": "틀린 내용", "swap": "화자 바뀜", "missing": "빠짐"}
+KINDS = {"wrong": "틀린 내용", "swap": "화자 바뀜", "missing": "빠짐"}  # kind of a fault -> what a card calls it
 
 # %% ../../nbs/summarization/41_cards.ipynb #ece2d71b
 def _joined(

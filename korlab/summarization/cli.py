@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from korlab.summarization.inference import Written
 
 # %% ../../nbs/summarization/64_cli.ipynb #8279b25b
-app = typer.Typer(name="summarization", no_args_is_help=True)
+app = typer.Typer(name="summarization", no_args_is_help=True)  # the commands of the study
 _RUNS = Annotated[list[str], typer.Argument(
     metavar="RUN", help="a run's name or folder, a checkpoint or an adapter; several are an ensemble"
 )]
@@ -58,5 +58,5 @@ def _tell(runs: list[str], outcome: "Written") -> None:
     say(f"{counts}, {len(empty)} of them empty: {where(outcome.path)}", bold=True)
 
 # %% ../../nbs/summarization/64_cli.ipynb #b11bbc5b
-ALIASES = {"summarize": summarize}
+ALIASES = {"summarize": summarize}  # short name -> command
 register(app, ("run", "evaluate", "compare"), "summarization")

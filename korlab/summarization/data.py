@@ -268,6 +268,7 @@ class Encoded:
         }
 
 # %% ../../nbs/summarization/13_data.ipynb #bf7a8595
+# name -> what stands before and behind a dialogue
 MARKERS: dict[str, tuple[str, str]] = {"korean": ("<대화시작>", "<대화종료>"), "xml": ("<dialogue>", "</dialogue>")}
 
 

@@ -48,11 +48,11 @@ from .data import MARKERS
 
 # %% ../../nbs/summarization/20_models.ipynb #744754a7
 _SPEAKERS: tuple[str, ...] = tuple(f"#Person{i}#" for i in range(1, 8))
-PRIVATE: tuple[str, ...] = (
+PRIVATE: tuple[str, ...] = (  # what stands for a name, a number or an address
     "#PhoneNumber#", "#Address#", "#PassportNumber#", "#DateOfBirth#", "#SSN#", "#CardNumber#", "#CarNumber#",
     "#Email#",
 )
-PLACEHOLDERS: tuple[str, ...] = _SPEAKERS + PRIVATE
+PLACEHOLDERS: tuple[str, ...] = _SPEAKERS + PRIVATE  # speakers and what is hidden
 
 # %% ../../nbs/summarization/20_models.ipynb #c5d11e35
 def _ordinary_tokens(
@@ -181,7 +181,7 @@ def mini_mt5(
     return _started(MT5ForConditionalGeneration(MT5Config(**_t5_shape(tokenizer, width, layers, True))), gated=True)
 
 
-BUILDERS = {"bart": mini_bart, "mt5": mini_mt5, "t5": mini_t5}
+BUILDERS = {"bart": mini_bart, "mt5": mini_mt5, "t5": mini_t5}  # family -> what builds its mini
 
 # %% ../../nbs/summarization/20_models.ipynb #cc7a7665
 def check_precision(

@@ -71,7 +71,7 @@ class _Correction:
 _NO_WI = "mT5's gated feed-forward block has wi_0 and wi_1, and no wi"
 _FP16 = "T5 overflows in fp16 and its loss becomes NaN"
 
-CORRECTIONS: tuple[_Correction, ...] = (
+CORRECTIONS: tuple[_Correction, ...] = (  # what the published recipes got wrong, and what is done here
     _Correction("01_mt5_xlsum_optimized_v2", "precision", "fp16", _FP16),
     _Correction("01_mt5_xlsum_optimized_v2", "lora_targets", "q,k,v,o,wi,wo", _NO_WI),
     _Correction("01_mt5_xlsum_korean_adapted", "lora_targets", "q,k,v,o,wi,wo,lm_head", _NO_WI),

@@ -150,7 +150,7 @@ _SLOTS = {
 }
 
 # %% ../../nbs/summarization/11_scenarios.ipynb #e9cdace9
-ROLES = ("A", "B", "C")
+ROLES = ("A", "B", "C")  # speakers of a scene
 
 
 def _proofread(
@@ -320,8 +320,8 @@ def _split(
 def generate(
     seed: int = 42,  # the same seed gives the same corpus on every machine
     train: int = 4000,  # dialogues in each split
-    dev: int = 300,
-    test: int = 300,
+    dev: int = 300,  # dialogues
+    test: int = 300,  # dialogues
     hard: int = 200,  # told in phrasings that no other split uses
     scenarios: Sequence[Scenario] | None = None,  # plays to tell, in turns; None: the embedded ones
 ) -> dict[str, list[Dialogue]]:  # the dialogues of train, dev, test and hard

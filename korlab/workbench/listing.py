@@ -24,9 +24,9 @@ class Listed:
     "One line of the list."
 
     run: str  # its name
-    study: str
-    model: str
-    size: str
+    study: str  # its name
+    model: str  # as it is registered
+    size: str  # mini or full
     data: str  # what it was trained on
     state: str  # new, running, killed, interrupted, failed, pruned or done
     score: str | None  # the headline in words; None until it is scored

@@ -41,7 +41,7 @@ def lowest() -> dict[str, Any]:  # name -> value; nothing where there is no base
 
 def laid(
     files: Sequence[Path],  # YAML, later ones win
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # parameter -> value
     "Lay files over each other."
     return {name: value for file in files for name, value in read_yaml(file).items()}
 

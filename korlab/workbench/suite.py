@@ -26,7 +26,7 @@ from .plans import Plan
 class Suite:
     "A suite's folder and what summary.json says of it."
 
-    folder: Path
+    folder: Path  # where its record and logs lie
     plans: list[Plan] = field(default_factory=list)  # empty when somebody only looks
     lock: TextIO | None = field(default=None, repr=False)  # held open by the driver
 

@@ -41,8 +41,8 @@ def _found(folder: Path) -> Iterator[tuple[Path, str]]:
 class Leftover:
     "Something that nobody reads again."
 
-    path: Path
-    kind: str
+    path: Path  # a file or folder
+    kind: str  # what it was
     size: int  # bytes
 
     def remove(self) -> None:
