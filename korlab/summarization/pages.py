@@ -67,7 +67,9 @@ def _training(run: Run[Params]) -> Iterator[Any]:
     yield _curves(run)
 
 # %% ../../nbs/summarization/60_pages.ipynb #d73c5a7d
-MISTAKES = {"exact": "정확히 같음", "speakers": "화자만 틀림", "other": "다름", "other_with_swap": "다르고 화자도 바뀜"}
+MISTAKES = {  # kind of mistake -> its name in a page
+    "exact": "정확히 같음", "speakers": "화자만 틀림", "other": "다름", "other_with_swap": "다르고 화자도 바뀜",
+}
 
 
 def mistakes(

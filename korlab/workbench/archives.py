@@ -90,7 +90,7 @@ def _role_of(
     return _BY_FOLDER.get(path.parts[0], kind)
 
 # %% ../../nbs/workbench/10_archives.ipynb #c3b0fcd3
-MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"  # lists every other file of an archive
 _FORMAT = "korlab archive 1"
 
 
@@ -99,9 +99,9 @@ class Member:
     "A file of an archive."
 
     path: str  # e.g. runs/STUDY/NAME/metrics.json
-    bytes: int
-    sha256: str
-    role: str
+    bytes: int  # its size
+    sha256: str  # of its content
+    role: str  # what it is for, e.g. weights
 
 # %% ../../nbs/workbench/10_archives.ipynb #df1f1b69
 def home_of(

@@ -43,7 +43,7 @@ class Check:
 
     of: str  # a run, or the archive
     tier: Tier
-    name: str
+    name: str  # what was looked at
     state: State
     said: str  # what was compared, what differs, or why nothing could be
 
@@ -51,7 +51,7 @@ class Check:
 def look(
     of: str,  # a run, or the archive
     tier: Tier,
-    name: str,
+    name: str,  # what is looked at
     ask: Callable[[], str],  # the check
 ) -> Check:
     "Make a check."
@@ -71,7 +71,7 @@ _NAMED = 3  # differences that a sentence names
 def agree(
     wrong: Sequence[str],  # what differs
     right: str,  # what to say where nothing does
-) -> str:
+) -> str:  # that
     "Raise a Differs that names the first differences."
     if wrong:
         raise Differs(and_more([*wrong[:_NAMED]], len(wrong), "; "))

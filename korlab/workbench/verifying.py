@@ -34,7 +34,7 @@ from .recomputing import TOLERANCE, inferred, recounted, retrained
 from .signatures import check_signature, signature_of
 
 # %% ../../nbs/workbench/12_verifying.ipynb #491e1143
-TIERS: tuple[Tier, ...] = ("bronze", "silver", "gold")
+TIERS: tuple[Tier, ...] = ("bronze", "silver", "gold")  # each asks more than the one before
 
 
 @dataclass(frozen=True)
