@@ -173,6 +173,9 @@ def test_a_new_lab_is_whole_and_nothing_is_overwritten(installed, tmp_path):
     for name in ("settings.ini", "nbs/train.ipynb"):
         assert (lab / name).read_bytes() == (ROOT / name).read_bytes()
     assert call(installed, "list", where=lab).returncode == 0
+    for words, file in ((("experiment", "mine", "--study", "coref"), "params/coref/mine.yaml"), (("notebook", "nbs/look.ipynb"), "nbs/look.ipynb")):
+        done = call(installed, "new", *words, where=lab)
+        assert done.returncode == 0 and (lab / file).is_file(), done.stderr
     code = "import papermill, sys; print(sorted(papermill.inspect_notebook('nbs/train.ipynb'))[:2])"
     done = python(installed, code, where=lab)
     assert "accumulation" in done.stdout, done.stderr

@@ -17,7 +17,7 @@ EXTRAS = {  # module -> the extra that brings it
     "torch": "search", "transformers": "search", "sentence_transformers": "search", "safetensors": "search", "tokenizers": "search",
     "huggingface_hub": "search", "accelerate": "search", "scipy": "search", "jsonschema": "search", "urllib3": "search",
     "datasets": "train", "peft": "train", "bitsandbytes": "train", "optuna": "train", "tensorboard": "train",
-    "papermill": "lab", "jupyterlab": "lab", "ipywidgets": "lab", "nbconvert": "lab", "nbformat": "lab", "nh3": "lab", "pygments": "lab", "traitlets": "lab", "IPython": "lab",
+    "papermill": "lab", "jupyterlab": "lab", "ipywidgets": "lab", "nbconvert": "lab", "nbformat": "lab", "nh3": "lab", "traitlets": "lab", "IPython": "lab",
     "matplotlib": "lab", "cycler": "lab", "PIL": "lab", "koreanize_matplotlib": "lab",
     "pyarrow": "parquet", "wandb": "tracking", "mlflow": "tracking", "opensearchpy": "opensearch", "seismic": "seismic", "gguf": "gguf",
     "zstandard": "proof", "rocrate": "proof", "mlcroissant": "proof", "model_signing": "proof",
