@@ -101,6 +101,17 @@ def _remarks(run: Run, scored: Sequence[Scored], facts: Mapping[str, Mapping[str
     hardly = [] if counted else of_training(made, c.training.warmup or 0)
     return [*hardly, *(one for split, some in facts.items() for one in of_split(split, run.study.measures[0], some, number.get(split))), *chosen]
 
+# %% ../../nbs/experiment/07_results.ipynb #850a438b
+def _write_items(
+    run: Run,  # open
+    split: str,  # scored
+    one: Items,  # of it
+) -> None:
+    "Write items/<split>.json."
+    values = {m: {k: list(map(float, v)) for k, v in kinds.items()} for m, kinds in one.scores.items()}
+    floors = {system: list(map(float, theirs)) for system, theirs in one.floors.items()}
+    write_json(run.path("items", f"{split}.json"), {"ids": list(one.ids), "scores": values, "floors": floors})
+
 # %% ../../nbs/experiment/07_results.ipynb #4d23a8bd
 _NOTHING = Remark("unscored", "", "Nothing was scored: no row has what a score needs.", "점수가 없다: 채점할 정답이 있는 행이 하나도 없다.")
 _NONE_KEPT = Remark("unscored", "", "Nothing was scored: no rows were kept for it.", "점수가 없다: 채점할 몫으로 남겨 둔 행이 없다.")
@@ -178,17 +189,6 @@ class Recount:
 
 
 NONE_KEPT: Recount = Recount(Items((), {}), {}, ())  # of a run whose predictions are not there
-
-
-def _write_items(
-    run: Run,  # open
-    split: str,  # scored
-    one: Items,  # of it
-) -> None:
-    "Write items/<split>.json."
-    values = {m: {k: list(map(float, v)) for k, v in kinds.items()} for m, kinds in one.scores.items()}
-    floors = {system: list(map(float, theirs)) for system, theirs in one.floors.items()}
-    write_json(run.path("items", f"{split}.json"), {"ids": list(one.ids), "scores": values, "floors": floors})
 
 
 def read_items(

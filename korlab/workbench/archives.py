@@ -142,8 +142,8 @@ def faults(
             found.append(f"{one.path} is not the listed file (sha256 {digest[:12]}…, listed {one.sha256[:12]}…)")
     return found
 
-# %% ../../nbs/workbench/10_archives.ipynb #cbaf9f5a
-_LEVEL = 6
+# %% ../../nbs/workbench/10_archives.ipynb #837659fb
+_LEVEL = 3
 Content = Mapping[str, Path | bytes]  # path in the archive -> a file, or what shall stand in it
 
 
