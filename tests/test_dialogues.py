@@ -822,7 +822,7 @@ def test_hub_failure_is_one_sentence(hub):
     with pytest.raises(DataError) as caught:
         load_dialogues("owner/name")
     assert str(caught.value) == (
-        "owner/name is no file or folder here, and the hub did not give it (ConnectionError: Couldn't reach "
+        f"owner/name is no file or folder in {Path.cwd()}, and the hub did not give it (ConnectionError: Couldn't reach "
         "'owner/name' on the Hub): check the name, the network, and HF_TOKEN if it is private or gated")
 
 

@@ -518,7 +518,7 @@ def left(runs: Path, notebook: Path) -> list[object]:
     run = runs / "summarization" / "mine"
     status = read_json(run / "status.json")
     told = re.sub(r"훈련 [\d,]+ CPU초", "훈련", shown(notebook))
-    said = [line for line in told.splitlines() if not re.match(r"\| (cpu_seconds|seconds|peak_memory_mib) ", line)]
+    said = [line for line in told.splitlines() if not re.match(r"\| (CPU초|초|최대 메모리)", line)]
     kept = [read_json(run / f"{name}.json") for name in ("data", "metrics") if (run / f"{name}.json").exists()]
     return [status["error"], {name: stage["state"] for name, stage in status["stages"].items()}, said, [one.get("scores", one) for one in kept]]
 

@@ -193,7 +193,7 @@ def test_what_a_checkpoint_forces_to_the_front_is_kept_and_is_no_text(kind, wher
         with torch.inference_mode(), fastest_search(saved, (said := []).append):
             made = saved.generate(source)[0].tolist()
         assert made[1] == korean and korean + 1 not in made
-        assert ("one copy of each dialogue" in said[0]) == (beams == 3)
+        assert not said
     assert "ko_KR" not in summarize(saved, loaded.tokenizer, [embedded().rows["train"][0].dialogue])[0]
 
 

@@ -35,7 +35,7 @@ def test_a_new_study_trains_scores_and_reports(lab):
     (lab / "korlab" / "lengths" / "__init__.py").touch()
     first = read_yaml(lab / "params" / "lengths" / "first.yaml")
     run_in(lab, "-c", AT_ONCE, json.dumps([words("train", lab / "out.ipynb", **first, name="one")]))
-    assert "lengths" in run_in(lab, "-m", "korlab", "list") and (lab / "runs" / "lengths" / "one" / "metrics.json").is_file()
+    assert "lengths" in run_in(lab, "-m", "korlab", "list", "--json") and (lab / "runs" / "lengths" / "one" / "metrics.json").is_file()
     run_in(lab, "-m", "korlab", "new", "experiment", "again", "--study", "lengths")
     assert read_yaml(lab / "params" / "lengths" / "again.yaml") == first
     done = subprocess.run([sys.executable, "-m", "korlab", "new", "study", "lengths"], cwd=lab, capture_output=True, text=True)

@@ -488,7 +488,7 @@ def test_a_collection_lists_a_few_of_four_thousand_problems_and_counts_all(tmp_p
     made = load_beir(folder, policy="report").report.to_dict()
     assert made["left_out"] == {"unknown document": 4000, "broken grade": 1} and made["unlisted"] == {"unknown document": 3950}
     assert len(json.dumps(made)) < 15_000
-    page = str(list(sources(SimpleNamespace(read=lambda name: {"notes": [], "sources": [{"split": "test"} | made]})))[2])
+    page = str(list(sources(SimpleNamespace(study=SimpleNamespace(name="sparse"), read=lambda name: {"notes": [], "sources": [{"split": "test"} | made]})))[3])
     assert len(page.split("\n")) == 2 + 10 + 1 and "… and 3,991 more problems" in page
     assert "| 4,002 | 4,003 | broken grade |" in page
     with pytest.raises(DataError, match="has 4,001 problems.*and 3,996 more"):

@@ -164,7 +164,7 @@ def test_a_trained_run_teaches_another_and_finds_its_negatives(folder, trained, 
     pair, runs = kept["runs"][1]["against_baseline"], [results.read(reopen(place)) for place in (trained, run)]
     means = [found.own("test").measures["ndcg@10"].mean for found in runs]
     assert pair["difference"]["mean"] == pytest.approx(means[1] - means[0]) and pair["difference"]["n"] == 18
-    assert text.count("### ") >= 6 and "decisive tokens" in text  # sparsity, and the questions that part them
+    assert text.count("### ") >= 6 and "가른 낱말" in text  # sparsity, and the questions that part them
 
 
 def in_its_own_process(*words, runs):

@@ -142,7 +142,7 @@ def displays(name: str):
             "problems": [{"file": name, "row": 1, "line": 1, "kind": name, "detail": name}]}
     place = {"python": "3.11", "versions": {}, "git": {}, "seed": 7}
     record = {"data": {"notes": [name], "sources": [told]}, "environment": place}
-    run = SimpleNamespace(given={"prefix": name}, read=record.get, config=SimpleNamespace(run=SimpleNamespace(model=name)),
+    run = SimpleNamespace(study=SimpleNamespace(name="coref"), given={"prefix": name}, read=record.get, config=SimpleNamespace(run=SimpleNamespace(model=name)),
                           status={"notes": [{"text": name}]})
     yield facts.heading(name, f"runs/{name}")
     yield facts.how_to_repeat(run)
@@ -160,7 +160,7 @@ def displays(name: str):
 def test_names_and_texts_of_data_show_as_they_are(tmp_path):
     attacks = ATTACKS[:26]
     items = [item for attack in attacks for item in displays(attack)]
-    assert len(items) == 14 * len(attacks)
+    assert len(items) == 15 * len(attacks)
     forms = [(kind, "\n\n".join(getattr(item, name)() for item in items if hasattr(item, name)))
              for kind, name in (("text/markdown", "_repr_markdown_"), ("text/html", "_repr_html_"))]
     page, text = rendered(tmp_path, *(new_code_cell("", outputs=[new_output("display_data", dict([one]))]) for one in forms))
