@@ -458,7 +458,7 @@ def test_what_unpacks_to_more_than_there_is_room_for_is_left_in_it(tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.tar.zst", "long.tar.zst", "many.tar.zst"]
 
 
-@pytest.mark.parametrize("old, new", [(r"(\d)\.(\d) \[", r"\1.9 ["), (r"\+(\d+)\.\d", r"+\1.95"), (r"\[(\d)", r"[9\1"), (r"\| test \|", "| hard |")])
+@pytest.mark.parametrize("old, new", [(r"(\d)\.(\d+) \[", r"\1.9\2 ["), (r"\+(\d+)\.\d", r"+\1.95"), (r"\[(\d)", r"[9\1"), (r"\| test \|", "| english |")])
 def test_a_figure_of_a_report_that_was_edited_is_caught(old, new, short, tmp_path, monkeypatch):
     """In every row of the tables one after another."""
     monkeypatch.setenv("KORLAB_RUNS", str(tmp_path / "runs"))

@@ -227,7 +227,7 @@ def _rows_of(text: str) -> list[str]:
     rows = re.findall(r"<tr\b.*?</tr>", text, re.DOTALL) or [line for line in text.split("\n") if line.startswith("|")]
     return [" ".join(html.unescape(re.sub(r"<[^>]+>|[\\|*`]", " ", row)).split()) for row in rows]
 
-# %% ../../nbs/workbench/12_verifying.ipynb #8d0d9704
+# %% ../../nbs/workbench/12_verifying.ipynb #7d06e0da
 _FIGURE = re.compile(r"[+-]?\d+\.\d+ \[[^]]*\]")  # a score or a difference with its interval
 
 
@@ -240,29 +240,29 @@ def _differences(items: Items, first: Measure) -> Iterator[str]:
         yield from (written(first, difference, sign) for sign in (True, False))
 
 
-def _figures(run: Run, found: Results) -> set[str]:
-    "Every figure with an interval that a row of scores may hold."
-    measures = {m.name: m for m in run.study.measures}
-    known = {written(measures[name], value) for one in found.scored for name, value in one.measures.items() if name in measures}
-    held = [Interval(**pair["difference"]) for facts in found.facts.values() for pair in facts.get("against", {}).values()]
-    known |= {written(run.study.measures[0], one, sign) for one in held for sign in (True, False)}
-    return known.union(*(_differences(results.read_items(run, split), run.study.measures[0]) for split in found.splits))
+def _figures(run: Run, found: Results, split: str) -> set[str]:
+    "Every figure with an interval that a row of scores of a split may hold."
+    measures, first = {m.name: m for m in run.study.measures}, run.study.measures[0]
+    scores = {written(measures[name], value) for one in found.scored if one.split == split for name, value in one.measures.items() if name in measures}
+    held = [Interval(**pair["difference"]) for pair in found.facts[split].get("against", {}).values()]
+    return scores | {written(first, one, sign) for one in held for sign in (True, False)} | {*_differences(results.read_items(run, split), first)}
 
-# %% ../../nbs/workbench/12_verifying.ipynb #b079e058
+# %% ../../nbs/workbench/12_verifying.ipynb #a8cd073d
 def _told(run: Run, file: Path) -> str:
     "Whether a report's tables say what its run scored, and nothing else."
     with opening(file):
         text = file.read_text(encoding="utf-8")
-    found, measures, wrong = results.read(run), run.study.measures, list[str]()
-    rows = [row for row in _rows_of(text) if row.startswith(tuple(f"{split} " for split in found.splits))]
-    own = [one for one in found.scored if not one.baseline]
-    for one in own:
-        figures = [text for label, text in results.score_row(one, measures).items() if label in {m.label for m in measures}]
-        if not any(all(figure in row for figure in figures) for row in rows):
+    found, labels, wrong, own = results.read(run), {m.label for m in run.study.measures}, list[str](), 0
+    rows = {split: [row for row in _rows_of(text) if row.startswith(f"{split} ")] for split in found.splits}
+    for one in (one for one in found.scored if not one.baseline):
+        own += 1
+        figures = [text for label, text in results.score_row(one, run.study.measures).items() if label in labels]
+        if not any(all(figure in row for figure in figures) for row in rows[one.split]):
             wrong.append(f"no row says {' and '.join(figures)}, which {one.system} got on {one.split} ({one.mode})")
-    known = _figures(run, found)
-    wrong += [f"the row {row!r} says {figure}, which nothing got" for row in rows for figure in _FIGURE.findall(row) if figure not in known]
-    return agree(wrong, f"{len(own)} scores of {run.folder.name}, and {len(rows)} rows of figures that are all its own")
+    for split, some in rows.items():
+        known = _figures(run, found, split)
+        wrong += [f"the row {row!r} says {figure}, which nothing got there" for row in some for figure in _FIGURE.findall(row) if figure not in known]
+    return agree(wrong, f"{own} scores of {run.folder.name}, and {sum(map(len, rows.values()))} rows of figures that are all its own")
 
 # %% ../../nbs/workbench/12_verifying.ipynb #7792da0b
 def _run_of(file: Path) -> Run:
