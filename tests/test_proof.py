@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from conftest import ROOT, TINY
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from in_process import korlab
+from in_process import execute, korlab
 from safetensors.torch import load_file, save_file
 
 from korlab.core.files import sha256
@@ -454,6 +456,38 @@ def test_what_unpacks_to_more_than_there_is_room_for_is_left_in_it(tmp_path, mon
     with pytest.raises(archives.ArchiveError, match="no plain file"):
         archives.unpack(tmp_path / "long.tar.zst", tmp_path / "long")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.tar.zst", "long.tar.zst", "many.tar.zst"]
+
+
+@pytest.mark.parametrize("old, new", [(r"(\d)\.(\d+) \[", r"\1.9\2 ["), (r"\+(\d+)\.\d", r"+\1.95"), (r"\[(\d)", r"[9\1"), (r"\| test \|", "| english |")])
+def test_a_figure_of_a_report_that_was_edited_is_caught(old, new, short, tmp_path, monkeypatch):
+    """In every row of the tables one after another."""
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path / "runs"))
+    shutil.copytree(short / "ivr" / "short", tmp_path / "runs" / "ivr" / "short")
+    monkeypatch.setattr(verifying, "_of_run", lambda *_: [])
+    done = korlab("report", short / "ivr.ipynb", "--to", tmp_path / "runs" / "ivr" / "short", runs=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "runs" / "ivr" / "short" / "ivr.md"
+    assert verifying.verify(str(page)).code == 0
+    told = page.read_text("utf-8").split("\n")
+    rows = [i for i, line in enumerate(told) if line.startswith("| test ") and re.search(old, line) and " [" in line]
+    assert rows
+    for i in rows[:4]:
+        page.write_text("\n".join([*told[:i], re.sub(old, new, told[i], count=1), *told[i + 1 :]]), "utf-8")
+        assert failing(verifying.verify(str(page))) == {"report"}, told[i]
+
+
+@pytest.mark.slow
+def test_a_merged_adapter_says_its_bases_and_what_they_differ_by(tmp_path, monkeypatch):
+    monkeypatch.setenv("KORLAB_RUNS", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    done = execute("train", tmp_path / "a.ipynb", model="kobart", name="a", adapter="qlora", warmup=0, tracking="none", **TINY)
+    assert done.error is None, done.error
+    (said,) = [one for one in verifying.verify("a").checks if one.name == "merged adapter"]
+    assert said.state == "passed" and "trained on ../base in NF4" in said.said and "four bits had moved them by" in said.said
+    tensors = load_file(file := tmp_path / "summarization" / "a" / "adapter" / "adapter_model.safetensors")
+    save_file({name: one * 1.5 for name, one in tensors.items()}, file, {"format": "pt"})
+    write_manifest(file.parent)
+    assert "merged adapter" in failing(verifying.verify("a"))
 
 
 @pytest.mark.slow

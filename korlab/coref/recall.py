@@ -83,7 +83,7 @@ def rank_of(
     return next((i for i, guess in enumerate(kept, 1) if right(mode, guess, one.sample.target)), 0)
 
 # %% ../../nbs/coref/40_recall.ipynb #f052d5ea
-MEASURES: tuple[Measure, ...] = (Measure("real@1", "Real@1"), Measure("real@5", "Real@5"), Measure("mrr", "MRR"))
+MEASURES: tuple[Measure, ...] = (Measure("real@1", "Real@1", rate=True), Measure("real@5", "Real@5", rate=True), Measure("mrr", "MRR"))
 DEV: tuple[Measure, ...] = MEASURES[:1]  # what training logs, with the number of pieces given
 
 

@@ -21,6 +21,7 @@ class Measure:
     scale: float = 100.0  # factor of what is stored when it is shown
     digits: int = 1  # decimals when it is shown
     top: float | None = 1.0  # the best or worst value there can be, as stored; None where there is no end
+    rate: bool = False  # a share of right answers: times their number it is a whole one
 
     @property
     def dev(self) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/sparse/40_evaluation.ipynb #cae02426
 MEASURES: tuple[Measure, ...] = (
-    Measure("ndcg@10", "nDCG@10"), Measure("mrr@10", "MRR@10"), Measure("hit@10", "Hit@10"),
+    Measure("ndcg@10", "nDCG@10"), Measure("mrr@10", "MRR@10"), Measure("hit@10", "Hit@10", rate=True),
     Measure("recall@100", "Recall@100"), Measure("recall@10", "Recall@10"),
 )
 # measures while training

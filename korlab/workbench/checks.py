@@ -193,23 +193,20 @@ def scores(subject: Subject) -> str:
     wrong += [line for one in found.scored for line in _values(one)]
     return agree(wrong, f"{sum(len(one.measures) for one in found.scored)} scores of {', '.join(found.splits)}")
 
-# %% ../../nbs/workbench/11_checks.ipynb #0129eabd
-def _whole(values: Sequence[float]) -> bool:
-    return bool(values) and all(value in (0.0, 1.0) for value in values)
+# %% ../../nbs/workbench/11_checks.ipynb #f7a3ddb6
+def _uneven(one: Scored, rates: Sequence[str]) -> Iterator[str]:
+    "Shares that are none of so many answers."
+    for name in (name for name in rates if name in one.measures):
+        if not isclose(hits := one.measures[name].mean * one.n, round(hits), abs_tol=1e-6):
+            yield f"{one.system} on {one.split} ({one.mode}), {name}: {hits:.4f} right answers of {one.n}"
 
-# %% ../../nbs/workbench/11_checks.ipynb #bddd32a1
+
 def granularity(subject: Subject) -> str:
     "Whether shares of right answers are shares of so many answers."
-    wrong, count = list[str](), 0
-    for split, items in _items_of(subject).items():
-        shares = {(mode, name) for mode, kinds in items.scores.items() for name, values in kinds.items() if _whole(values)}
-        for one in (one for one in subject.found.scored if one.split == split):
-            for name in (name for mode, name in shares if mode == one.mode and name in one.measures):
-                hits, count = one.measures[name].mean * one.n, count + 1
-                wrong += [] if isclose(hits, round(hits), abs_tol=1e-6) else [f"{one.system} on {split}, {name}: {hits:.4f} right answers of {one.n}"]
-    if not count:
+    rates = [m.name for m in subject.run.study.measures if m.rate]
+    if not (count := sum(name in one.measures for one in subject.found.scored for name in rates)):
         raise Unchecked("no score here is a share of right answers")
-    return agree(wrong, f"{count} shares, each of whole answers")
+    return agree([line for one in subject.found.scored for line in _uneven(one, rates)], f"{count} shares, each of whole answers")
 
 # %% ../../nbs/workbench/11_checks.ipynb #9d534f94
 def comparisons(subject: Subject) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIERS', 'Verification', 'verify']
 
-# %% ../../nbs/workbench/12_verifying.ipynb #8b79ec2c
+# %% ../../nbs/workbench/12_verifying.ipynb #e50d89c2
 import hashlib
 import html
 import re
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,8 +24,10 @@ from ..core.errors import LabError
 from ..core.files import FileError, opening, sha256
 from ..core.settings import expanded, shown
 from ..experiment import results
+from ..experiment.results import Items, Results
 from ..experiment.runs import Run, check_records, find_run, holder, is_run, reopen
-from ..metrics.measures import written
+from ..metrics.measures import Interval, Measure, written
+from ..metrics.stats import paired_bootstrap
 from . import checking, checks
 from .archives import MANIFEST, extract, faults, home_of, members, pack, read_manifest
 from .checks import Check, Differs, Subject, Tier, Unchecked, agree, look
@@ -218,25 +221,48 @@ def _of_archive(file: Path, tier: Tier, tolerance: float, key: Path | None, dige
         homes = [path for path in sorted(folder.glob("runs/*/*")) if path.is_dir()]
         return sha256(folder / MANIFEST), [*found, *(one for home in homes for one in _opened(home, home.name, tier, tolerance))]
 
-# %% ../../nbs/workbench/12_verifying.ipynb #fdb348dc
+# %% ../../nbs/workbench/12_verifying.ipynb #e635a984
 def _rows_of(text: str) -> list[str]:
     "The rows of all tables of a page, as plain text."
     rows = re.findall(r"<tr\b.*?</tr>", text, re.DOTALL) or [line for line in text.split("\n") if line.startswith("|")]
     return [" ".join(html.unescape(re.sub(r"<[^>]+>|[\\|*`]", " ", row)).split()) for row in rows]
 
+# %% ../../nbs/workbench/12_verifying.ipynb #7d06e0da
+_FIGURE = re.compile(r"[+-]?\d+\.\d+ \[[^]]*\]")  # a score or a difference with its interval
 
+
+def _differences(items: Items, first: Measure) -> Iterator[str]:
+    "Every difference between two systems on a split."
+    ours = next(iter(items.scores.values()), {}).get(first.name, [])
+    for one, other in permutations([scores for scores in (ours, *items.floors.values()) if len(scores)], 2):
+        n = min(len(one), len(other))
+        difference = paired_bootstrap(one[:n], other[:n])
+        yield from (written(first, difference, sign) for sign in (True, False))
+
+
+def _figures(run: Run, found: Results, split: str) -> set[str]:
+    "Every figure with an interval that a row of scores of a split may hold."
+    measures, first = {m.name: m for m in run.study.measures}, run.study.measures[0]
+    scores = {written(measures[name], value) for one in found.scored if one.split == split for name, value in one.measures.items() if name in measures}
+    held = [Interval(**pair["difference"]) for pair in found.facts[split].get("against", {}).values()]
+    return scores | {written(first, one, sign) for one in held for sign in (True, False)} | {*_differences(results.read_items(run, split), first)}
+
+# %% ../../nbs/workbench/12_verifying.ipynb #a8cd073d
 def _told(run: Run, file: Path) -> str:
-    "Whether a report's tables say what its run scored."
+    "Whether a report's tables say what its run scored, and nothing else."
     with opening(file):
         text = file.read_text(encoding="utf-8")
-    found, rows, wrong = results.read(run), _rows_of(text), list[str]()
-    first = run.study.measures[0]
-    shown_ones = [one for one in found.scored if not one.baseline or any(one.system in row for row in rows)]
-    for one in shown_ones:
-        figures = [written(m, one.measures[m.name]) for m in run.study.measures if m.name in one.measures and (not one.baseline or m == first)]
-        if not any(all(figure in row for figure in figures) for row in rows):
+    found, labels, wrong, own = results.read(run), {m.label for m in run.study.measures}, list[str](), 0
+    rows = {split: [row for row in _rows_of(text) if row.startswith(f"{split} ")] for split in found.splits}
+    for one in (one for one in found.scored if not one.baseline):
+        own += 1
+        figures = [text for label, text in results.score_row(one, run.study.measures).items() if label in labels]
+        if not any(all(figure in row for figure in figures) for row in rows[one.split]):
             wrong.append(f"no row says {' and '.join(figures)}, which {one.system} got on {one.split} ({one.mode})")
-    return agree(wrong, f"{len(shown_ones)} rows of scores say what {run.folder.name} scored")
+    for split, some in rows.items():
+        known = _figures(run, found, split)
+        wrong += [f"the row {row!r} says {figure}, which nothing got there" for row in some for figure in _FIGURE.findall(row) if figure not in known]
+    return agree(wrong, f"{own} scores of {run.folder.name}, and {sum(map(len, rows.values()))} rows of figures that are all its own")
 
 # %% ../../nbs/workbench/12_verifying.ipynb #7792da0b
 def _run_of(file: Path) -> Run:
