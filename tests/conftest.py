@@ -6,8 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,16 +59,36 @@ def flags(**values: object) -> list[str]:
     return [word for name, value in values.items() for word in ("-p", name, str(value))]
 
 
+@contextmanager
+def trained_once(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder for runs that all test processes share, for one of them at a time."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    (runs := shared / name).mkdir(exist_ok=True)
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield runs
+
+
+def trained(runs: Path, study: str, name: str, **given: object) -> None:
+    """A run that is trained in this process, unless it is there."""
+    from in_process import execute
+
+    if (runs / study / name / "metrics.json").exists():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KORLAB_RUNS", str(runs))
+        patch.chdir(ROOT)
+        done = execute("train", runs / f"{study}.ipynb", name=name, **given)
+        assert done.error is None, done.error
+
+
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the main job, trained once for all tests and test processes: `papermill … -p model kobart`."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    runs = shared / "runs"
-    folder = runs / "summarization" / "quickstart"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(shared / "quickstart.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with trained_once(tmp_path_factory, "runs") as runs:
+        folder = runs / "summarization" / "quickstart"
+        folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "metrics.json").exists():
             outcome = papermill(folder / "train.ipynb", *flags(model="kobart", name="quickstart"), runs=runs)
             assert outcome.code == 0, outcome.text[-3000:]
@@ -78,39 +98,17 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def recalls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where runs are, with `recalls` among them: params/coref/one.yaml with shorter windows and fewer questions, trained once."""
-    from in_process import execute
-
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    runs = shared / "recalls"
-    runs.mkdir(exist_ok=True)
-    with open(shared / "recalls.lock", "w") as lock, pytest.MonkeyPatch.context() as patch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (runs / "coref" / "recalls" / "metrics.json").exists():
-            patch.setenv("KORLAB_RUNS", str(runs))
-            done = execute("train", runs / "train.ipynb", model="kf-deberta", name="recalls", entities=1, context_length=64,
-                           eval_steps=0.5, questions=100, lambada="none", modes="oracle_len")
-            assert done.error is None, done.error
+    with trained_once(tmp_path_factory, "recalls") as runs:
+        trained(runs, "coref", "recalls", model="kf-deberta", entities=1, context_length=64, eval_steps=0.5, questions=100, lambada="none", modes="oracle_len")
     return runs
 
 
 @pytest.fixture(scope="session")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where runs are: one of each study in `SHORT`, trained once."""
-    from in_process import execute
-
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    runs = shared / "short"
-    runs.mkdir(exist_ok=True)
-    with open(shared / "short.lock", "w") as lock, pytest.MonkeyPatch.context() as patch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        patch.setenv("KORLAB_RUNS", str(runs))
-        patch.chdir(ROOT)
+    with trained_once(tmp_path_factory, "short") as runs:
         for study, given in SHORT.items():
-            if not (runs / study / "short" / "metrics.json").exists():
-                done = execute("train", runs / f"{study}.ipynb", name="short", **given)
-                assert done.error is None, done.error
+            trained(runs, study, "short", **given)
     return runs
 
 

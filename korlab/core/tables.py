@@ -111,6 +111,7 @@ def pipe_table(
     digits: int | None = None,  # decimals of every float; chosen per column when None
     empty: str = "",  # Markdown to show instead when there are no rows
     literal: bool = False,  # show text exactly as it is, e.g. what somebody's file holds; `Markdown` stays Markdown
+    words: Mapping[str, str] = {},  # column name -> what stands over it instead
 ) -> Markdown:  # displays itself
     """Make a Markdown table: columns of numbers to the right, `|`, `<`, `~`, `$` and line breaks made safe.
 
@@ -129,7 +130,7 @@ def pipe_table(
         columns.append([_table_text(value, places, literal) for value in values])
         filled = [text for text in columns[-1] if text not in ("", "–")]
         marks.append("--:" if filled and all(map(_NUMBERS.fullmatch, filled)) else ":--")
-    lines = [[_table_text(name, 0) for name in header], marks, *zip(*columns)]
+    lines = [[_table_text(words.get(name, name), 0) for name in header], marks, *zip(*columns)]
     return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 # %% ../../nbs/core/03_tables.ipynb #bb11e18c
@@ -150,9 +151,10 @@ def signed(
 def facts(
     values: Mapping[str, Any],  # name -> value, e.g. the metrics of one run; text is shown as it is
     header: Sequence[str] = ("항목", "값"),  # names of the two columns
+    words: Mapping[str, str] = {},  # name -> what stands there instead
 ) -> Markdown:  # displays itself
     "Make a table of one record: a line for each value, each with the decimals it deserves."
     places = {name: _decimals([float(value)]) if isinstance(value, Real) else 0 for name, value in values.items()}
-    rows = [[_table_text(name, 0), _table_text(value, places[name], literal=True)] for name, value in values.items()]
+    rows = [[_table_text(words.get(name, name), 0), _table_text(value, places[name], literal=True)] for name, value in values.items()]
     lines = [list(header), [":--", ":--"], *rows]
     return Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines))

@@ -36,20 +36,16 @@ TERMS: Mapping[str, str] = {  # what a column is called in records and in a term
 # %% ../../nbs/report/06b_terms.ipynb #3952c8d5
 def korean_table(
     rows: Iterable[Mapping[str, Any]],  # one dict per row
-    words: Mapping[str, str] | None = None,  # what else has a Korean name, in one study alone
-    empty: str = "",  # Markdown to show instead when there are no rows
-    literal: bool = False,  # show text exactly as it is
+    words: Mapping[str, str] = {},  # what else has a Korean name, in one study alone
+    **how: Any,  # as for `pipe_table`
 ) -> Markdown:  # displays itself
     "A table whose heads are Korean."
-    rows, known = list(rows), {**TERMS, **(words or {})}
-    heads = [known.get(name, name) for name in rows[0]] if rows else None
-    return pipe_table([list(row.values()) for row in rows], heads, empty=empty, literal=literal)
+    return pipe_table(rows, words={**TERMS, **words}, **how)
 
 
 def korean_facts(
     values: Mapping[str, Any],  # one record, e.g. of a training
-    words: Mapping[str, str] | None = None,  # as in `korean_table`
+    words: Mapping[str, str] = {},  # as in `korean_table`
 ) -> Markdown:  # displays itself
     "A table of one record, a line a value, named in Korean."
-    known = {**TERMS, **(words or {})}
-    return facts({known.get(name, name): value for name, value in values.items()})
+    return facts(values, words={**TERMS, **words})

@@ -19,7 +19,7 @@ from ..core.files import opening, write
 from ..core.settings import root as lab_root
 from ..core.settings import shown
 from .api import Source, modules, reference, types
-from .documents import Document, SiteError, of_file, of_notebook, of_report, sections
+from .documents import Document, SiteError, of_file, of_markdown, of_report, sections
 from .frame import frame_of
 from .html import page
 from .links import directory, rewritten
@@ -43,12 +43,6 @@ def _files(root: Path) -> Iterator[Document]:
             yield of_file(root / name, "text", root)
 
 
-def _text(name: str, markdown: str, kind: str, root: Path) -> Document:
-    "Markdown that was made here, as a document."
-    from nbformat.v4 import new_markdown_cell, new_notebook
-
-    return of_notebook(new_notebook(cells=[new_markdown_cell(markdown)]), PurePosixPath(name), kind, root)
-
 # %% ../../nbs/report/14_website.ipynb #a266ea69
 def _chapter(source: Source) -> str:
     "The notebook a module is exported from, from the lab's root."
@@ -63,7 +57,7 @@ def _references(root: Path) -> Iterator[Document]:
     for source in sources:
         places = {name: f"{source.name if source.name in homes else homes[0]}.md#{name.lower()}"
                   for name, homes in owners.items() if source.name in homes or len(homes) == 1}
-        yield _text(f"api/{source.name}.md", reference(source, places, f"../{_chapter(source)}"), "api", root)
+        yield of_markdown(reference(source, places, f"../{_chapter(source)}"), PurePosixPath(f"api/{source.name}.md"), "api", root)
 
 # %% ../../nbs/report/14_website.ipynb #5407716f
 def _lines(documents: Iterable[Document]) -> str:
@@ -95,10 +89,10 @@ def _lists(documents: Sequence[Document], root: Path) -> Iterator[Document]:
     kinds = {kind: [one for one in documents if one.kind == kind] for kind in ("guide", "report", "chapter", "api")}
     made = {"guides": _lines(kinds["guide"]), "search": ""} | {
         f"{kind}s".replace("apis", "api"): _grouped(kinds[kind], 1) for kind in ("report", "chapter", "api")}
-    for name, text in made.items():
-        yield _text(f"{name}.md", f"{_ABOUT[name]}\n\n{text}", "list", root)
-    yield _text("runs.md", scoreboard(root / "reports"), "list", root)
-    yield _text("index.md", _front(documents, root), "list", root)
+    pages = {name: f"{_ABOUT[name]}\n\n{text}" for name, text in made.items()}
+    pages |= {"runs": scoreboard(root / "reports"), "index": _front(documents, root)}
+    for name, text in pages.items():
+        yield of_markdown(text, PurePosixPath(f"{name}.md"), "list", root)
 
 # %% ../../nbs/report/14_website.ipynb #756cf8fa
 def _card(document: Document) -> str:

@@ -139,7 +139,7 @@ def summarize(
     precision: str = "fp32",  # "bf16" and "fp16" compute under autocast
     markers: str | None = None,  # tokens around every dialogue, a key of `data.MARKERS`
     desc: str = "summarize",  # label of the progress bar
-    note: Callable[[str], None] | None = None,  # told which search is used, and why
+    note: Callable[[str], None] | None = None,  # told why the search is slower than it could be, where it is
     endless: Callable[[int], Any] | None = None,  # told the place of each summary that the length limit ended
 ) -> list[str]:  # one summary a dialogue, in the given order
     "Generate summaries."

@@ -102,7 +102,7 @@ def _known_doubts(name: str) -> list[str]:
 def each_summary(
     names: Sequence[str],  # runs, checkpoints or adapters, as for `load_summarizer`
     dialogues: Sequence[str],  # what to summarise
-    note: Callable[[str], None] | None = None,  # told which search is used
+    note: Callable[[str], None] | None = None,  # told what speaks against the summaries, and why a search is slow
     **given: Any,  # parameters laid over those of every run
 ) -> list[list[str]]:  # one list a system, each with one summary a dialogue
     "Let one system after the other summarise the same dialogues."
@@ -146,7 +146,7 @@ def summarize_file(
     names: Sequence[str],  # runs, checkpoints or adapters; several are an ensemble
     source: str,  # a file, a folder or a hub dataset id, as for `load_dialogues`
     to: Path,  # the CSV to write, or a workbook where it ends in .xlsx
-    note: Callable[[str], None] = print,  # told which search is used
+    note: Callable[[str], None] = print,  # as for `each_summary`
     **given: Any,  # parameters laid over those of every run, named as in evaluate.ipynb
 ) -> Written:  # counts, for the person who waits
     "Summarise every usable row of a source and write `fname,summary`."

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ..core.accounts import and_more
 from ..core.errors import LabError
 from ..core.files import FileError, atomic, opening, read_record, sha256
 from ..core.settings import shown
@@ -293,7 +294,7 @@ def unpack(
     try:
         extract(file, draft)
         if wrong := faults(draft):
-            raise ArchiveError(f"{shown(file)} is not what its manifest says: {'; '.join(wrong[:3])}{f' and {len(wrong) - 3} more' * (len(wrong) > 3)}")
+            raise ArchiveError(f"{shown(file)} is not what its manifest says: {and_more(wrong[:3], len(wrong), '; ')}")
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import read_json
-from ..experiment.golden import TOLERANCE, drift, spelled
-from ..experiment.models import NO_CODE, loading, sizes_of
+from ..experiment.golden import TOLERANCE, drift, spelled, tokenizer_of
+from ..experiment.models import loading, sizes_of
 from .checks import Subject, Unchecked, agree
 
 # %% ../../nbs/workbench/11a_models.ipynb #54d734bd
@@ -72,23 +72,19 @@ def arithmetic(subject: Subject) -> str:
 # %% ../../nbs/workbench/11a_models.ipynb #a57e6c4f
 def vocabulary(subject: Subject) -> str:
     "Whether tokenizer, configuration, embedding and record are of one size, and the tokenizer is the one it was."
-    from transformers import AutoTokenizer
-
     folder, wrong, said = subject.run.path("model"), list[str](), list[str]()
     facts = subject.run.read("model") if subject.run.has("model") else {}
     golden = subject.run.read("golden") if subject.run.has("golden") else {}
     for place, (model, _) in subject.models.items():
         rows, config = model.get_input_embeddings().weight.shape[0], model.config.vocab_size
         wrong += [] if rows == config else [f"{place}: the embedding has {rows:,} rows, vocab_size is {config:,}"]
-        if not (folder / place / "tokenizer_config.json").is_file():
+        if (tokenizer := tokenizer_of(folder / place)) is None:
             wrong.append(f"{place}: there is no tokenizer")
             continue
-        with loading(str(folder / place), what="tokenizer", others=(Exception,)):
-            tokenizer = AutoTokenizer.from_pretrained(folder / place, **NO_CODE)
         recorded = next((facts[key] for key in ("vocabulary", "tokens") if isinstance(facts.get(key), int)), len(tokenizer))
         wrong += [f"{place}: the tokenizer has {len(tokenizer):,} tokens, {rows:,} rows are there"] if len(tokenizer) > rows else []
         wrong += [f"{place}: the tokenizer has {len(tokenizer):,} tokens, model.json says {recorded:,}"] if recorded not in (len(tokenizer), rows) else []
-        wrong += [f"{place}: its tokens are not those of the end of the training"] if place in golden and golden[place]["tokenizer"] != spelled(folder / place) else []
+        wrong += [f"{place}: its tokens are not those of the end of the training"] if place in golden and golden[place]["tokenizer"] != spelled(tokenizer) else []
         said.append(f"{len(tokenizer):,} tokens for {rows:,} rows")
     return agree(wrong, ", ".join(said) + ("" if golden else "; which tokens they were when training ended, this run did not write down"))
 

@@ -8,7 +8,7 @@ __all__ = ['Tier', 'State', 'Differs', 'Unchecked', 'Check', 'look', 'agree', 'S
 
 # %% ../../nbs/workbench/11_checks.ipynb #92883f12
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import isclose
 from typing import Any, Literal
@@ -83,7 +83,6 @@ class Subject:
     "A run that is checked."
 
     run: Run
-    notes: dict[str, Any] = field(default_factory=dict)  # what one check leaves for another
 
     @cached_property
     def found(self) -> Results:

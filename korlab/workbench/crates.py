@@ -34,6 +34,10 @@ from korlab.workbench.archives import (
 _MEDIA = {".json": "application/json", ".jsonl": "application/jsonl", ".csv": "text/csv", ".md": "text/markdown", ".html": "text/html"}
 
 
+def _media(name: str) -> str:
+    return _MEDIA.get(Path(name).suffix, "application/octet-stream")
+
+
 def _ended(run: Run) -> str:
     "When a run ended, as its status says."
     return run.status.get("ended") or run.status["stages"]["evaluate"]["ended"]
@@ -53,7 +57,7 @@ def crate(
     program = made.add(ContextEntity(made, "#korlab", {"@type": "SoftwareApplication", "name": "korlab", "softwareVersion": korlab.__version__}))
     for run in runs:
         own = [name for name in sorted(content) if name.startswith(f"{home_of(run)}/")]
-        files = [made.add_file(dest_path=name, properties={"encodingFormat": _MEDIA.get(Path(name).suffix, "application/octet-stream")}) for name in own]
+        files = [made.add_file(dest_path=name, properties={"encodingFormat": _media(name)}) for name in own]
         times = {"startTime": next(iter(run.status["stages"].values()))["started"], "endTime": _ended(run)}
         made.add_action(program, f"#{home_of(run)}", object=[], result=files, properties={"name": run.folder.name} | times)
     return (json.dumps(made.metadata.generate(), ensure_ascii=False, indent=1) + "\n").encode()
@@ -73,7 +77,7 @@ def croissant(
     import mlcroissant
 
     rows = ", ".join(f"{name} {n:,}" for name, n in run.read("data")["rows"].items())
-    files = [mlcroissant.FileObject(id=name, name=Path(name).name, content_url=name, encoding_formats=[_MEDIA.get(Path(name).suffix, "application/octet-stream")],
+    files = [mlcroissant.FileObject(id=name, name=Path(name).name, content_url=name, encoding_formats=[_media(name)],
                                     sha256=digest) for name, digest in _files_of(run).items()]
     made = mlcroissant.Metadata(name=f"{run.study.name}-{run.folder.name}", description=f"Rows of the run {run.folder.name}: {rows}.", version=korlab.__version__,
                                 url=f"urn:korlab:{home_of(run)}", license=["None is chosen yet."], date_published=datetime.fromisoformat(_ended(run)),
